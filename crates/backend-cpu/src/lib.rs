@@ -1,0 +1,1 @@
+//! CpuBackend: its own buffers, our kernels, one worker team.

@@ -1,0 +1,1 @@
+//! The bundled model: generator, trainer, weights and model card.

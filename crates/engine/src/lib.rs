@@ -1,0 +1,1 @@
+//! Sequence, Scheduler, BlockManager and the engine thread.

@@ -1,0 +1,1 @@
+//! HTTP: OpenAI types, chat template, tokenise and detokenise, SSE, ApiError.

@@ -1,0 +1,1 @@
+//! Every metric's name, help, labels and buckets.

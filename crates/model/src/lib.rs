@@ -1,0 +1,1 @@
+//! Decoder<B>, one loader per family, weight files.
