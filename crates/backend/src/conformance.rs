@@ -1,0 +1,1 @@
+//! The conformance suite: one body per operation, run for every target against the reference.
