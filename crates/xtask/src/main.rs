@@ -1,3 +1,63 @@
-//! Placeholder entry point.
+//! Tasks of the workspace: the one test command, what it installs, and the tidy rules.
+//!
+//! `cargo xtask test` is what continuous integration runs; everything else here is one of its stages.
+#![expect(
+    clippy::print_stdout,
+    reason = "a command line tool reports on standard output"
+)]
 
-fn main() {}
+mod assets;
+mod clients;
+mod install;
+mod stages;
+mod tidy;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+const USAGE: &str = "\
+cargo xtask <command>
+
+  test [STAGE…]   run every test, or only the named stages
+  stages          list the stages of `test`
+  tidy            check the rules that the compiler does not
+  assets          fetch the model files that tests use into target/assets";
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let result = match args.first().map(String::as_str) {
+        Some("test") => stages::run(&args[1..]),
+        Some("stages") => stages::list(),
+        Some("tidy") => tidy::run(),
+        Some("assets") => assets::fetch().map(|dir| println!("{}", dir.display())),
+        _ => {
+            println!("{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            println!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The root of the workspace.
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .ancestors()
+        .nth(2)
+        .expect("the crate lies two folders below the root")
+}
+
+/// Where cargo builds to.
+fn target_dir() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
+}
+
+/// Whether nobody is there to be asked, and nothing may be skipped.
+fn is_ci() -> bool {
+    std::env::var("CI").is_ok_and(|value| value == "true")
+}
