@@ -9,7 +9,7 @@ pub mod conformance;
 mod error;
 mod kv_cache;
 mod layers;
-mod reference;
+pub mod reference;
 mod sampling;
 mod weights;
 
@@ -17,6 +17,7 @@ pub use batch::{BLOCK_SIZE, Batch, BatchSequence, BlockCopy, BlockId, Ids, Token
 pub use error::BackendError;
 pub use kv_cache::{KvCacheSpec, KvDtype};
 pub use layers::{Activation, AttentionSpec, Norm, NormKind, Rope};
+pub use reference::{ReferenceBackend, sample_row};
 pub use sampling::{
     RowOutput, RowTask, SampleBatch, SampleOutput, SampleRow, Sampled, SamplingParams, TokenCount,
 };

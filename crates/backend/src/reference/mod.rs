@@ -1,0 +1,285 @@
+//! The reference target: plain loops over `Vec<f32>`, the oracle every other target is compared with.
+//!
+//! It is written to be read, not to be fast. Inner products keep sixteen running sums, so that a
+//! compiler can vectorise them without changing the order in which they are added.
+
+mod attention;
+mod elementwise;
+mod sampler;
+#[cfg(test)]
+mod tests;
+
+use half::bf16;
+
+use crate::{
+    Activation, AttentionSpec, BLOCK_SIZE, Backend, BackendError, Batch, BlockCopy, HostTensor,
+    Ids, KvCacheSpec, KvDtype, LinearWeight, Norm, Result, Rope, SampleBatch, SampleOutput,
+};
+
+pub use sampler::sample_row;
+
+/// Plain 32-bit loops on one thread.
+#[derive(Debug, Default)]
+pub struct ReferenceBackend;
+
+/// `[rows, columns]`, row-major.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Tensor {
+    /// Rows, usually tokens.
+    pub rows: usize,
+    /// Features of a row.
+    pub columns: usize,
+    /// `rows · columns` elements.
+    pub data: Vec<f32>,
+}
+
+/// A weight matrix `[out, in]` widened to 32 bits.
+#[derive(Debug)]
+pub struct Linear {
+    weight: Tensor,
+    bias: Option<Vec<f32>>,
+}
+
+/// Keys and values of all layers, `[slot, num_kv_heads · head_dim]` each, held as f32 and rounded to
+/// the cache's type when stored.
+#[derive(Debug)]
+pub struct KvCache {
+    dtype: KvDtype,
+    width: usize,
+    keys: Vec<Vec<f32>>,
+    values: Vec<Vec<f32>>,
+}
+
+/// The batch with its derived per-token columns.
+#[derive(Debug)]
+pub struct Step {
+    batch: Batch,
+    positions: Vec<usize>,
+    slots: Vec<usize>,
+}
+
+impl Tensor {
+    fn zeros(rows: usize, columns: usize) -> Self {
+        Self {
+            rows,
+            columns,
+            data: vec![0.0; rows * columns],
+        }
+    }
+
+    fn row(&self, row: usize) -> &[f32] {
+        &self.data[row * self.columns..(row + 1) * self.columns]
+    }
+
+    fn row_mut(&mut self, row: usize) -> &mut [f32] {
+        &mut self.data[row * self.columns..(row + 1) * self.columns]
+    }
+
+    fn gather(&self, rows: impl ExactSizeIterator<Item = usize>) -> Result<Self> {
+        let mut out = Self::zeros(rows.len(), self.columns);
+        for (to, from) in rows.enumerate() {
+            if from >= self.rows {
+                return Err(BackendError::Shape(format!("row {from} of {}", self.rows)));
+            }
+            out.row_mut(to).copy_from_slice(self.row(from));
+        }
+        Ok(out)
+    }
+}
+
+/// Fails with both numbers when they differ.
+fn expect_equal(what: &str, found: usize, expected: usize) -> Result<()> {
+    if found == expected {
+        return Ok(());
+    }
+    Err(BackendError::Shape(format!(
+        "{what}: {found} where {expected} is expected"
+    )))
+}
+
+/// `Σ a[i]·b[i]` in sixteen running sums that are added in order at the end.
+fn dot(a: &[f32], b: &[f32]) -> f32 {
+    const LANES: usize = 16;
+    let mut sums = [0.0f32; LANES];
+    let (a_chunks, b_chunks) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
+    let (a_rest, b_rest) = (a_chunks.remainder(), b_chunks.remainder());
+    for (a, b) in a_chunks.zip(b_chunks) {
+        for lane in 0..LANES {
+            sums[lane] += a[lane] * b[lane];
+        }
+    }
+    for (lane, (a, b)) in a_rest.iter().zip(b_rest).enumerate() {
+        sums[lane] += a * b;
+    }
+    sums.iter().sum()
+}
+
+impl Backend for ReferenceBackend {
+    type Tensor = Tensor;
+    type Linear = Linear;
+    type KvCache = KvCache;
+    type Step = Step;
+
+    fn load_tensor(&mut self, tensor: HostTensor) -> Result<Tensor> {
+        Ok(Tensor {
+            rows: tensor.rows,
+            columns: tensor.columns,
+            data: tensor.data.into_f32(),
+        })
+    }
+
+    fn load_linear(&mut self, weight: LinearWeight) -> Result<Linear> {
+        Ok(Linear {
+            weight: self.load_tensor(weight.weight)?,
+            bias: weight.bias,
+        })
+    }
+
+    fn alloc_kv_cache(&mut self, spec: &KvCacheSpec) -> Result<KvCache> {
+        let width = spec.num_kv_heads * spec.head_dim;
+        let layer = vec![0.0; spec.num_blocks * BLOCK_SIZE * width];
+        Ok(KvCache {
+            dtype: spec.dtype,
+            width,
+            keys: vec![layer.clone(); spec.num_layers],
+            values: vec![layer; spec.num_layers],
+        })
+    }
+
+    fn begin_step(&mut self, batch: &Batch) -> Result<Step> {
+        Ok(Step {
+            positions: batch.positions().collect(),
+            slots: batch.slots().collect(),
+            batch: batch.clone(),
+        })
+    }
+
+    fn copy_blocks(&mut self, cache: &mut KvCache, copies: &[BlockCopy]) -> Result<()> {
+        let size = BLOCK_SIZE * cache.width;
+        for layer in cache.keys.iter_mut().chain(&mut cache.values) {
+            for copy in copies {
+                let from = copy.from as usize * size;
+                layer.copy_within(from..from + size, copy.to as usize * size);
+            }
+        }
+        Ok(())
+    }
+
+    fn embed(&mut self, table: &Tensor, ids: Ids, step: &Step) -> Result<Tensor> {
+        match ids {
+            Ids::Tokens => table.gather(step.batch.token_ids.iter().map(|id| *id as usize)),
+            Ids::Positions => table.gather(step.positions.iter().copied()),
+        }
+    }
+
+    fn select(&mut self, x: &Tensor, step: &Step) -> Result<Tensor> {
+        x.gather(step.batch.logit_rows.iter().copied())
+    }
+
+    fn norm(&mut self, x: &Tensor, norm: &Norm<Tensor>, _step: &Step) -> Result<Tensor> {
+        elementwise::norm(x, norm)
+    }
+
+    fn linear(&mut self, x: &Tensor, linear: &Linear, _step: &Step) -> Result<Tensor> {
+        expect_equal("linear input", x.columns, linear.weight.columns)?;
+        let mut out = Tensor::zeros(x.rows, linear.weight.rows);
+        for n in 0..linear.weight.rows {
+            let weight = linear.weight.row(n);
+            for m in 0..x.rows {
+                out.data[m * out.columns + n] = dot(x.row(m), weight);
+            }
+        }
+        if let Some(bias) = &linear.bias {
+            for row in out.data.chunks_exact_mut(out.columns) {
+                row.iter_mut().zip(bias).for_each(|(y, b)| *y += b);
+            }
+        }
+        Ok(out)
+    }
+
+    fn split(&mut self, x: Tensor, widths: &[usize]) -> Result<Vec<Tensor>> {
+        expect_equal("split widths", widths.iter().sum(), x.columns)?;
+        let mut start = 0;
+        let mut part = |width: usize| {
+            let mut out = Tensor::zeros(x.rows, width);
+            for row in 0..x.rows {
+                out.row_mut(row)
+                    .copy_from_slice(&x.row(row)[start..start + width]);
+            }
+            start += width;
+            out
+        };
+        Ok(widths.iter().map(|width| part(*width)).collect())
+    }
+
+    fn rope(&mut self, x: &mut Tensor, rope: &Rope<Tensor>, step: &Step) -> Result<()> {
+        elementwise::rope(x, rope, &step.positions)
+    }
+
+    fn store_kv(
+        &mut self,
+        cache: &mut KvCache,
+        layer: usize,
+        k: &Tensor,
+        v: &Tensor,
+        step: &Step,
+    ) -> Result<()> {
+        expect_equal("key width", k.columns, cache.width)?;
+        expect_equal("value width", v.columns, cache.width)?;
+        expect_equal("stored tokens", k.rows, step.slots.len())?;
+        let width = cache.width;
+        for (store, new) in [(&mut cache.keys[layer], k), (&mut cache.values[layer], v)] {
+            for (row, slot) in step.slots.iter().enumerate() {
+                let to = &mut store[slot * width..(slot + 1) * width];
+                for (to, from) in to.iter_mut().zip(new.row(row)) {
+                    *to = match cache.dtype {
+                        KvDtype::F32 => *from,
+                        KvDtype::Bf16 => bf16::from_f32(*from).to_f32(),
+                    };
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn attention(
+        &mut self,
+        q: &Tensor,
+        cache: &KvCache,
+        layer: usize,
+        spec: &AttentionSpec,
+        step: &Step,
+    ) -> Result<Tensor> {
+        attention::attention(q, cache, layer, spec, &step.batch)
+    }
+
+    fn activate(&mut self, x: &mut Tensor, activation: Activation) -> Result<()> {
+        x.data
+            .iter_mut()
+            .for_each(|x| *x = elementwise::activation(*x, activation));
+        Ok(())
+    }
+
+    fn mul(&mut self, x: &mut Tensor, y: &Tensor) -> Result<()> {
+        expect_equal("factors", y.data.len(), x.data.len())?;
+        x.data.iter_mut().zip(&y.data).for_each(|(x, y)| *x *= y);
+        Ok(())
+    }
+
+    fn add(&mut self, x: &mut Tensor, y: &Tensor) -> Result<()> {
+        expect_equal("summands", y.data.len(), x.data.len())?;
+        x.data.iter_mut().zip(&y.data).for_each(|(x, y)| *x += y);
+        Ok(())
+    }
+
+    fn sample(&mut self, logits: Tensor, batch: &SampleBatch, _step: Step) -> Result<SampleOutput> {
+        expect_equal("logit rows", logits.rows, batch.rows.len())?;
+        let rows = batch
+            .rows
+            .iter()
+            .enumerate()
+            .map(|(i, row)| sample_row(logits.row(i), row, batch.vocab_size))
+            .collect();
+        Ok(SampleOutput { rows })
+    }
+}
