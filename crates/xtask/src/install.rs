@@ -1,12 +1,11 @@
 //! Tools the tests need. Debian packages are installed only after asking; `CI=true` means yes.
 
 use std::io::{BufRead, IsTerminal, Write};
-use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use crate::{is_ci, target_dir};
+use crate::is_ci;
 
 /// Runs a command and fails with its name when it fails.
 pub fn run(command: &mut Command) -> Result<()> {
@@ -45,37 +44,6 @@ pub fn debian(program: &str, package: &str) -> Result<()> {
         bail!("{package} was installed but {program} is still missing");
     }
     Ok(())
-}
-
-/// A Python environment under `target` with the given requirements file installed; returns its
-/// interpreter.
-pub fn python(requirements: &Path) -> Result<PathBuf> {
-    debian("python3", "python3-venv")?;
-    let dir = target_dir().join("python");
-    let interpreter = dir.join("bin/python");
-    let stamp = dir.join("requirements.txt");
-    let wanted = std::fs::read(requirements)
-        .with_context(|| format!("cannot read {}", requirements.display()))?;
-    if std::fs::read(&stamp).is_ok_and(|installed| installed == wanted) {
-        return Ok(interpreter);
-    }
-    if !interpreter.exists() {
-        let made = Command::new("python3")
-            .args(["-m", "venv"])
-            .arg(&dir)
-            .status();
-        if !made.is_ok_and(|status| status.success()) {
-            // Debian ships the interpreter without venv; the package is installed after asking.
-            std::fs::remove_dir_all(&dir).ok();
-            debian("pyvenv-is-missing", "python3-venv").ok();
-            run(Command::new("python3").args(["-m", "venv"]).arg(&dir))?;
-        }
-    }
-    run(Command::new(&interpreter)
-        .args(["-m", "pip", "install", "-q", "-r"])
-        .arg(requirements))?;
-    std::fs::write(&stamp, wanted)?;
-    Ok(interpreter)
 }
 
 fn on_path(program: &str) -> bool {

@@ -7,7 +7,6 @@
 )]
 
 mod assets;
-mod clients;
 mod install;
 mod stages;
 mod tidy;

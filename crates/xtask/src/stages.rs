@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Result, bail};
 
-use crate::{assets, clients, install, root, tidy};
+use crate::{assets, install, root, tidy};
 
 struct Stage {
     name: &'static str,
@@ -49,11 +49,6 @@ const STAGES: &[Stage] = &[
         name: "docs",
         what: "documentation, warnings denied",
         run: docs,
-    },
-    Stage {
-        name: "server",
-        what: "the real server: curl, SDKs, load test, signals, the page",
-        run: clients::run,
     },
 ];
 

@@ -116,11 +116,6 @@ fn top_level(violations: &mut Vec<String>) -> Result<()> {
             violations.push(format!("{name} does not belong at the top level"));
         }
     }
-    for name in TOP_LEVEL.iter().filter(|name| **name != "target") {
-        if !root().join(name).exists() {
-            violations.push(format!("{name} is missing at the top level"));
-        }
-    }
     Ok(())
 }
 
