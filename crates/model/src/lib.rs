@@ -1,11 +1,29 @@
 //! Language models: one decoder for every family, one loader per family, and weight files.
 //!
-//! A family is a loader that turns a checkpoint into the decoder's closed enums; layout quirks are
-//! repaired while loading. The forward pass names no dtype, no device and no candle type. Text is not
-//! handled here: a checkpoint hands out its tokenizer and template files as they are.
+//! A family is a loader that turns a checkpoint into the decoder's layers; layout quirks are repaired
+//! while loading. The forward pass names no dtype, no device and no candle type. Text is not handled
+//! here: a checkpoint hands out its tokenizer and template files as they are.
 
+mod arch;
 mod causal_lm;
+mod checkpoint;
+mod config;
+mod decoder;
+mod error;
+mod files;
+mod gguf;
+mod load;
+mod mapped;
+mod rope;
+mod safetensors_files;
+mod tensors;
 mod text_files;
 
+pub use arch::{Family, supported};
 pub use causal_lm::{CausalLm, ModelInfo};
+pub use checkpoint::Checkpoint;
+pub use config::ModelConfig;
+pub use decoder::Decoder;
+pub use error::{ModelError, Result};
+pub use load::{LoadOptions, load};
 pub use text_files::{GenerationDefaults, TextFiles};

@@ -1,0 +1,180 @@
+//! GGUF files: checked before anything is allocated, then presented as if they were a Hugging Face
+//! directory — configuration, tensor names and row order translated, tokenizer rebuilt.
+
+mod metadata;
+mod parse;
+mod tokenizer;
+
+use std::collections::BTreeMap;
+
+use backend::WeightData;
+use candle_core::Device;
+use candle_core::quantized::GgmlDType;
+use candle_core::quantized::ggml_file::qtensor_from_ggml;
+use half::{bf16, f16};
+use rayon::prelude::*;
+
+use crate::TextFiles;
+use crate::config::ModelConfig;
+use crate::error::{ModelError, Result};
+use crate::files::FileBytes;
+use crate::safetensors_files::elements;
+use crate::tensors::TensorSource;
+use metadata::Metadata;
+use parse::TensorInfo;
+
+/// A checked GGUF file.
+pub(crate) struct GgufFile {
+    bytes: FileBytes,
+    metadata: Metadata,
+    /// By the name the same tensor has in a Hugging Face checkpoint.
+    tensors: BTreeMap<String, TensorInfo>,
+}
+
+impl GgufFile {
+    pub fn open(name: &str, bytes: FileBytes) -> Result<Self> {
+        let parsed = parse::parse(&bytes).map_err(|reason| ModelError::malformed(name, reason))?;
+        let metadata = Metadata::new(name, parsed.metadata)?;
+        let tensors = parsed
+            .tensors
+            .into_iter()
+            .map(|info| (metadata::hugging_face_name(&info.name), info))
+            .collect();
+        Ok(Self {
+            bytes,
+            metadata,
+            tensors,
+        })
+    }
+
+    /// The metadata as the `config.json` of the same model.
+    pub fn config(&self) -> Result<ModelConfig> {
+        let factors = match self.tensors.get(metadata::ROPE_FREQS) {
+            Some(_) => Some(self.read(metadata::ROPE_FREQS)?.into_f32()),
+            None => None,
+        };
+        let tied = !self.tensors.contains_key("lm_head.weight");
+        self.metadata.config(factors, tied)
+    }
+
+    /// The tokenizer: a `tokenizer.json` beside the file, else one embedded, else one rebuilt.
+    pub fn text(&self, beside: Option<Vec<u8>>) -> Result<TextFiles> {
+        tokenizer::text_files(&self.metadata, beside)
+    }
+
+    /// Container and the types of its matrices, most frequent first.
+    pub fn description(&self) -> String {
+        let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+        for info in self.tensors.values().filter(|info| info.shape.len() > 1) {
+            *counts.entry(format!("{:?}", info.dtype)).or_default() += 1;
+        }
+        let mut counts: Vec<_> = counts.into_iter().collect();
+        counts.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+        let types: Vec<String> = counts.into_iter().map(|(dtype, _)| dtype).collect();
+        format!("GGUF {}", types.join("/"))
+    }
+}
+
+impl TensorSource for GgufFile {
+    fn names(&self) -> Vec<String> {
+        // The frequency factors are part of the configuration.
+        self.tensors
+            .keys()
+            .filter(|name| *name != metadata::ROPE_FREQS)
+            .cloned()
+            .collect()
+    }
+
+    fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.tensors.get(name).map(|info| &info.shape[..])
+    }
+
+    fn read(&self, name: &str) -> Result<WeightData> {
+        let info = self
+            .tensors
+            .get(name)
+            .ok_or_else(|| ModelError::tensor(name, "is missing"))?;
+        let data = decode(info, &self.bytes[info.start..info.end])
+            .map_err(|error| ModelError::tensor(&info.name, error))?;
+        let Some(heads) = self.metadata.interleaved_heads(name)? else {
+            return Ok(data);
+        };
+        let columns = info.shape.get(1).copied().unwrap_or(1);
+        let rows = half_paired(&data.into_f32(), heads, columns, &info.name)?;
+        Ok(WeightData::F32(rows))
+    }
+}
+
+/// Elements of a tensor; block types become 32-bit floats, whole rows at a time.
+fn decode(info: &TensorInfo, bytes: &[u8]) -> candle_core::Result<WeightData> {
+    match info.dtype {
+        GgmlDType::F32 => return Ok(WeightData::F32(elements(bytes, f32::from_le_bytes))),
+        GgmlDType::F16 => return Ok(WeightData::F16(elements(bytes, f16::from_le_bytes))),
+        GgmlDType::BF16 => return Ok(WeightData::Bf16(elements(bytes, bf16::from_le_bytes))),
+        _ => {}
+    }
+    let dtype = info.dtype;
+    let columns = *info
+        .shape
+        .last()
+        .expect("the parser refuses tensors without dimensions");
+    let row_bytes = columns / dtype.block_size() * dtype.type_size();
+    let rows_at_once = (CHUNK / columns).max(1);
+    let parts: candle_core::Result<Vec<Vec<f32>>> = bytes
+        .par_chunks(rows_at_once * row_bytes)
+        .map(|chunk| {
+            // Tensors start at multiples of 8 in a mapped file and blocks have even sizes, which is
+            // the alignment that candle's block types need.
+            let tensor = qtensor_from_ggml(
+                dtype,
+                chunk,
+                vec![chunk.len() / row_bytes, columns],
+                &Device::Cpu,
+            )?;
+            tensor.dequantize(&Device::Cpu)?.flatten_all()?.to_vec1()
+        })
+        .collect();
+    Ok(WeightData::F32(parts?.concat()))
+}
+
+/// Elements that one thread dequantises at once.
+const CHUNK: usize = 1 << 18;
+
+/// Undoes the converter's row order: row `2i` of a head goes to `i`, row `2i + 1` to `i + d/2`.
+fn half_paired(data: &[f32], heads: usize, columns: usize, name: &str) -> Result<Vec<f32>> {
+    let rows = data.len() / columns;
+    if heads == 0 || !rows.is_multiple_of(2 * heads) {
+        return Err(ModelError::tensor(
+            name,
+            format!("has {rows} rows for {heads} heads"),
+        ));
+    }
+    let head_dim = rows / heads;
+    let mut out = Vec::with_capacity(data.len());
+    for row in 0..rows {
+        let (head, i) = (row / head_dim, row % head_dim);
+        let from = if i < head_dim / 2 {
+            2 * i
+        } else {
+            2 * (i - head_dim / 2) + 1
+        };
+        let start = (head * head_dim + from) * columns;
+        out.extend_from_slice(&data[start..start + columns]);
+    }
+    Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_return_to_half_pairing() {
+        // Two heads of four rows, stored in the converter's order 0 2 1 3.
+        let stored = [0.0, 2.0, 1.0, 3.0, 10.0, 12.0, 11.0, 13.0];
+        let rows =
+            half_paired(&stored, 2, 1, "blk.0.attn_q.weight").expect("eight rows for two heads");
+        assert_eq!(rows, [0.0, 1.0, 2.0, 3.0, 10.0, 11.0, 12.0, 13.0]);
+        assert!(half_paired(&stored, 3, 1, "blk.0.attn_q.weight").is_err());
+    }
+}

@@ -1,0 +1,197 @@
+//! Safetensors: one file, or shards listed by an index.
+
+use std::collections::BTreeMap;
+
+use backend::WeightData;
+use half::{bf16, f16};
+use safetensors::{Dtype, SafeTensors};
+use serde_json::Value;
+
+use crate::error::{ModelError, Result};
+use crate::files::{FileBytes, Files};
+use crate::tensors::TensorSource;
+
+const SINGLE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+
+/// The largest header that is parsed; a real one of a thousand tensors takes a tenth of a megabyte.
+const MAX_HEADER: u64 = 32 << 20;
+
+/// Tensors of one or more safetensors files.
+pub(crate) struct SafetensorsFiles {
+    files: Vec<FileBytes>,
+    /// Tensor name to file and place.
+    index: BTreeMap<String, Entry>,
+}
+
+struct Entry {
+    file: usize,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    start: usize,
+    end: usize,
+}
+
+impl SafetensorsFiles {
+    /// Opens `model.safetensors`, or the shards of `model.safetensors.index.json`.
+    pub fn open(files: &Files) -> Result<Self> {
+        let mut opened = Self {
+            files: Vec::new(),
+            index: BTreeMap::new(),
+        };
+        for name in weight_files(files)? {
+            opened.add(&name, files.weights(&name)?)?;
+        }
+        Ok(opened)
+    }
+
+    fn add(&mut self, name: &str, bytes: FileBytes) -> Result<()> {
+        check_header(name, &bytes)?;
+        let parsed = SafeTensors::deserialize(&bytes)
+            .map_err(|error| ModelError::malformed(name, diagnose(&bytes, &error)))?;
+        for (tensor, view) in parsed.tensors() {
+            let start = view.data().as_ptr() as usize - bytes.as_ptr() as usize;
+            let entry = Entry {
+                file: self.files.len(),
+                dtype: view.dtype(),
+                shape: view.shape().to_vec(),
+                start,
+                end: start + view.data().len(),
+            };
+            // torch.compile puts a prefix before names; it says nothing about the tensor.
+            let tensor = tensor.trim_start_matches("_orig_mod.").to_owned();
+            if self.index.contains_key(&tensor) {
+                return Err(ModelError::tensor(&tensor, "stands in two shards"));
+            }
+            self.index.insert(tensor, entry);
+        }
+        self.files.push(bytes);
+        Ok(())
+    }
+}
+
+/// The length field is checked before the parser sees the header.
+fn check_header(name: &str, bytes: &[u8]) -> Result<()> {
+    let Some(length) = bytes
+        .first_chunk::<8>()
+        .map(|bytes| u64::from_le_bytes(*bytes))
+    else {
+        return Err(ModelError::malformed(
+            name,
+            format!("{} bytes are too few for a header", bytes.len()),
+        ));
+    };
+    if length > MAX_HEADER || length > bytes.len() as u64 - 8 {
+        return Err(ModelError::malformed(
+            name,
+            format!(
+                "a header of {length} bytes in a file of {}, at most {MAX_HEADER} are read",
+                bytes.len()
+            ),
+        ));
+    }
+    Ok(())
+}
+
+/// The library's verdict with the name of the first tensor whose shape and type disagree with its
+/// offsets, which the library leaves out.
+fn diagnose(bytes: &[u8], error: &safetensors::SafeTensorError) -> String {
+    let culprit = || {
+        let length = u64::from_le_bytes(*bytes.first_chunk::<8>()?) as usize;
+        let header: Value = serde_json::from_slice(bytes.get(8..8 + length)?).ok()?;
+        let (name, _) = header.as_object()?.iter().find(|(name, info)| {
+            let bits = match info["dtype"].as_str() {
+                Some("F64" | "I64" | "U64") => 64,
+                Some("F32" | "I32" | "U32") => 32,
+                Some("F16" | "BF16" | "I16" | "U16") => 16,
+                _ => 8,
+            };
+            let elements = info["shape"].as_array().and_then(|shape| {
+                shape
+                    .iter()
+                    .try_fold(1u64, |product, dim| product.checked_mul(dim.as_u64()?))
+            });
+            let range = info["data_offsets"][1]
+                .as_u64()
+                .and_then(|end| end.checked_sub(info["data_offsets"][0].as_u64()?));
+            *name != "__metadata__"
+                && elements
+                    .and_then(|n| n.checked_mul(bits))
+                    .map(|bits| bits / 8)
+                    != range
+        })?;
+        Some(name.clone())
+    };
+    match culprit() {
+        Some(name) => format!("tensor {name}: {error}"),
+        None => error.to_string(),
+    }
+}
+
+/// The files that hold the weights, sorted.
+fn weight_files(files: &Files) -> Result<Vec<String>> {
+    if files.exists(SINGLE) {
+        return Ok(vec![SINGLE.to_owned()]);
+    }
+    let Some(text) = files.text(INDEX)? else {
+        let reason = if files.has_pickles() {
+            "is missing; pickled weights are never read, convert them to safetensors"
+        } else {
+            "is missing, and so is an index of shards"
+        };
+        return Err(ModelError::malformed(SINGLE, reason));
+    };
+    let index: Value =
+        serde_json::from_slice(&text).map_err(|error| ModelError::malformed(INDEX, error))?;
+    let map = index["weight_map"]
+        .as_object()
+        .ok_or_else(|| ModelError::malformed(INDEX, "weight_map is not an object"))?;
+    let mut names = Vec::new();
+    for value in map.values() {
+        match value.as_str() {
+            Some(name) if name.ends_with(".safetensors") => names.push(name.to_owned()),
+            _ => {
+                return Err(ModelError::malformed(
+                    INDEX,
+                    format!("{value} is not a safetensors file"),
+                ));
+            }
+        }
+    }
+    names.sort();
+    names.dedup();
+    Ok(names)
+}
+
+impl TensorSource for SafetensorsFiles {
+    fn names(&self) -> Vec<String> {
+        self.index.keys().cloned().collect()
+    }
+
+    fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.index.get(name).map(|entry| &entry.shape[..])
+    }
+
+    fn read(&self, name: &str) -> Result<WeightData> {
+        let entry = self
+            .index
+            .get(name)
+            .ok_or_else(|| ModelError::tensor(name, "is missing"))?;
+        let bytes = &self.files[entry.file][entry.start..entry.end];
+        match entry.dtype {
+            Dtype::F32 => Ok(WeightData::F32(elements(bytes, f32::from_le_bytes))),
+            Dtype::BF16 => Ok(WeightData::Bf16(elements(bytes, bf16::from_le_bytes))),
+            Dtype::F16 => Ok(WeightData::F16(elements(bytes, f16::from_le_bytes))),
+            other => Err(ModelError::tensor(
+                name,
+                format!("has type {other:?}; F32, F16 and BF16 are read"),
+            )),
+        }
+    }
+}
+
+/// Little-endian elements; files promise no alignment.
+pub(crate) fn elements<T, const N: usize>(bytes: &[u8], read: fn([u8; N]) -> T) -> Vec<T> {
+    let (chunks, _) = bytes.as_chunks::<N>();
+    chunks.iter().map(|chunk| read(*chunk)).collect()
+}

@@ -1,0 +1,305 @@
+//! Named tensors of a checkpoint, read one at a time, with a record of what was read: a tensor that no
+//! loader asked for means that the model was not understood.
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+
+use backend::{HostTensor, LinearWeight, WeightData};
+
+use crate::error::{ModelError, Result};
+
+/// A container of tensors. Names are those of a Hugging Face checkpoint.
+pub(crate) trait TensorSource {
+    /// All names, in any order.
+    fn names(&self) -> Vec<String>;
+    /// The shape in row-major order; none for a name that is not there.
+    fn shape(&self, name: &str) -> Option<&[usize]>;
+    /// The elements in the checkpoint's type, row-major.
+    fn read(&self, name: &str) -> Result<WeightData>;
+}
+
+/// Buffers that old exporters stored among the weights; they hold nothing trained.
+const BUFFERS: &[&str] = &[
+    ".attn.bias",
+    ".attn.masked_bias",
+    ".attention.bias",
+    ".attention.masked_bias",
+    ".rotary_emb.inv_freq",
+];
+
+/// Whether a linear layer's bias may be absent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Bias {
+    /// There is one if its tensor is stored.
+    IfStored,
+    /// The architecture has one.
+    Required,
+}
+
+/// One linear layer `PREFIX.weight` with `PREFIX.bias`.
+pub(crate) struct LinearSpec {
+    /// Full name without `.weight`.
+    pub prefix: String,
+    /// Outputs.
+    pub rows: usize,
+    /// Inputs.
+    pub columns: usize,
+    /// Whether the bias may be absent.
+    pub bias: Bias,
+}
+
+/// A source with the record of what has not been read yet.
+pub(crate) struct Tensors<'a> {
+    source: &'a dyn TensorSource,
+    unread: RefCell<BTreeSet<String>>,
+}
+
+impl<'a> Tensors<'a> {
+    pub fn new(source: &'a dyn TensorSource) -> Self {
+        let names = source
+            .names()
+            .into_iter()
+            .filter(|name| !BUFFERS.iter().any(|end| name.ends_with(end)));
+        Self {
+            source,
+            unread: RefCell::new(names.collect()),
+        }
+    }
+
+    pub fn has(&self, name: &str) -> bool {
+        self.source.shape(name).is_some()
+    }
+
+    /// Marks a tensor as seen although nothing reads it.
+    pub fn skip(&self, name: &str) {
+        self.unread.borrow_mut().remove(name);
+    }
+
+    /// Rows and columns, before anything is read; a vector is one row.
+    fn matrix_shape(&self, name: &str) -> Result<(usize, usize)> {
+        match self.source.shape(name) {
+            None => Err(ModelError::tensor(name, "is missing")),
+            Some(&[columns]) => Ok((1, columns)),
+            Some(&[rows, columns]) => Ok((rows, columns)),
+            Some(shape) => Err(ModelError::tensor(
+                name,
+                format!("has shape {shape:?}, expected two dimensions"),
+            )),
+        }
+    }
+
+    /// A matrix; its rows are the truth, its columns are checked.
+    pub fn table(&self, name: &str, columns: usize) -> Result<HostTensor> {
+        let (rows, found) = self.matrix_shape(name)?;
+        if found != columns || rows == 0 {
+            return Err(ModelError::tensor(
+                name,
+                format!("has shape [{rows}, {found}], expected [rows, {columns}]"),
+            ));
+        }
+        self.skip(name);
+        Ok(HostTensor::new(rows, columns, self.source.read(name)?)?)
+    }
+
+    /// A vector of known length, widened.
+    pub fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>> {
+        let (rows, found) = self.matrix_shape(name)?;
+        if (rows, found) != (1, len) {
+            return Err(ModelError::tensor(
+                name,
+                format!("has shape [{rows}, {found}], expected [{len}]"),
+            ));
+        }
+        self.skip(name);
+        Ok(self.source.read(name)?.into_f32())
+    }
+
+    /// Linear layers of equal width stacked by rows; a missing bias beside a present one counts as
+    /// zeros.
+    pub fn linear(&self, parts: &[LinearSpec]) -> Result<LinearWeight> {
+        let columns = parts.first().map_or(0, |part| part.columns);
+        let mut weight: Option<HostTensor> = None;
+        let mut bias: Option<Vec<f32>> = None;
+        for part in parts {
+            let name = format!("{}.weight", part.prefix);
+            let (rows, found) = self.matrix_shape(&name)?;
+            if (rows, found) != (part.rows, columns) {
+                return Err(ModelError::tensor(
+                    &name,
+                    format!(
+                        "has shape [{rows}, {found}], expected [{}, {columns}]",
+                        part.rows
+                    ),
+                ));
+            }
+            let above = weight.as_ref().map_or(0, |weight| weight.rows);
+            let matrix = self.table(&name, columns)?;
+            weight = Some(match weight {
+                None => matrix,
+                Some(weight) => stack(weight, matrix)?,
+            });
+            let name = format!("{}.bias", part.prefix);
+            if part.bias == Bias::Required || self.has(&name) {
+                bias.get_or_insert_with(|| vec![0.0; above])
+                    .extend(self.vector(&name, part.rows)?);
+            } else if let Some(bias) = &mut bias {
+                bias.resize(above + part.rows, 0.0);
+            }
+        }
+        let weight = match weight {
+            Some(weight) => weight,
+            None => HostTensor::new(0, columns, WeightData::F32(Vec::new()))?,
+        };
+        Ok(LinearWeight::new(weight, bias)?)
+    }
+
+    /// Fails when something was never read.
+    pub fn finish(self) -> Result<()> {
+        let unread = self.unread.into_inner();
+        match unread.first() {
+            None => Ok(()),
+            Some(first) => Err(ModelError::tensor(
+                first,
+                format!(
+                    "is not used by this architecture ({} such tensors)",
+                    unread.len()
+                ),
+            )),
+        }
+    }
+}
+
+/// Puts `below` under `above`, in their common type or in 32 bits.
+fn stack(above: HostTensor, below: HostTensor) -> Result<HostTensor> {
+    let rows = above.rows + below.rows;
+    let data = match (above.data, below.data) {
+        (WeightData::F32(mut a), WeightData::F32(b)) => {
+            a.extend(b);
+            WeightData::F32(a)
+        }
+        (WeightData::Bf16(mut a), WeightData::Bf16(b)) => {
+            a.extend(b);
+            WeightData::Bf16(a)
+        }
+        (WeightData::F16(mut a), WeightData::F16(b)) => {
+            a.extend(b);
+            WeightData::F16(a)
+        }
+        (a, b) => {
+            let mut a = a.into_f32();
+            a.extend(b.into_f32());
+            WeightData::F32(a)
+        }
+    };
+    Ok(HostTensor::new(rows, above.columns, data)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use half::bf16;
+
+    use super::*;
+
+    struct Fake(Vec<(&'static str, Vec<usize>, WeightData)>);
+
+    impl TensorSource for Fake {
+        fn names(&self) -> Vec<String> {
+            self.0.iter().map(|(name, ..)| (*name).to_owned()).collect()
+        }
+
+        fn shape(&self, name: &str) -> Option<&[usize]> {
+            self.0
+                .iter()
+                .find(|(known, ..)| *known == name)
+                .map(|(_, shape, _)| &shape[..])
+        }
+
+        fn read(&self, name: &str) -> Result<WeightData> {
+            let found = self.0.iter().find(|(known, ..)| *known == name);
+            Ok(found.expect("the shape was asked before").2.clone())
+        }
+    }
+
+    fn fake() -> Fake {
+        Fake(vec![
+            (
+                "q.weight",
+                vec![2, 2],
+                WeightData::F32(vec![1.0, 2.0, 3.0, 4.0]),
+            ),
+            (
+                "k.weight",
+                vec![1, 2],
+                WeightData::Bf16(vec![bf16::from_f32(5.0); 2]),
+            ),
+            ("k.bias", vec![1], WeightData::F32(vec![9.0])),
+            ("v.weight", vec![1, 2], WeightData::F32(vec![6.0, 7.0])),
+            ("x.rotary_emb.inv_freq", vec![1], WeightData::F32(vec![1.0])),
+        ])
+    }
+
+    fn spec(prefix: &str, rows: usize, bias: Bias) -> LinearSpec {
+        LinearSpec {
+            prefix: prefix.to_owned(),
+            rows,
+            columns: 2,
+            bias,
+        }
+    }
+
+    #[test]
+    fn parts_stack_with_zeros_for_missing_biases() {
+        let fake = fake();
+        let tensors = Tensors::new(&fake);
+        let parts = [
+            spec("q", 2, Bias::IfStored),
+            spec("k", 1, Bias::Required),
+            spec("v", 1, Bias::IfStored),
+        ];
+        let linear = tensors.linear(&parts).expect("all parts are there");
+        assert_eq!(linear.weight.rows, 4);
+        assert_eq!(
+            linear.weight.data.into_f32(),
+            [1.0, 2.0, 3.0, 4.0, 5.0, 5.0, 6.0, 7.0]
+        );
+        assert_eq!(
+            linear.bias.expect("one part has a bias"),
+            [0.0, 0.0, 9.0, 0.0]
+        );
+        tensors
+            .finish()
+            .expect("everything was read, the buffer does not count");
+    }
+
+    #[test]
+    fn what_does_not_fit_is_named() {
+        let fake = fake();
+        let tensors = Tensors::new(&fake);
+        let cases = [
+            (
+                tensors.linear(&[spec("q", 2, Bias::Required)]),
+                "q.bias: is missing",
+            ),
+            (
+                tensors.linear(&[spec("o", 2, Bias::IfStored)]),
+                "o.weight: is missing",
+            ),
+            (
+                tensors.linear(&[spec("q", 3, Bias::IfStored)]),
+                "q.weight: has shape [2, 2], expected [3, 2]",
+            ),
+        ];
+        for (result, expected) in cases {
+            let error = result.expect_err(expected).to_string();
+            assert!(error.contains(expected), "{error}");
+        }
+        let error = tensors
+            .finish()
+            .expect_err("k and v are unread")
+            .to_string();
+        assert!(
+            error.contains("k.bias: is not used by this architecture (3 such tensors)"),
+            "{error}"
+        );
+    }
+}

@@ -1,0 +1,160 @@
+//! Tiny random checkpoints of every family against the logits of transformers, and against themselves
+//! however the tokens are scheduled. The files are made by `fixtures/make.py`.
+
+mod support;
+
+use model::CausalLm;
+use safetensors::SafeTensors;
+use support::{Span, argmax, checkpoint_dir, fixtures, logits, logits_in_chunks, reference};
+
+/// Folder, case, and the context to load with where it is not the checkpoint's own.
+const CASES: &[(&str, &str, Option<usize>)] = &[
+    ("llama", "default", None),
+    ("llama", "llama3", None),
+    ("llama", "linear", None),
+    ("llama", "yarn", None),
+    // The table of dynamic scaling follows the context; transformers computed 37 tokens.
+    ("llama", "dynamic", Some(37)),
+    ("llama-tied", "default", None),
+    ("mistral", "window", None),
+    ("mistral", "no-window", None),
+    ("qwen2", "window", None),
+    ("qwen2", "no-window", None),
+    ("qwen3", "default", None),
+    ("qwen3", "window", None),
+];
+
+struct Expected {
+    ids: Vec<u32>,
+    logits: Vec<f32>,
+    greedy: Option<Vec<u32>>,
+}
+
+fn expected(name: &str, case: &str) -> Expected {
+    let path = fixtures()
+        .join(name)
+        .join(format!("{case}.expected.safetensors"));
+    let bytes = std::fs::read(path).expect("the expected values are committed");
+    let tensors = SafeTensors::deserialize(&bytes).expect("valid safetensors");
+    let words = |tensor: &str| -> Option<Vec<u32>> {
+        let data = tensors.tensor(tensor).ok()?.data().to_vec();
+        Some(
+            data.as_chunks::<4>()
+                .0
+                .iter()
+                .map(|word| u32::from_le_bytes(*word))
+                .collect(),
+        )
+    };
+    Expected {
+        ids: words("ids").expect("ids"),
+        logits: words("logits")
+            .expect("logits")
+            .into_iter()
+            .map(f32::from_bits)
+            .collect(),
+        greedy: words("greedy"),
+    }
+}
+
+/// The largest difference as a share of the largest logit.
+fn error(found: &[f32], expected: &[f32]) -> f32 {
+    assert_eq!(found.len(), expected.len());
+    let largest = expected.iter().fold(0.0f32, |max, x| max.max(x.abs()));
+    let worst = found
+        .iter()
+        .zip(expected)
+        .fold(0.0f32, |max, (a, b)| max.max((a - b).abs()));
+    assert!(worst.is_finite());
+    worst / largest
+}
+
+#[test]
+fn logits_equal_those_of_transformers() {
+    for (name, case, max_model_len) in CASES {
+        let expected = expected(name, case);
+        for spelling in ["tf5", "tf4"] {
+            let dir = checkpoint_dir(name, &format!("{case}.{spelling}.json"));
+            let mut decoder = reference(dir.path(), *max_model_len);
+            let found = logits_in_chunks(&mut decoder, &expected.ids, expected.ids.len());
+            let error = error(&found, &expected.logits);
+            assert!(error < 5e-5, "{name} {case} {spelling}: {error:e}");
+            assert_eq!(
+                (decoder.info().logit_width, decoder.info().vocab_size),
+                (96, 90)
+            );
+        }
+    }
+}
+
+#[test]
+fn greedy_tokens_equal_those_of_transformers() {
+    for (name, case, max_model_len) in CASES {
+        let expected = expected(name, case);
+        let Some(greedy) = expected.greedy else {
+            continue;
+        };
+        let dir = checkpoint_dir(name, &format!("{case}.tf5.json"));
+        let mut decoder = reference(dir.path(), *max_model_len);
+        let info = decoder.info().clone();
+        let mut ids = expected.ids[..12].to_vec();
+        let mut start = 0;
+        for token in &greedy {
+            let span = Span {
+                tokens: &ids[start..],
+                start,
+                first_block: 0,
+            };
+            let all = logits(&mut decoder, &[span]);
+            let last = &all[all.len() - info.logit_width..];
+            start = ids.len();
+            ids.push(argmax(last, info.vocab_size));
+            assert_eq!(
+                ids.last(),
+                Some(token),
+                "{name} {case} after {start} tokens"
+            );
+        }
+    }
+}
+
+#[test]
+fn scheduling_changes_no_bit() {
+    for (name, case, max_model_len) in CASES {
+        let ids = expected(name, case).ids;
+        let dir = checkpoint_dir(name, &format!("{case}.tf5.json"));
+        let mut decoder = reference(dir.path(), *max_model_len);
+        let whole = logits_in_chunks(&mut decoder, &ids, ids.len());
+        for chunk in [1, 5, 32] {
+            decoder.reset().expect("a new cache");
+            let chunked = logits_in_chunks(&mut decoder, &ids, chunk);
+            assert!(
+                same_bits(&whole, &chunked),
+                "{name} {case} in chunks of {chunk}"
+            );
+        }
+        let other: Vec<u32> = ids.iter().rev().take(9).copied().collect();
+        decoder.reset().expect("a new cache");
+        let alone = logits_in_chunks(&mut decoder, &other, other.len());
+        decoder.reset().expect("a new cache");
+        let spans = [(&ids[..], 2), (&other[..], 0)].map(|(tokens, first_block)| Span {
+            tokens,
+            start: 0,
+            first_block,
+        });
+        let together = logits(&mut decoder, &spans);
+        let (first, second) = together.split_at(whole.len());
+        assert!(
+            same_bits(&whole, first),
+            "{name} {case}: the long sequence in a batch"
+        );
+        assert!(
+            same_bits(&alone, second),
+            "{name} {case}: the short sequence in a batch"
+        );
+    }
+}
+
+fn same_bits(a: &[f32], b: &[f32]) -> bool {
+    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits())
+}

@@ -1,0 +1,131 @@
+//! Checkpoints, batches and logits for the tests of this crate.
+
+use std::path::{Path, PathBuf};
+
+use backend::{BLOCK_SIZE, Backend, Batch, BatchSequence, BlockId, KvDtype, ReferenceBackend};
+use model::{Checkpoint, Decoder, LoadOptions, load};
+
+/// The folder of the committed checkpoints.
+pub fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
+}
+
+/// Copies a fixture's weights with one of its configurations into a folder of their own.
+pub fn checkpoint_dir(name: &str, config: &str) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    for entry in std::fs::read_dir(fixtures().join(name)).expect("the fixture is committed") {
+        let path = entry.expect("a readable folder").path();
+        let file = path
+            .file_name()
+            .expect("entries have names")
+            .to_string_lossy()
+            .into_owned();
+        if file.starts_with("model") || file.starts_with("tokenizer") {
+            std::fs::copy(&path, dir.path().join(file)).expect("a copy");
+        }
+    }
+    let config = fixtures().join(name).join(config);
+    std::fs::copy(config, dir.path().join("config.json")).expect("the configuration is committed");
+    dir
+}
+
+/// Room for a few short sequences.
+pub fn options(max_model_len: Option<usize>) -> LoadOptions {
+    LoadOptions {
+        max_model_len,
+        kv_cache_bytes: 64 << 20,
+        max_num_seqs: 4,
+        kv_dtype: KvDtype::F32,
+    }
+}
+
+/// Loads a checkpoint on the reference target.
+pub fn reference(path: &Path, max_model_len: Option<usize>) -> Decoder<ReferenceBackend> {
+    let checkpoint = Checkpoint::open(path).expect("the checkpoint opens");
+    load(
+        &checkpoint,
+        ReferenceBackend,
+        &options(max_model_len),
+        &mut |_, _| {},
+    )
+    .expect("the checkpoint loads")
+}
+
+/// Part of a sequence: tokens from `start` on, kept in blocks from `first_block` on.
+pub struct Span<'a> {
+    pub tokens: &'a [u32],
+    pub start: usize,
+    pub first_block: BlockId,
+}
+
+/// A batch that asks for the logits of every token.
+pub fn batch(spans: &[Span]) -> Batch {
+    let token_ids: Vec<u32> = spans
+        .iter()
+        .flat_map(|span| span.tokens.iter().copied())
+        .collect();
+    Batch {
+        logit_rows: (0..token_ids.len()).collect(),
+        token_ids,
+        sequences: spans
+            .iter()
+            .map(|span| {
+                let end = span.start + span.tokens.len();
+                let blocks = end.div_ceil(BLOCK_SIZE) as BlockId;
+                BatchSequence {
+                    num_tokens: span.tokens.len(),
+                    num_computed_tokens: span.start,
+                    block_table: (span.first_block..span.first_block + blocks).collect(),
+                }
+            })
+            .collect(),
+        copies: Vec::new(),
+    }
+}
+
+/// A target whose activations a test can read.
+pub trait Readable: Backend {
+    /// The elements, row-major.
+    fn elements(tensor: Self::Tensor) -> Vec<f32>;
+}
+
+impl Readable for ReferenceBackend {
+    fn elements(tensor: Self::Tensor) -> Vec<f32> {
+        tensor.data
+    }
+}
+
+/// The logits of every token of a batch.
+pub fn logits<B: Readable>(decoder: &mut Decoder<B>, spans: &[Span]) -> Vec<f32> {
+    let (logits, _) = decoder.logits(&batch(spans)).expect("the step runs");
+    B::elements(logits)
+}
+
+/// The logits of one sequence fed in pieces.
+pub fn logits_in_chunks<B: Readable>(
+    decoder: &mut Decoder<B>,
+    ids: &[u32],
+    chunk: usize,
+) -> Vec<f32> {
+    let mut all = Vec::new();
+    for (index, tokens) in ids.chunks(chunk).enumerate() {
+        let span = Span {
+            tokens,
+            start: index * chunk,
+            first_block: 0,
+        };
+        all.extend(logits(decoder, &[span]));
+    }
+    all
+}
+
+/// The lowest id among the largest of the first `vocab` logits.
+pub fn argmax(row: &[f32], vocab: usize) -> u32 {
+    let mut best = 0;
+    for id in 1..vocab {
+        if row[id] > row[best] {
+            best = id;
+        }
+    }
+    best as u32
+}
