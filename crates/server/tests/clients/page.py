@@ -220,10 +220,10 @@ def stopping(page, browser, args):
         browser.on_paused = endless
         browser.send("Fetch.enable", patterns=[{"urlPattern": "*/v1/chat/completions"}])
         page.ask("Tell me a long story.")
+        # Read and stopped in one turn of the page, so that no fast model finishes in between.
         label = browser.until("document.querySelector('.turn.assistant .text')?.textContent.length > 0",
-                              "document.querySelector('#go').textContent")
+                              f"(() => {{ const label = document.querySelector('#go').textContent; {stop}; return label; }})()")
         equal("the button reads Stop while an answer streams", label, "Stop")
-        browser.js(stop)
         browser.until(page.DONE)
         browser.send("Fetch.disable")
         equal(f"{name} stops the answer", page.stat("note"), "stopped")
@@ -278,11 +278,11 @@ def parsing(browser):
             "  for await (const event of events(body)) out.push(event);"
             "  return out; })()")
         equal(f"events cut into pieces of {size} bytes", seen, ['{"a":"é😀"}', "one\ntwo", "[DONE]"])
-    hostile = "<img src=x onerror=alert(1)> **bold** `x<y` *\n```html\n<script>1</script>\n```\nend"
+    hostile = "<img src=x onerror=alert(1)> **bold** `x<y` *\n```html\n<script>1</script>\n```\nend <i>x</i>"
     html = browser.js(f"(() => {{ const e = document.createElement('div'); render(e, {json.dumps(hostile)}); return e.innerHTML; }})()")
     equal("text is never read as HTML", html,
           "&lt;img src=x onerror=alert(1)&gt; <strong>bold</strong> <code>x&lt;y</code> *\n"
-          "<pre><code>&lt;script&gt;1&lt;/script&gt;</code></pre>end")
+          "<pre><code>&lt;script&gt;1&lt;/script&gt;</code></pre>end &lt;i&gt;x&lt;/i&gt;")
 
 
 def keyboard(page, browser):
