@@ -1,10 +1,22 @@
 //! The engine: one thread that owns scheduler, model and device, and turns requests into tokens.
 //!
 //! It speaks token ids only; it knows nothing of HTTP, text or devices. Everything outside talks to
-//! the thread by message, through a handle.
+//! the thread by message, through an [`EngineHandle`].
 
+mod block_manager;
+mod engine;
+pub mod fake;
+mod handle;
 mod request;
+mod scheduler;
+mod sequence;
+#[cfg(test)]
+mod tests;
 
+pub use engine::Engine;
+pub use handle::{EngineHandle, EngineStatus, TokenStream};
+
+pub use backend::{Sampled, SamplingParams, TokenId};
 pub use request::{
     EngineConfig, EngineError, FinishReason, GenerateRequest, PromptLogprob, StreamEvent,
     SubmitError,

@@ -1,0 +1,267 @@
+//! The outside of the engine: admission, streams, state. Nothing here waits for the engine thread.
+
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use model::ModelInfo;
+use tokio::sync::mpsc;
+
+use crate::engine::Message;
+use crate::request::{GenerateRequest, StreamEvent, SubmitError};
+use crate::sequence::RequestId;
+
+/// Events a stream holds before its sequences pause.
+pub(crate) const STREAM_CAPACITY: usize = 64;
+
+/// Where the engine is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum EngineStatus {
+    /// The model is being loaded.
+    Loading,
+    /// Requests are served.
+    Ready,
+    /// Running requests end, new ones are refused.
+    Draining,
+    /// The thread has ended.
+    Dead,
+}
+
+/// What handle and thread share: a few numbers, no locks.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    status: AtomicU8,
+    pub waiting_requests: AtomicUsize,
+    pub waiting_tokens: AtomicUsize,
+    next_id: AtomicU64,
+    started: Instant,
+    heartbeat_millis: AtomicU64,
+    pub info: OnceLock<ModelInfo>,
+    pub draining: AtomicBool,
+}
+
+impl Shared {
+    pub fn new() -> Self {
+        Self {
+            status: AtomicU8::new(EngineStatus::Loading as u8),
+            waiting_requests: AtomicUsize::new(0),
+            waiting_tokens: AtomicUsize::new(0),
+            next_id: AtomicU64::new(1),
+            started: Instant::now(),
+            heartbeat_millis: AtomicU64::new(0),
+            info: OnceLock::new(),
+            draining: AtomicBool::new(false),
+        }
+    }
+
+    pub fn set_status(&self, status: EngineStatus) {
+        self.status.store(status as u8, Ordering::Release);
+    }
+
+    pub fn beat(&self) {
+        let millis = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.heartbeat_millis.store(millis, Ordering::Relaxed);
+    }
+
+    /// A request that waited does so no more.
+    pub fn leave_queue(&self, num_choices: usize, num_tokens: usize) {
+        self.waiting_requests
+            .fetch_sub(num_choices, Ordering::AcqRel);
+        self.waiting_tokens.fetch_sub(num_tokens, Ordering::AcqRel);
+    }
+}
+
+/// A cheap handle on the engine.
+#[derive(Debug, Clone)]
+pub struct EngineHandle {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) messages: Sender<Message>,
+    pub(crate) limits: Limits,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    pub max_num_seqs: usize,
+    pub max_num_queued_reqs: usize,
+    pub max_num_queued_tokens: usize,
+}
+
+/// The events of one request. Dropping it cancels what still runs.
+#[derive(Debug)]
+pub struct TokenStream {
+    id: RequestId,
+    events: mpsc::Receiver<StreamEvent>,
+    messages: Sender<Message>,
+}
+
+impl TokenStream {
+    /// The next event; none after the last.
+    pub async fn recv(&mut self) -> Option<StreamEvent> {
+        self.events.recv().await
+    }
+
+    /// The same for callers without an async runtime.
+    pub fn blocking_recv(&mut self) -> Option<StreamEvent> {
+        self.events.blocking_recv()
+    }
+
+    /// Ends one choice early: its text is complete although the model would go on.
+    pub fn finish_choice(&self, choice: usize) {
+        // A thread that is gone has nothing left to end.
+        self.messages
+            .send(Message::Remove {
+                id: self.id,
+                choice: Some(choice),
+            })
+            .ok();
+    }
+}
+
+impl Drop for TokenStream {
+    fn drop(&mut self) {
+        self.messages
+            .send(Message::Remove {
+                id: self.id,
+                choice: None,
+            })
+            .ok();
+    }
+}
+
+impl EngineHandle {
+    /// Admits a request or refuses it at once.
+    ///
+    /// # Errors
+    /// [`SubmitError`] names the limit that was reached.
+    pub fn submit(&self, request: GenerateRequest) -> Result<TokenStream, SubmitError> {
+        match self.status() {
+            EngineStatus::Ready => {}
+            EngineStatus::Draining => return Err(SubmitError::Draining),
+            EngineStatus::Loading | EngineStatus::Dead => return Err(SubmitError::Dead),
+        }
+        let info = self.info().ok_or(SubmitError::Dead)?;
+        self.check(&request, info)?;
+        let (num_choices, num_tokens) = (request.num_choices, request.prompt.len());
+        reserve(
+            &self.shared.waiting_requests,
+            num_choices,
+            self.limits.max_num_queued_reqs,
+        )
+        .map_err(|max| SubmitError::QueueFull { max })?;
+        if let Err(max) = reserve(
+            &self.shared.waiting_tokens,
+            num_tokens,
+            self.limits.max_num_queued_tokens,
+        ) {
+            self.shared
+                .waiting_requests
+                .fetch_sub(num_choices, Ordering::AcqRel);
+            return Err(SubmitError::QueueTokensFull { max });
+        }
+        let id = self.shared.next_id.fetch_add(1, Ordering::Relaxed);
+        let (sender, events) = mpsc::channel(STREAM_CAPACITY + 2 * num_choices + 2);
+        let message = Message::Submit {
+            id,
+            request: Box::new(request),
+            events: sender,
+        };
+        if self.messages.send(message).is_err() {
+            self.shared.leave_queue(num_choices, num_tokens);
+            return Err(SubmitError::Dead);
+        }
+        Ok(TokenStream {
+            id,
+            events,
+            messages: self.messages.clone(),
+        })
+    }
+
+    fn check(&self, request: &GenerateRequest, info: &ModelInfo) -> Result<(), SubmitError> {
+        let (prompt, max_tokens) = (request.prompt.len(), request.max_tokens);
+        if prompt == 0 {
+            return Err(SubmitError::Invalid("the prompt is empty".into()));
+        }
+        if prompt > info.max_model_len || max_tokens > info.max_model_len - prompt {
+            return Err(SubmitError::ContextTooLong {
+                prompt,
+                max_tokens,
+                max_model_len: info.max_model_len,
+            });
+        }
+        if let Some(id) = request
+            .prompt
+            .iter()
+            .find(|id| **id as usize >= info.logit_width)
+        {
+            return Err(SubmitError::Invalid(format!(
+                "token id {id} is not below {}",
+                info.logit_width
+            )));
+        }
+        if let Some((id, _)) = request
+            .sampling
+            .logit_bias
+            .iter()
+            .find(|(id, _)| *id as usize >= info.logit_width)
+        {
+            return Err(SubmitError::Invalid(format!(
+                "logit bias id {id} is not below {}",
+                info.logit_width
+            )));
+        }
+        if request.num_choices == 0 || request.num_choices > self.limits.max_num_seqs {
+            return Err(SubmitError::Invalid(format!(
+                "{} choices, of which 1 to {} can run at once",
+                request.num_choices, self.limits.max_num_seqs
+            )));
+        }
+        if request.min_tokens > max_tokens {
+            return Err(SubmitError::Invalid(format!(
+                "min_tokens {} exceeds max_tokens {max_tokens}",
+                request.min_tokens
+            )));
+        }
+        Ok(())
+    }
+
+    /// The model's facts, once it is loaded.
+    pub fn info(&self) -> Option<&ModelInfo> {
+        self.shared.info.get()
+    }
+
+    /// Where the engine is in its life.
+    pub fn status(&self) -> EngineStatus {
+        match self.shared.status.load(Ordering::Acquire) {
+            0 => EngineStatus::Loading,
+            1 if self.shared.draining.load(Ordering::Acquire) => EngineStatus::Draining,
+            1 => EngineStatus::Ready,
+            2 => EngineStatus::Draining,
+            _ => EngineStatus::Dead,
+        }
+    }
+
+    /// Time since the engine thread last turned its loop.
+    pub fn heartbeat_age(&self) -> Duration {
+        let beat = Duration::from_millis(self.shared.heartbeat_millis.load(Ordering::Relaxed));
+        self.shared.started.elapsed().saturating_sub(beat)
+    }
+
+    /// Takes no new work from now on; what waits fails, and what runs at the deadline fails then. The
+    /// thread ends when nothing is left.
+    pub fn drain(&self, deadline: Instant) {
+        self.shared.draining.store(true, Ordering::Release);
+        self.messages.send(Message::Drain { deadline }).ok();
+    }
+}
+
+/// Adds to a counter unless it would exceed its limit, which is then returned.
+fn reserve(counter: &AtomicUsize, amount: usize, max: usize) -> Result<(), usize> {
+    counter
+        .fetch_update(Ordering::AcqRel, Ordering::Acquire, |used| {
+            used.checked_add(amount).filter(|sum| *sum <= max)
+        })
+        .map(|_| ())
+        .map_err(|_| max)
+}
