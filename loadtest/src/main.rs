@@ -1,3 +1,46 @@
-//! Placeholder entry point.
+//! The `loadtest` binary: reads the command line, runs, prints, and turns the result into an exit
+//! status.
 
-fn main() {}
+use std::io::Write;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Parser;
+use loadtest::app;
+use loadtest::args::Args;
+use loadtest::config::Config;
+use loadtest::report::Report;
+use loadtest::table::Table;
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let mut err = std::io::stderr();
+    match run(args) {
+        Ok(report) if report.is_clean() => ExitCode::SUCCESS,
+        Ok(_) => ExitCode::from(1),
+        Err(error) => {
+            let _ = writeln!(err, "error: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn run(args: Args) -> Result<Report> {
+    let json = args.json.clone();
+    let config = Config::try_from(args)?;
+    // One thread: time stamps come in order, and the load takes at most one core from the server.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let report = runtime.block_on(app::measure(&config, async {
+        // Without a handler for the signal the run simply cannot be cut short.
+        if tokio::signal::ctrl_c().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }))?;
+    write!(std::io::stdout(), "{}", Table(&report))?;
+    if let Some(path) = json {
+        app::write_json(&report, &path)?;
+    }
+    Ok(report)
+}

@@ -1,0 +1,265 @@
+//! The command line: what can be typed, and nothing of what it means.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{ArgGroup, Parser, ValueEnum};
+use serde::Serialize;
+
+use crate::lengths::Lengths;
+use crate::workload::Api;
+
+const EXAMPLES: &str = "\
+Examples:
+  64 users with mixed lengths, 256 requests in all:
+    loadtest --users 64 --requests 256 --prompt-tokens uniform:16..256 --output-tokens uniform:8..64
+
+  Poisson arrivals, two a second for a minute, exactly 128 tokens each:
+    loadtest --rate 2 --duration 60s --warmup 10 --output-tokens 128 --ignore-eos
+
+  A heavy-tailed mix against another server, results as JSON:
+    loadtest --url http://host:8000 --api-key KEY --users 8 --duration 2m \\
+        --prompt-tokens lognormal:median=256,p95=900,max=1500 --json run.json
+
+Lengths are written N, uniform:MIN..MAX or lognormal:median=N,p95=N[,min=N,max=N].
+A closed loop (--users) hides queueing, because a slow server gets less load; use --rate for
+latency under load.
+
+Exit status: 0 when every request succeeded and every exact check against the server's counters
+holds, 1 when not, 2 when the run could not start.";
+
+/// Measures an OpenAI-compatible server under load and checks its own counts against the server's.
+#[derive(Debug, Clone, Parser)]
+#[command(name = "loadtest", version, after_help = EXAMPLES, max_term_width = 100)]
+#[command(group(ArgGroup::new("arrival").args(["users", "rate"])))]
+pub struct Args {
+    /// Address of the server, with or without /v1
+    #[arg(
+        long,
+        value_name = "URL",
+        default_value = "http://127.0.0.1:8000",
+        help_heading = "Target"
+    )]
+    pub url: String,
+    /// Key sent as a bearer token
+    #[arg(
+        long,
+        value_name = "KEY",
+        env = "LOADTEST_API_KEY",
+        hide_env_values = true,
+        help_heading = "Target"
+    )]
+    pub api_key: Option<String>,
+    /// Model to ask for [default: the first that /v1/models lists]
+    #[arg(long, value_name = "NAME", help_heading = "Target")]
+    pub model: Option<String>,
+    /// Endpoint to call
+    #[arg(
+        long,
+        value_enum,
+        value_name = "API",
+        default_value = "chat",
+        help_heading = "Target"
+    )]
+    pub api: Api,
+    /// Address of the server's metrics [default: /metrics of the server]
+    #[arg(long, value_name = "URL", help_heading = "Target")]
+    pub metrics_url: Option<String>,
+
+    /// Closed loop: this many users, each with one request at a time [default: 1]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65_536), help_heading = "Load")]
+    pub users: Option<u32>,
+    /// Open loop: Poisson arrivals, this many requests per second
+    #[arg(long, value_name = "R", value_parser = rate, help_heading = "Load")]
+    pub rate: Option<f64>,
+    /// Stop after this many measured requests [default: 100 without --duration]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..), help_heading = "Load")]
+    pub requests: Option<u64>,
+    /// Measure for this long (10s, 2m); load goes on until the last measured request has ended
+    #[arg(long, value_name = "TIME", value_parser = duration, help_heading = "Load")]
+    pub duration: Option<Duration>,
+    /// Requests before the measured ones, left out of every latency
+    #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Load")]
+    pub warmup: u64,
+    /// Seed of arrivals, lengths and words
+    #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Load")]
+    pub seed: u64,
+    /// Open loop: beyond this many in flight a request is shed, which fails the run
+    #[arg(long, value_name = "N", default_value_t = 4096, help_heading = "Load")]
+    pub max_in_flight: usize,
+
+    /// Prompt length in tokens
+    #[arg(
+        long,
+        value_name = "LENGTHS",
+        default_value = "64",
+        help_heading = "Requests"
+    )]
+    pub prompt_tokens: Lengths,
+    /// Output length in tokens: the request's max_tokens
+    #[arg(
+        long,
+        value_name = "LENGTHS",
+        default_value = "64",
+        help_heading = "Requests"
+    )]
+    pub output_tokens: Lengths,
+    /// Ask the server to go on to the full output length (an extension of most servers)
+    #[arg(long, help_heading = "Requests")]
+    pub ignore_eos: bool,
+    /// Sampling temperature; above zero each request gets its own seed
+    #[arg(long, value_name = "T", default_value_t = 0.0, value_parser = temperature, help_heading = "Requests")]
+    pub temperature: f64,
+    /// cold: prompts start with words of this run; warm: an earlier run may have filled the cache
+    #[arg(
+        long,
+        value_enum,
+        value_name = "CACHE",
+        default_value = "cold",
+        help_heading = "Requests"
+    )]
+    pub cache: Cache,
+    /// Tokens per word of the prompts [default: asked from the server by two short requests]
+    #[arg(long, value_name = "X", value_parser = rate, help_heading = "Requests")]
+    pub tokens_per_word: Option<f64>,
+
+    /// Opening a connection
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration, help_heading = "Time limits of a request")]
+    pub timeout_connect: Duration,
+    /// Until the response head
+    #[arg(long, value_name = "TIME", default_value = "5m", value_parser = duration, help_heading = "Time limits of a request")]
+    pub timeout_head: Duration,
+    /// Until the first token
+    #[arg(long, value_name = "TIME", default_value = "5m", value_parser = duration, help_heading = "Time limits of a request")]
+    pub timeout_first: Duration,
+    /// Between two events
+    #[arg(long, value_name = "TIME", default_value = "1m", value_parser = duration, help_heading = "Time limits of a request")]
+    pub timeout_gap: Duration,
+    /// Until the end of the answer
+    #[arg(long, value_name = "TIME", default_value = "30m", value_parser = duration, help_heading = "Time limits of a request")]
+    pub timeout_total: Duration,
+
+    /// Write the results as JSON
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    pub json: Option<PathBuf>,
+    /// Show no progress
+    #[arg(long, help_heading = "Output")]
+    pub quiet: bool,
+}
+
+/// What the prompts may find in the server's prefix cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Cache {
+    /// Every prompt starts with words of this run alone.
+    Cold,
+    /// Prompts are the same in every run of a seed.
+    Warm,
+}
+
+fn rate(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(rate) if rate.is_finite() && rate > 0.0 => Ok(rate),
+        _ => Err("not a number above zero".into()),
+    }
+}
+
+fn temperature(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(t) if (0.0..=2.0).contains(&t) => Ok(t),
+        _ => Err("not a number from 0 to 2".into()),
+    }
+}
+
+/// Reads `500ms`, `10s`, `1.5m`, `2h`; a bare number is seconds.
+fn duration(text: &str) -> Result<Duration, String> {
+    let split = text
+        .find(|c: char| c.is_ascii_alphabetic())
+        .unwrap_or(text.len());
+    let (number, unit) = text.split_at(split);
+    let unit = match unit {
+        "ms" => 1e-3,
+        "s" | "" => 1.0,
+        "m" | "min" => 60.0,
+        "h" => 3600.0,
+        other => return Err(format!("unknown unit `{other}`: ms, s, m or h")),
+    };
+    let seconds = number
+        .parse::<f64>()
+        .map_err(|_| format!("`{number}` is not a number"))?
+        * unit;
+    // A year bounds what arithmetic on instants has to bear.
+    if !(seconds > 0.0 && seconds <= 365.0 * 86_400.0) {
+        return Err("not a time above zero and below a year".into());
+    }
+    Ok(Duration::from_secs_f64(seconds))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn the_help_groups_its_flags_and_ends_in_examples() {
+        let help = Args::command().render_help().to_string();
+        let mut at = 0;
+        for heading in [
+            "Target:",
+            "Load:",
+            "Requests:",
+            "Time limits of a request:",
+            "Output:",
+            "Examples:",
+        ] {
+            let next = help
+                .find(heading)
+                .unwrap_or_else(|| panic!("{heading} is missing"));
+            assert!(next > at, "{heading} comes out of order");
+            at = next;
+        }
+        assert!(help.lines().all(|line| line.chars().count() <= 100));
+    }
+
+    #[test]
+    fn times_are_read() {
+        let cases = [
+            ("500ms", 0.5),
+            ("10s", 10.0),
+            ("10", 10.0),
+            ("1.5m", 90.0),
+            ("2h", 7200.0),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(duration(text).unwrap().as_secs_f64(), expected);
+        }
+        for text in ["", "s", "0", "-1s", "3d", "1e99h", "nan", "inf"] {
+            assert!(duration(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn loops_exclude_each_other_and_limits_are_checked() {
+        let parse = |line: &str| {
+            Args::try_parse_from(std::iter::once("loadtest").chain(line.split_whitespace()))
+        };
+        assert!(parse("").is_ok());
+        assert!(parse("--users 3 --rate 2").is_err());
+        for line in [
+            "--users 0",
+            "--rate 0",
+            "--rate nan",
+            "--requests 0",
+            "--temperature 3",
+            "--prompt-tokens 0",
+        ] {
+            assert!(parse(line).is_err(), "{line}");
+        }
+    }
+}

@@ -1,0 +1,243 @@
+//! Distributions of prompt and output lengths, in tokens, and the spelling they have on the command
+//! line. Every distribution is truncated, and the drawn length is kept with its request.
+
+use std::fmt;
+use std::str::FromStr;
+
+use crate::rng::Rng;
+
+/// The 95th percentile of the standard normal distribution.
+const NORMAL_P95: f64 = 1.644_853_626_951_472_7;
+/// Draws outside the bounds are drawn again this often before the value is clamped.
+const MAX_REDRAWS: usize = 1000;
+
+/// A distribution of lengths in tokens.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Lengths {
+    /// Always the same length.
+    Fixed(u32),
+    /// Every length from `min` to `max`, both included, equally likely.
+    Uniform {
+        /// Shortest length.
+        min: u32,
+        /// Longest length.
+        max: u32,
+    },
+    /// A lognormal distribution given by its median and 95th percentile, truncated to `min..=max`.
+    Lognormal {
+        /// Half of the untruncated draws are below.
+        median: f64,
+        /// 95 % of the untruncated draws are below.
+        p95: f64,
+        /// Shortest length.
+        min: u32,
+        /// Longest length.
+        max: u32,
+    },
+}
+
+impl Lengths {
+    /// Draws one length.
+    pub fn draw(&self, rng: &mut Rng) -> u32 {
+        match *self {
+            Self::Fixed(tokens) => tokens,
+            Self::Uniform { min, max } => {
+                let span = u64::from(max) - u64::from(min) + 1;
+                min + u32::try_from(rng.below(span)).expect("the span of two u32 fits")
+            }
+            Self::Lognormal {
+                median,
+                p95,
+                min,
+                max,
+            } => {
+                let sigma = (p95 / median).ln() / NORMAL_P95;
+                let mut draw = || (median * (sigma * rng.normal()).exp()).round();
+                let inside = |length: f64| length >= f64::from(min) && length <= f64::from(max);
+                let first = draw();
+                let length = if inside(first) {
+                    first
+                } else {
+                    (0..MAX_REDRAWS)
+                        .map(|_| draw())
+                        .find(|l| inside(*l))
+                        .unwrap_or(first)
+                };
+                length.clamp(f64::from(min), f64::from(max)) as u32
+            }
+        }
+    }
+
+    /// The longest length that can be drawn.
+    pub fn max(&self) -> u32 {
+        match *self {
+            Self::Fixed(tokens) => tokens,
+            Self::Uniform { max, .. } | Self::Lognormal { max, .. } => max,
+        }
+    }
+}
+
+impl fmt::Display for Lengths {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Fixed(tokens) => write!(f, "{tokens}"),
+            Self::Uniform { min, max } => write!(f, "uniform:{min}..{max}"),
+            Self::Lognormal {
+                median,
+                p95,
+                min,
+                max,
+            } => {
+                write!(f, "lognormal:median={median},p95={p95},min={min},max={max}")
+            }
+        }
+    }
+}
+
+impl FromStr for Lengths {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (kind, rest) = text.split_once(':').unwrap_or(("fixed", text));
+        match kind {
+            "fixed" => Ok(Self::Fixed(positive(rest)?)),
+            "uniform" => {
+                let (min, max) = rest.split_once("..").ok_or_else(|| {
+                    format!("`{text}`: a uniform length is written uniform:MIN..MAX")
+                })?;
+                let (min, max) = (positive(min)?, positive(max)?);
+                ordered(text, min, max)?;
+                Ok(Self::Uniform { min, max })
+            }
+            "lognormal" => lognormal(text, rest),
+            other => Err(format!(
+                "unknown distribution `{other}`: fixed, uniform or lognormal"
+            )),
+        }
+    }
+}
+
+fn lognormal(text: &str, rest: &str) -> Result<Lengths, String> {
+    let (mut median, mut p95, mut min, mut max) = (None, None, 1, None);
+    for pair in rest.split(',') {
+        let (key, value) = pair
+            .split_once('=')
+            .ok_or_else(|| format!("`{pair}`: lognormal takes median=N,p95=N and min=N,max=N"))?;
+        let value = positive(value)?;
+        match key.trim() {
+            "median" => median = Some(value),
+            "p95" => p95 = Some(value),
+            "min" => min = value,
+            "max" => max = Some(value),
+            other => return Err(format!("unknown key `{other}`: median, p95, min or max")),
+        }
+    }
+    let (Some(median), Some(p95)) = (median, p95) else {
+        return Err(format!("`{text}`: lognormal needs median and p95"));
+    };
+    if p95 <= median {
+        return Err(format!(
+            "`{text}`: p95 {p95} must be above the median {median}"
+        ));
+    }
+    // Four times the 95th percentile cuts less than one draw in a thousand for any usual spread.
+    let max = max.unwrap_or_else(|| p95.saturating_mul(4));
+    ordered(text, min, max)?;
+    Ok(Lengths::Lognormal {
+        median: f64::from(median),
+        p95: f64::from(p95),
+        min,
+        max,
+    })
+}
+
+fn positive(text: &str) -> Result<u32, String> {
+    match text.trim().parse::<u32>() {
+        Ok(value) if value > 0 => Ok(value),
+        _ => Err(format!(
+            "`{}` is not a whole number of tokens above zero",
+            text.trim()
+        )),
+    }
+}
+
+fn ordered(text: &str, min: u32, max: u32) -> Result<(), String> {
+    if min > max {
+        Err(format!("`{text}`: {min} is above {max}"))
+    } else {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rng::Stream;
+
+    #[test]
+    fn spellings_are_read_and_printed_alike() {
+        for text in [
+            "64",
+            "uniform:16..256",
+            "lognormal:median=256,p95=900,min=16,max=1500",
+        ] {
+            assert_eq!(text.parse::<Lengths>().unwrap().to_string(), text);
+        }
+        assert_eq!("fixed:8".parse(), Ok(Lengths::Fixed(8)));
+        let open = "lognormal:median=10,p95=20".parse::<Lengths>().unwrap();
+        assert_eq!(
+            open,
+            Lengths::Lognormal {
+                median: 10.0,
+                p95: 20.0,
+                min: 1,
+                max: 80
+            }
+        );
+    }
+
+    #[test]
+    fn bad_spellings_name_what_is_wrong() {
+        let cases = [
+            ("0", "above zero"),
+            ("uniform:5", "uniform:MIN..MAX"),
+            ("uniform:9..5", "9 is above 5"),
+            ("pareto:3", "unknown distribution"),
+            ("lognormal:median=5", "needs median and p95"),
+            ("lognormal:median=5,p95=5", "must be above"),
+            ("lognormal:median=5,p95=9,mode=2", "unknown key"),
+            ("lognormal:median=5,p95=9,min=20,max=10", "20 is above 10"),
+        ];
+        for (text, part) in cases {
+            let error = text.parse::<Lengths>().unwrap_err();
+            assert!(error.contains(part), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn draws_stay_inside_and_follow_the_distribution() {
+        let mut rng = Rng::new(3, Stream::Lengths(0));
+        let uniform = Lengths::Uniform { min: 3, max: 5 };
+        let mut seen = [0; 6];
+        for _ in 0..3000 {
+            seen[uniform.draw(&mut rng) as usize] += 1;
+        }
+        assert_eq!(seen[..3], [0, 0, 0]);
+        assert!(seen[3..].iter().all(|n| *n > 900), "{seen:?}");
+
+        let lognormal: Lengths = "lognormal:median=100,p95=400,min=10,max=5000"
+            .parse()
+            .unwrap();
+        let mut drawn: Vec<u32> = (0..4000).map(|_| lognormal.draw(&mut rng)).collect();
+        drawn.sort_unstable();
+        assert!((90..=110).contains(&drawn[2000]), "{}", drawn[2000]);
+        assert!((350..=450).contains(&drawn[3800]), "{}", drawn[3800]);
+        assert!(drawn[0] >= 10 && drawn[3999] <= 5000);
+
+        // Bounds that no draw reaches end in a clamped value instead of an endless loop.
+        let far: Lengths = "lognormal:median=10,p95=11,min=900,max=901"
+            .parse()
+            .unwrap();
+        assert_eq!(far.draw(&mut rng), 900);
+    }
+}

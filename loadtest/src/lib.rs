@@ -1,0 +1,29 @@
+//! The bundled load generator: drives any OpenAI-compatible server, measures what a reader of the
+//! stream sees, and reconciles its own counts with the server's counters. `main` only parses the
+//! command line; [`app::measure`] is the whole program.
+
+pub mod app;
+pub mod args;
+pub mod chunk;
+pub mod clock;
+pub mod config;
+pub mod driver;
+pub mod exchange;
+pub mod exposition;
+pub mod lengths;
+pub mod observe;
+pub mod outcome;
+pub mod probe;
+pub mod progress;
+pub mod reconcile;
+pub mod record;
+pub mod report;
+pub mod rng;
+pub mod schedule;
+pub mod scrape;
+pub mod sse;
+pub mod stats;
+pub mod table;
+pub mod target;
+pub mod transport;
+pub mod workload;

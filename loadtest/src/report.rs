@@ -1,0 +1,576 @@
+//! The results of a run: everything that is printed and everything that goes into the JSON file,
+//! computed from the records alone. Field order is that of the file; times are in seconds.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use crate::args::Cache;
+use crate::clock::{Nanos, seconds};
+use crate::config::{Arrival, Config};
+use crate::driver::RunResult;
+use crate::outcome::Outcome;
+use crate::reconcile::{Reconciliation, Verdict};
+use crate::record::{Phase, RequestRecord};
+use crate::stats::{Gaps, Percentile, Sample, Summary, min_samples};
+use crate::workload::{TokensPerWord, Workload};
+
+/// Version of the JSON file's schema.
+pub const SCHEMA: u32 = 1;
+/// Below this many events per token a gap between events is not a gap between tokens.
+const MIN_EVENTS_PER_TOKEN: f64 = 0.98;
+/// Above this many, the server splits tokens into several events.
+const MAX_EVENTS_PER_TOKEN: f64 = 1.02;
+/// The send lag that is always allowed, in seconds.
+const SEND_LAG_FLOOR: f64 = 0.001;
+
+/// The results of a run.
+#[derive(Debug, Clone, Serialize)]
+pub struct Report {
+    /// Version of the schema.
+    pub schema: u32,
+    /// What the file describes.
+    pub kind: &'static str,
+    /// What made it.
+    pub tool: Tool,
+    /// What was measured.
+    pub target: TargetInfo,
+    /// What was asked for.
+    pub load: Load,
+    /// The steady window.
+    pub window: WindowInfo,
+    /// How many requests there were.
+    pub requests: Requests,
+    /// Measured requests by class.
+    pub outcomes: BTreeMap<String, OutcomeCount>,
+    /// Warm-up and background requests by class.
+    pub outcomes_outside: BTreeMap<String, OutcomeCount>,
+    /// Lengths of the measured successes.
+    pub lengths: LengthInfo,
+    /// What passed through the window per second.
+    pub rates: Rates,
+    /// Latencies of the measured successes.
+    pub latency: Latency,
+    /// How well the client kept its plan.
+    pub client: ClientQuality,
+    /// The server's side.
+    pub server: ServerInfo,
+    /// Whether the numbers can be trusted.
+    pub verdict: RunVerdict,
+    /// What speaks against them.
+    pub reasons: Vec<String>,
+}
+
+/// The program that measured.
+#[derive(Debug, Clone, Serialize)]
+pub struct Tool {
+    /// Its name.
+    pub name: &'static str,
+    /// Its version.
+    pub version: &'static str,
+}
+
+/// The server that was measured.
+#[derive(Debug, Clone, Serialize)]
+pub struct TargetInfo {
+    /// Base address, without credentials.
+    pub url: String,
+    /// Path of the endpoint.
+    pub endpoint: &'static str,
+    /// Model that was asked for.
+    pub model: String,
+}
+
+/// The load that was asked for.
+#[derive(Debug, Clone, Serialize)]
+pub struct Load {
+    /// How requests arrived.
+    pub arrival: Arrival,
+    /// Measured requests after which the run stopped.
+    pub requests: Option<u64>,
+    /// Length of the window.
+    pub duration_seconds: Option<f64>,
+    /// Requests before the window.
+    pub warmup: u64,
+    /// Seed of every draw.
+    pub seed: u64,
+    /// Prompt lengths as on the command line.
+    pub prompt_tokens: String,
+    /// Output lengths as on the command line.
+    pub output_tokens: String,
+    /// Whether answers were to go on after the end-of-sequence token.
+    pub ignore_eos: bool,
+    /// Sampling temperature.
+    pub temperature: f64,
+    /// Prefix cache policy.
+    pub cache: Cache,
+    /// How many words made a prompt.
+    pub tokens_per_word: TokensPerWord,
+    /// SHA-256 of the requests without model name and nonce.
+    pub workload_sha256: String,
+}
+
+/// The steady window.
+#[derive(Debug, Clone, Serialize)]
+pub struct WindowInfo {
+    /// Its length.
+    pub seconds: f64,
+    /// Whether the run was stopped from outside.
+    pub stopped: bool,
+}
+
+/// Numbers of requests.
+#[derive(Debug, Clone, Serialize)]
+pub struct Requests {
+    /// Planned inside the window.
+    pub measured: u64,
+    /// Successes among them.
+    pub succeeded: u64,
+    /// Failures among them.
+    pub failed: u64,
+    /// Planned before the window.
+    pub warmup: u64,
+    /// Planned after it.
+    pub background: u64,
+    /// Failures before and after the window.
+    pub failed_outside: u64,
+    /// Requests sent again because a reused connection had been closed under them.
+    pub reconnects: u64,
+}
+
+/// How often a class occurred.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct OutcomeCount {
+    /// How often.
+    pub count: u64,
+    /// Why the first of them failed.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub first_detail: String,
+}
+
+/// Mean lengths in tokens, asked for and got.
+#[derive(Debug, Clone, Serialize)]
+pub struct LengthInfo {
+    /// Prompt tokens aimed at.
+    pub prompt_asked_mean: Option<f64>,
+    /// Prompt tokens by usage.
+    pub prompt_mean: Option<f64>,
+    /// Prompt tokens from the prefix cache by usage.
+    pub prompt_cached_mean: Option<f64>,
+    /// Output tokens asked for.
+    pub output_asked_mean: Option<f64>,
+    /// Output tokens by usage.
+    pub output_mean: Option<f64>,
+}
+
+/// What passed through the window, per second; failures carry no tokens.
+#[derive(Debug, Clone, Serialize)]
+pub struct Rates {
+    /// Requests planned.
+    pub offered_requests: f64,
+    /// Requests whose first byte left.
+    pub sent_requests: f64,
+    /// Successes that ended.
+    pub completed_requests: f64,
+    /// Output tokens received.
+    pub output_tokens: f64,
+    /// Prompt tokens, credited at the first token of the answer.
+    pub prompt_tokens: f64,
+    /// Prompt tokens among them that came from the prefix cache.
+    pub cached_prompt_tokens: f64,
+    /// Output and prompt tokens.
+    pub total_tokens: f64,
+    /// Requests in flight, mean over time.
+    pub in_flight_mean: f64,
+    /// Most requests in flight at once.
+    pub in_flight_max: u64,
+}
+
+/// Latencies of the measured successes.
+#[derive(Debug, Clone, Serialize)]
+pub struct Latency {
+    /// First token, from the planned start.
+    pub ttft: Summary,
+    /// First token, from the first byte sent.
+    pub ttft_from_send: Summary,
+    /// First token, with failures as infinitely slow.
+    pub ttft_with_failures: Summary,
+    /// Time per output token after the first, per request.
+    pub tpot: Summary,
+    /// Gap between token-bearing events.
+    pub chunk_gap: Summary,
+    /// Token-bearing events per output token.
+    pub events_per_token: Option<f64>,
+    /// Whether a chunk gap may be called inter-token latency.
+    pub chunk_gap_is_itl: bool,
+    /// The longest gap of each request.
+    pub longest_stall: Summary,
+    /// End of the text, from the planned start.
+    pub e2e: Summary,
+    /// End of the text, with failures as infinitely slow.
+    pub e2e_with_failures: Summary,
+    /// End-to-end latency over output tokens, per request.
+    pub normalised: Summary,
+    /// From the end of the text to the end of the stream.
+    pub tail: Summary,
+}
+
+/// How well the client kept its plan.
+#[derive(Debug, Clone, Serialize)]
+pub struct ClientQuality {
+    /// From the planned start to the first byte sent.
+    pub send_lag: Summary,
+    /// What its 99th percentile may be: 1 ms, or 1 % of the median TTFT.
+    pub send_lag_limit: f64,
+    /// Time spent opening connections, over requests that had to.
+    pub connect: Summary,
+}
+
+/// The server's side of the run.
+#[derive(Debug, Clone, Serialize)]
+pub struct ServerInfo {
+    /// Why its counters could not be compared, none if they were.
+    pub not_available: Option<String>,
+    /// They were there before the run and could not be read after it.
+    pub lost: bool,
+    /// Whether its counters came to rest before and after the run.
+    pub quiet: bool,
+    /// The comparisons.
+    #[serde(flatten)]
+    pub reconciliation: Reconciliation,
+}
+
+/// Whether the numbers of a run can be trusted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RunVerdict {
+    /// Yes.
+    Valid,
+    /// With a reservation.
+    Warning,
+    /// No.
+    Invalid,
+}
+
+impl Report {
+    /// Computes the report.
+    pub fn new(
+        config: &Config,
+        workload: &Workload,
+        result: &RunResult,
+        server: ServerInfo,
+    ) -> Self {
+        let records = &result.records;
+        let measured: Vec<&RequestRecord> = records
+            .iter()
+            .filter(|r| r.phase == Phase::Measured)
+            .collect();
+        let outside: Vec<&RequestRecord> = records
+            .iter()
+            .filter(|r| r.phase != Phase::Measured)
+            .collect();
+        let good: Vec<&RequestRecord> = measured
+            .iter()
+            .copied()
+            .filter(|r| r.outcome.is_success())
+            .collect();
+        let latency = Latency::new(&good, (measured.len() - good.len()) as u64);
+        let client = ClientQuality::new(&measured, &latency);
+        let mut report = Self {
+            schema: SCHEMA,
+            kind: "run",
+            tool: Tool {
+                name: env!("CARGO_PKG_NAME"),
+                version: env!("CARGO_PKG_VERSION"),
+            },
+            target: TargetInfo {
+                url: config.url.to_string(),
+                endpoint: workload.api.path(),
+                model: workload.model.clone(),
+            },
+            load: Load::new(config, workload, records.len() as u64),
+            window: WindowInfo {
+                seconds: seconds(result.window.1 - result.window.0),
+                stopped: result.stopped,
+            },
+            requests: Requests::new(records),
+            outcomes: outcomes(&measured),
+            outcomes_outside: outcomes(&outside),
+            lengths: LengthInfo::new(&good),
+            rates: Rates::new(records, result.window),
+            latency,
+            client,
+            server,
+            verdict: RunVerdict::Valid,
+            reasons: Vec::new(),
+        };
+        report.judge();
+        report
+    }
+
+    /// Whether the run shows what it should: no failure and no mismatch.
+    pub fn is_clean(&self) -> bool {
+        self.requests.failed + self.requests.failed_outside == 0
+            && self.verdict != RunVerdict::Invalid
+    }
+
+    fn judge(&mut self) {
+        let mut found: Vec<(RunVerdict, String)> = Vec::new();
+        for check in &self.server.reconciliation.checks {
+            let verdict = match check.verdict {
+                Verdict::Pass | Verdict::NotPossible => continue,
+                Verdict::Fail => RunVerdict::Invalid,
+                Verdict::Warn => RunVerdict::Warning,
+            };
+            found.push((
+                verdict,
+                format!("{} {}: the counts differ", check.id, check.what),
+            ));
+        }
+        let shed = Outcome::ShedByClient.name();
+        if self.outcomes.contains_key(&*shed) || self.outcomes_outside.contains_key(&*shed) {
+            found.push((RunVerdict::Invalid, "the client shed requests".into()));
+        }
+        if self.server.lost {
+            let reason = "the server's counters could not be read after the run".into();
+            found.push((RunVerdict::Invalid, reason));
+        }
+        if self.window.stopped {
+            found.push((RunVerdict::Invalid, "the run was stopped".into()));
+        }
+        if self.requests.succeeded == 0 {
+            found.push((RunVerdict::Invalid, "no measured request succeeded".into()));
+        }
+        if self.server.reconciliation.not_exclusive {
+            found.push((
+                RunVerdict::Warning,
+                "the server answered others meanwhile".into(),
+            ));
+        }
+        if !self.server.quiet {
+            found.push((
+                RunVerdict::Warning,
+                "the server did not come to rest".into(),
+            ));
+        }
+        if self.client.is_late() {
+            found.push((
+                RunVerdict::Warning,
+                "the client sent late: latencies contain its own delay".into(),
+            ));
+        }
+        if self
+            .latency
+            .events_per_token
+            .is_some_and(|ratio| ratio > MAX_EVENTS_PER_TOKEN)
+        {
+            found.push((
+                RunVerdict::Warning,
+                "the server splits tokens into several events".into(),
+            ));
+        }
+        if let Some(short) = self.too_short() {
+            found.push((RunVerdict::Warning, short));
+        }
+        self.verdict = found
+            .iter()
+            .map(|(verdict, _)| *verdict)
+            .max()
+            .unwrap_or(RunVerdict::Valid);
+        self.reasons = found.into_iter().map(|(_, reason)| reason).collect();
+    }
+
+    /// Names what the sample is too small for, when that is more than the 99th percentile.
+    fn too_short(&self) -> Option<String> {
+        let n = self.latency.ttft.n;
+        let least = min_samples(0.95);
+        (n > 0 && n < least)
+            .then(|| format!("{n} answers are too few for a 95th percentile, which takes {least}"))
+    }
+}
+
+impl Load {
+    fn new(config: &Config, workload: &Workload, sent: u64) -> Self {
+        Self {
+            arrival: config.arrival,
+            requests: config.requests,
+            duration_seconds: config.duration.map(|d| d.as_secs_f64()),
+            warmup: config.warmup,
+            seed: config.seed,
+            prompt_tokens: config.prompt_tokens.to_string(),
+            output_tokens: config.output_tokens.to_string(),
+            ignore_eos: config.ignore_eos,
+            temperature: config.temperature,
+            cache: config.cache,
+            tokens_per_word: workload.tokens_per_word,
+            workload_sha256: workload.digest(sent),
+        }
+    }
+}
+
+impl Requests {
+    fn new(records: &[RequestRecord]) -> Self {
+        let count = |predicate: &dyn Fn(&RequestRecord) -> bool| {
+            records.iter().filter(|r| predicate(r)).count() as u64
+        };
+        let is_measured = |r: &RequestRecord| r.phase == Phase::Measured;
+        Self {
+            measured: count(&is_measured),
+            succeeded: count(&|r| is_measured(r) && r.outcome.is_success()),
+            failed: count(&|r| is_measured(r) && !r.outcome.is_success()),
+            warmup: count(&|r| r.phase == Phase::Warmup),
+            background: count(&|r| r.phase == Phase::Background),
+            failed_outside: count(&|r| !is_measured(r) && !r.outcome.is_success()),
+            reconnects: records.iter().map(|r| u64::from(r.reconnects)).sum(),
+        }
+    }
+}
+
+impl LengthInfo {
+    fn new(good: &[&RequestRecord]) -> Self {
+        let mean = |value: &dyn Fn(&RequestRecord) -> u64| {
+            let total: u64 = good.iter().map(|r| value(r)).sum();
+            (!good.is_empty()).then(|| total as f64 / good.len() as f64)
+        };
+        Self {
+            prompt_asked_mean: mean(&|r| u64::from(r.asked_prompt_tokens)),
+            prompt_mean: mean(&RequestRecord::prompt_tokens),
+            prompt_cached_mean: mean(&RequestRecord::cached_tokens),
+            output_asked_mean: mean(&|r| u64::from(r.asked_output_tokens)),
+            output_mean: mean(&RequestRecord::output_tokens),
+        }
+    }
+}
+
+impl Rates {
+    fn new(records: &[RequestRecord], window: (Nanos, Nanos)) -> Self {
+        let (start, end) = window;
+        let inside = |t: Nanos| t >= start && t < end;
+        let length = seconds(end - start);
+        let per_second = |amount: f64| if length > 0.0 { amount / length } else { 0.0 };
+        let count = |predicate: &dyn Fn(&RequestRecord) -> bool| {
+            per_second(records.iter().filter(|r| predicate(r)).count() as f64)
+        };
+        let good = || records.iter().filter(|r| r.outcome.is_success());
+        let started = || good().filter(|r| r.stream.first_in_window);
+        let output_tokens = per_second(good().map(RequestRecord::output_tokens_in_window).sum());
+        let prompt_tokens =
+            per_second(started().map(RequestRecord::prompt_tokens).sum::<u64>() as f64);
+        let (in_flight_mean, in_flight_max) = in_flight(records, window);
+        Self {
+            offered_requests: count(&|r| inside(r.t_plan)),
+            sent_requests: count(&|r| r.t_send.is_some_and(inside)),
+            completed_requests: count(&|r| r.outcome.is_success() && inside(r.t_end)),
+            output_tokens,
+            prompt_tokens,
+            cached_prompt_tokens: per_second(
+                started().map(RequestRecord::cached_tokens).sum::<u64>() as f64,
+            ),
+            total_tokens: output_tokens + prompt_tokens,
+            in_flight_mean,
+            in_flight_max,
+        }
+    }
+}
+
+/// Requests between first byte sent and end, within the window: mean over time and maximum.
+fn in_flight(records: &[RequestRecord], (start, end): (Nanos, Nanos)) -> (f64, u64) {
+    let mut changes: Vec<(Nanos, i64)> = Vec::new();
+    let mut busy: u128 = 0;
+    for record in records {
+        let (from, to) = (
+            record.t_send.unwrap_or(Nanos::MAX).max(start),
+            record.t_end.min(end),
+        );
+        if from < to {
+            busy += u128::from(to - from);
+            changes.extend([(from, 1), (to, -1)]);
+        }
+    }
+    // At the same moment an end comes before a start.
+    changes.sort_unstable();
+    let mut now = 0;
+    let max = changes.iter().fold(0, |max, (_, change)| {
+        now += change;
+        max.max(now)
+    });
+    let length = (end - start).max(1);
+    (busy as f64 / length as f64, u64::try_from(max).unwrap_or(0))
+}
+
+impl Latency {
+    fn new(good: &[&RequestRecord], failures: u64) -> Self {
+        let sample = |value: fn(&RequestRecord) -> Option<Nanos>| -> Sample {
+            good.iter().filter_map(|r| value(r)).collect()
+        };
+        let mut gaps = Gaps::default();
+        good.iter()
+            .flat_map(|r| &r.stream.gaps)
+            .for_each(|gap| gaps.record(*gap));
+        let events: u64 = good.iter().map(|r| r.stream.events).sum();
+        let tokens: u64 = good.iter().map(|r| r.output_tokens()).sum();
+        let events_per_token = (tokens > 0).then(|| events as f64 / tokens as f64);
+        let (ttft, e2e) = (sample(RequestRecord::ttft), sample(RequestRecord::e2e));
+        Self {
+            ttft: ttft.summary(),
+            ttft_from_send: sample(RequestRecord::ttft_from_send).summary(),
+            ttft_with_failures: ttft.summary_with_failures(failures),
+            tpot: sample(RequestRecord::tpot).summary(),
+            chunk_gap: gaps.summary(),
+            events_per_token,
+            chunk_gap_is_itl: events_per_token.is_some_and(|ratio| ratio >= MIN_EVENTS_PER_TOKEN),
+            longest_stall: sample(RequestRecord::longest_stall).summary(),
+            e2e: e2e.summary(),
+            e2e_with_failures: e2e.summary_with_failures(failures),
+            normalised: sample(RequestRecord::normalised_latency).summary(),
+            tail: sample(RequestRecord::tail).summary(),
+        }
+    }
+}
+
+impl ClientQuality {
+    fn new(measured: &[&RequestRecord], latency: &Latency) -> Self {
+        let send_lag: Sample = measured.iter().filter_map(|r| r.send_lag()).collect();
+        let connect: Sample = measured
+            .iter()
+            .map(|r| r.connect)
+            .filter(|t| *t > 0)
+            .collect();
+        let median = if let Percentile::Seconds(median) = latency.ttft.p50 {
+            median
+        } else {
+            0.0
+        };
+        Self {
+            send_lag: send_lag.summary(),
+            send_lag_limit: (median * 0.01).max(SEND_LAG_FLOOR),
+            connect: connect.summary(),
+        }
+    }
+
+    /// Whether the send lag exceeds its limit: its 99th percentile, or without one its maximum.
+    fn is_late(&self) -> bool {
+        let worst = match self.send_lag.p99 {
+            Percentile::Seconds(p99) => Some(p99),
+            _ => self.send_lag.max,
+        };
+        worst.is_some_and(|worst| worst > self.send_lag_limit)
+    }
+}
+
+fn outcomes(records: &[&RequestRecord]) -> BTreeMap<String, OutcomeCount> {
+    let mut classes: BTreeMap<String, OutcomeCount> = BTreeMap::new();
+    for record in records {
+        classes
+            .entry(record.outcome.name().into_owned())
+            .or_insert_with(|| OutcomeCount {
+                count: 0,
+                first_detail: record.detail.clone(),
+            })
+            .count += 1;
+    }
+    classes
+}
+
+#[cfg(test)]
+mod tests;

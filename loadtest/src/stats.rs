@@ -1,0 +1,267 @@
+//! Percentiles that a sample can carry. Per-request numbers are few: exact nearest rank. Chunk gaps
+//! are many and get merged: a high-dynamic-range histogram.
+
+use hdrhistogram::Histogram;
+use serde::{Serialize, Serializer};
+
+use crate::clock::{Nanos, seconds};
+
+/// The quantiles of every summary.
+pub const QUANTILES: [f64; 5] = [0.5, 0.9, 0.95, 0.99, 0.999];
+/// The highest recordable gap: one hour in microseconds.
+const MAX_GAP_MICROS: u64 = 3_600_000_000;
+
+/// The least sample that bounds quantile `q` with 95 % confidence: the smallest n for which the
+/// largest of n values lies above the quantile with that probability, `1 - q^n >= 0.95`.
+/// Samples within a run are correlated, so this is a minimum.
+pub fn min_samples(q: f64) -> u64 {
+    (0.05f64.ln() / q.ln()).ceil() as u64
+}
+
+/// A percentile, as far as the sample says something about it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Percentile {
+    /// The sample is too small to bound it.
+    TooFew,
+    /// In seconds.
+    Seconds(f64),
+    /// So many failed that it has no bound.
+    Infinite,
+}
+
+impl Serialize for Percentile {
+    /// `null`, a number of seconds, or the string `inf`.
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::TooFew => serializer.serialize_none(),
+            Self::Seconds(value) => serializer.serialize_f64(*value),
+            Self::Infinite => serializer.serialize_str("inf"),
+        }
+    }
+}
+
+/// A summary of one latency, in seconds.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Summary {
+    /// Sample size.
+    pub n: u64,
+    /// Arithmetic mean, none without a sample.
+    pub mean: Option<f64>,
+    /// Median.
+    pub p50: Percentile,
+    /// 90th percentile.
+    pub p90: Percentile,
+    /// 95th percentile.
+    pub p95: Percentile,
+    /// 99th percentile.
+    pub p99: Percentile,
+    /// 99.9th percentile.
+    pub p999: Percentile,
+    /// Largest value, none without a sample.
+    pub max: Option<f64>,
+}
+
+impl Summary {
+    fn build(
+        n: u64,
+        mean: Option<f64>,
+        max: Option<f64>,
+        quantile: impl Fn(f64) -> Percentile,
+    ) -> Self {
+        let bounded = |q| {
+            if n < min_samples(q) {
+                Percentile::TooFew
+            } else {
+                quantile(q)
+            }
+        };
+        let [p50, p90, p95, p99, p999] = QUANTILES.map(bounded);
+        Self {
+            n,
+            mean,
+            p50,
+            p90,
+            p95,
+            p99,
+            p999,
+            max,
+        }
+    }
+}
+
+/// A sample of per-request values.
+#[derive(Debug, Clone, Default)]
+pub struct Sample {
+    sorted: Vec<Nanos>,
+}
+
+impl FromIterator<Nanos> for Sample {
+    fn from_iter<I: IntoIterator<Item = Nanos>>(values: I) -> Self {
+        let mut sorted: Vec<Nanos> = values.into_iter().collect();
+        sorted.sort_unstable();
+        Self { sorted }
+    }
+}
+
+impl Sample {
+    /// The summary of the values.
+    pub fn summary(&self) -> Summary {
+        self.summary_with_failures(0)
+    }
+
+    /// The summary in which `failures` further values are infinite. Mean and maximum stay those of
+    /// the finite values.
+    pub fn summary_with_failures(&self, failures: u64) -> Summary {
+        let finite = self.sorted.len() as u64;
+        let n = finite + failures;
+        let total: u128 = self.sorted.iter().map(|v| u128::from(*v)).sum();
+        let mean = (finite > 0).then(|| total as f64 / finite as f64 / 1e9);
+        let max = self.sorted.last().map(|v| seconds(*v));
+        Summary::build(n, mean, max, |q| {
+            let rank = nearest_rank(q, n);
+            match self
+                .sorted
+                .get(usize::try_from(rank - 1).expect("a rank indexes memory"))
+            {
+                Some(value) => Percentile::Seconds(seconds(*value)),
+                None => Percentile::Infinite,
+            }
+        })
+    }
+}
+
+/// The rank, counted from one, of quantile `q` among `n` values: the least with `rank / n >= q`.
+fn nearest_rank(q: f64, n: u64) -> u64 {
+    // The subtraction keeps a product like 0.95 * 100 = 95.00000000000001 at rank 95.
+    ((q * n as f64 - 1e-9).ceil() as u64).clamp(1, n)
+}
+
+/// Chunk gaps: unit one microsecond, up to one hour, three significant digits.
+#[derive(Debug, Clone)]
+pub struct Gaps {
+    histogram: Histogram<u64>,
+}
+
+impl Default for Gaps {
+    fn default() -> Self {
+        let histogram =
+            Histogram::new_with_bounds(1, MAX_GAP_MICROS, 3).expect("the bounds are valid");
+        Self { histogram }
+    }
+}
+
+impl Gaps {
+    /// Adds one gap. What is shorter than a microsecond counts as zero, what is longer than an hour
+    /// as an hour.
+    pub fn record(&mut self, gap: Nanos) {
+        self.histogram.saturating_record((gap + 500) / 1000);
+    }
+
+    /// The summary of all gaps.
+    pub fn summary(&self) -> Summary {
+        let n = self.histogram.len();
+        let value = |micros: u64| micros as f64 / 1e6;
+        let mean = (n > 0).then(|| self.histogram.mean() / 1e6);
+        let max = (n > 0).then(|| value(self.histogram.max()));
+        Summary::build(n, mean, max, |q| {
+            Percentile::Seconds(value(self.histogram.value_at_quantile(q)))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn the_least_sample_of_each_percentile() {
+        assert_eq!(QUANTILES.map(min_samples), [5, 29, 59, 299, 2995]);
+    }
+
+    #[test]
+    fn a_percentile_appears_exactly_when_the_sample_can_bound_it() {
+        for (q, read) in [
+            (0.95, (|s| s.p95) as fn(&Summary) -> Percentile),
+            (0.99, |s| s.p99),
+            (0.999, |s| s.p999),
+        ] {
+            let least = min_samples(q);
+            let summary = |n: u64| (1..=n).collect::<Sample>().summary();
+            assert_eq!(read(&summary(least - 1)), Percentile::TooFew, "{q}");
+            assert!(
+                matches!(read(&summary(least)), Percentile::Seconds(_)),
+                "{q}"
+            );
+            let mut gaps = Gaps::default();
+            (1..least).for_each(|t| gaps.record(t * 1000));
+            assert_eq!(read(&gaps.summary()), Percentile::TooFew, "{q}");
+            gaps.record(5000);
+            assert!(
+                matches!(read(&gaps.summary()), Percentile::Seconds(_)),
+                "{q}"
+            );
+        }
+    }
+
+    #[test]
+    fn nearest_ranks_are_exact() {
+        let sample: Sample = (1..=100).map(|s| s * 1_000_000_000).collect();
+        let summary = sample.summary();
+        assert_eq!(summary.p50, Percentile::Seconds(50.0));
+        assert_eq!(summary.p90, Percentile::Seconds(90.0));
+        assert_eq!(summary.p95, Percentile::Seconds(95.0));
+        assert_eq!(summary.p99, Percentile::TooFew);
+        assert_eq!(
+            (summary.n, summary.mean, summary.max),
+            (100, Some(50.5), Some(100.0))
+        );
+    }
+
+    #[test]
+    fn failures_are_infinitely_slow() {
+        let sample: Sample = (1..=290).map(|s| s * 1_000_000_000).collect();
+        let summary = sample.summary_with_failures(10);
+        assert_eq!((summary.n, summary.max), (300, Some(290.0)));
+        assert_eq!(summary.p95, Percentile::Seconds(285.0));
+        assert_eq!(summary.p99, Percentile::Infinite);
+    }
+
+    #[test]
+    fn an_empty_sample_has_no_numbers() {
+        let empty = Sample::default().summary();
+        assert_eq!(
+            (empty.n, empty.mean, empty.max, empty.p50),
+            (0, None, None, Percentile::TooFew)
+        );
+        assert_eq!(Gaps::default().summary(), empty);
+        let json = serde_json::to_value(&Sample::default().summary_with_failures(5)).unwrap();
+        assert_eq!(
+            (&json["p50"], &json["p99"]),
+            (&"inf".into(), &serde_json::Value::Null)
+        );
+    }
+
+    #[test]
+    fn a_gap_beyond_the_range_does_not_panic() {
+        let mut gaps = Gaps::default();
+        gaps.record(0);
+        gaps.record(7_200_000_000_000);
+        assert!((gaps.summary().max.unwrap() - 3600.0).abs() < 4.0);
+    }
+
+    proptest! {
+        /// Histogram and exact rank agree within the histogram's three digits.
+        #[test]
+        fn histogram_and_sample_agree(values in prop::collection::vec(1_000u64..10_000_000_000, 60..200)) {
+            let mut gaps = Gaps::default();
+            values.iter().for_each(|v| gaps.record(*v));
+            let (approximate, exact) = (gaps.summary(), values.into_iter().collect::<Sample>().summary());
+            for (a, b) in [(approximate.p50, exact.p50), (approximate.p95, exact.p95)] {
+                let (Percentile::Seconds(a), Percentile::Seconds(b)) = (a, b) else { panic!("{a:?} {b:?}") };
+                prop_assert!((a - b).abs() <= b * 2e-3 + 1e-6, "{} {}", a, b);
+            }
+        }
+    }
+}

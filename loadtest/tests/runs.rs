@@ -1,0 +1,382 @@
+//! Whole runs against a scripted server: every outcome class, exact counts, and reconciliation.
+
+mod fake;
+
+use clap::Parser;
+use fake::{Behaviour, FakeServer, MetricsPage};
+use loadtest::app;
+use loadtest::args::Args;
+use loadtest::config::Config;
+use loadtest::reconcile::{Check, Verdict};
+use loadtest::report::{Report, RunVerdict};
+use loadtest::table::Table;
+
+fn config(server: &FakeServer, line: &str) -> Config {
+    let url = format!("http://{}", server.address);
+    let fixed = ["loadtest", "--quiet", "--url", &url];
+    let args = Args::try_parse_from(fixed.into_iter().chain(line.split_whitespace())).unwrap();
+    Config::try_from(args).unwrap()
+}
+
+async fn measure(server: &FakeServer, line: &str) -> Report {
+    app::measure(&config(server, line), std::future::pending())
+        .await
+        .unwrap()
+}
+
+fn count(report: &Report, class: &str) -> u64 {
+    report
+        .outcomes
+        .get(class)
+        .map_or(0, |outcome| outcome.count)
+}
+
+fn failed_checks(report: &Report) -> Vec<&Check> {
+    report
+        .server
+        .reconciliation
+        .checks
+        .iter()
+        .filter(|check| check.verdict == Verdict::Fail)
+        .collect()
+}
+
+/// Every check with an exact count on both sides.
+fn exact_passes(report: &Report) -> Vec<String> {
+    let checks = &report.server.reconciliation.checks;
+    let exact = checks
+        .iter()
+        .filter(|c| c.verdict == Verdict::Pass && c.client.1 == Some(c.client.0));
+    exact.map(|check| check.what.clone()).collect()
+}
+
+#[tokio::test]
+async fn a_closed_loop_counts_what_the_server_counts() {
+    let server = FakeServer::start(&[Behaviour::Ok], MetricsPage::Honest).await;
+    let line = "--users 8 --requests 40 --warmup 6 --prompt-tokens uniform:16..256 --output-tokens uniform:2..32";
+    let report = measure(&server, line).await;
+
+    assert!(
+        report.is_clean(),
+        "{:?} {:?}",
+        report.reasons,
+        report.outcomes
+    );
+    assert_eq!(
+        (report.requests.measured, report.requests.succeeded),
+        (40, 40)
+    );
+    assert_eq!((report.requests.warmup, report.requests.background), (6, 0));
+    assert_eq!(count(&report, "ok"), 40);
+    assert_eq!(server.bodies().len(), 46);
+    assert_eq!(server.connections(), 8, "each user keeps its connection");
+    let passes = exact_passes(&report);
+    for what in [
+        "requests answered",
+        "answers with status 200",
+        "finished by length",
+        "prompt tokens",
+        "generated tokens",
+        "first tokens (TTFT count)",
+        "tokens after the first (ITL count)",
+        "answers (E2E count)",
+        "tokens computed",
+        "still running",
+        "cache blocks still owned",
+        "models that answered",
+        "restarts of the server",
+    ] {
+        assert!(
+            passes.iter().any(|pass| pass == what),
+            "{what} is not among {passes:?}"
+        );
+    }
+    assert_eq!(
+        report.latency.ttft.n, 40,
+        "warm-up stays out of the latencies"
+    );
+    assert!(report.latency.chunk_gap_is_itl);
+    // The fake counts ten tokens around the prompt; calibration finds them.
+    assert_eq!(report.load.tokens_per_word.per_word, 1.0);
+    assert_eq!(report.load.tokens_per_word.overhead, 10.0);
+    assert_eq!(report.lengths.prompt_mean, report.lengths.prompt_asked_mean);
+    assert_eq!(report.lengths.output_mean, report.lengths.output_asked_mean);
+}
+
+#[tokio::test]
+async fn an_open_loop_sends_its_schedule() {
+    let server = FakeServer::start(&[Behaviour::Ok], MetricsPage::Honest).await;
+    let report = measure(
+        &server,
+        "--rate 2000 --requests 30 --warmup 5 --output-tokens 4 --api chat",
+    )
+    .await;
+    assert_eq!(
+        (
+            report.requests.measured,
+            report.requests.succeeded,
+            report.requests.warmup
+        ),
+        (30, 30, 5)
+    );
+    assert_eq!(server.bodies().len(), 35);
+    assert!(
+        failed_checks(&report).is_empty(),
+        "{:?}",
+        failed_checks(&report)
+    );
+}
+
+#[tokio::test]
+async fn a_duration_ends_the_window_and_not_the_requests_in_it() {
+    let server = FakeServer::start(&[Behaviour::Ok], MetricsPage::Honest).await;
+    for loop_kind in ["--users 2", "--rate 200"] {
+        let report = measure(
+            &server,
+            &format!("{loop_kind} --duration 100ms --output-tokens 2"),
+        )
+        .await;
+        let requests = &report.requests;
+        assert!(
+            requests.measured > 0 && requests.failed + requests.failed_outside == 0,
+            "{requests:?}"
+        );
+        assert_eq!(report.window.seconds, 0.1);
+        assert!(
+            failed_checks(&report).is_empty(),
+            "{:?}",
+            failed_checks(&report)
+        );
+    }
+}
+
+#[tokio::test]
+async fn every_behaviour_has_its_class() {
+    let cases = [
+        (Behaviour::Ok, "ok"),
+        (Behaviour::OkThenClose, "ok"),
+        (Behaviour::Short, "ok_short"),
+        (Behaviour::Paired, "ok"),
+        (Behaviour::ErrorEvent, "error_event"),
+        (Behaviour::CutStream, "cut"),
+        (Behaviour::NoDone, "cut"),
+        (Behaviour::Status(429, "queue_full"), "refused_429"),
+        (Behaviour::Status(503, "draining"), "refused_503_draining"),
+        (Behaviour::Status(400, "x"), "http_4xx"),
+        (Behaviour::Status(500, "x"), "http_5xx"),
+        (Behaviour::BadJson, "protocol"),
+        (Behaviour::NoUsage, "no_usage"),
+        (Behaviour::Empty, "empty"),
+        (Behaviour::AfterDone, "protocol"),
+        (Behaviour::NoFinish, "protocol"),
+        (Behaviour::NotAStream, "protocol"),
+        (Behaviour::CloseBeforeHead, "cut"),
+        (Behaviour::NotHttp, "protocol"),
+    ];
+    for api in ["chat", "completions"] {
+        for (behaviour, class) in cases {
+            let server = FakeServer::start(&[behaviour], MetricsPage::Absent).await;
+            let line = format!("--api {api} --requests 2 --output-tokens 4");
+            let report = measure(&server, &line).await;
+            let outcomes = &report.outcomes;
+            assert_eq!(
+                count(&report, class),
+                2,
+                "{api} {behaviour:?}: {outcomes:?}"
+            );
+            let is_good = class.starts_with("ok");
+            assert_eq!(report.is_clean(), is_good, "{behaviour:?}");
+            let entered = report.latency.ttft.n;
+            assert_eq!(
+                entered,
+                if is_good { 2 } else { 0 },
+                "{behaviour:?} enters the latencies"
+            );
+            assert_eq!(
+                report.rates.output_tokens > 0.0,
+                is_good,
+                "{behaviour:?} enters the throughput"
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn mixed_outcomes_still_reconcile() {
+    let script = [
+        Behaviour::Ok,
+        Behaviour::Status(429, "queue_full"),
+        Behaviour::Short,
+        Behaviour::ErrorEvent,
+        Behaviour::Status(500, "internal_error"),
+        Behaviour::CutStream,
+    ];
+    let server = FakeServer::start(&script, MetricsPage::Honest).await;
+    let report = measure(&server, "--users 3 --requests 60 --output-tokens 5").await;
+    assert_eq!(
+        (report.requests.succeeded, report.requests.failed),
+        (20, 40)
+    );
+    for (class, expected) in [
+        ("ok", 10),
+        ("ok_short", 10),
+        ("refused_429", 10),
+        ("error_event", 10),
+        ("http_5xx", 10),
+        ("cut", 10),
+    ] {
+        assert_eq!(count(&report, class), expected, "{class}");
+    }
+    assert!(
+        failed_checks(&report).is_empty(),
+        "{:?}",
+        failed_checks(&report)
+    );
+    assert!(!report.is_clean(), "a failed request fails the run");
+    assert_eq!(report.latency.ttft_with_failures.n, 60);
+}
+
+#[tokio::test]
+async fn a_refused_connection_is_a_failure_of_its_own() {
+    // A behaviour that stops the server from listening is not needed: an address where nobody
+    // listens any more will do, once the model no longer has to be asked for.
+    let server = FakeServer::start(&[Behaviour::CloseBeforeHead], MetricsPage::Absent).await;
+    let mut config = config(&server, "--requests 1");
+    config.url = loadtest::target::HttpUrl::parse("http://127.0.0.1:1").unwrap();
+    let error = app::measure(&config, std::future::pending())
+        .await
+        .unwrap_err();
+    assert!(
+        format!("{error:#}").contains("cannot reach http://127.0.0.1:1"),
+        "{error:#}"
+    );
+}
+
+#[tokio::test]
+async fn a_wrong_count_of_the_server_fails_the_run() {
+    let server = FakeServer::start(&[Behaviour::Ok], MetricsPage::CountsOneTooMany).await;
+    let report = measure(&server, "--requests 3 --output-tokens 4").await;
+    let failed: Vec<&str> = failed_checks(&report)
+        .into_iter()
+        .map(|check| &*check.what)
+        .collect();
+    assert_eq!(failed, ["generated tokens"]);
+    assert_eq!(
+        (report.verdict, report.is_clean()),
+        (RunVerdict::Invalid, false)
+    );
+    assert_eq!(report.requests.failed, 0, "only the counts are wrong");
+}
+
+#[tokio::test]
+async fn traffic_of_others_makes_exact_checks_soft() {
+    let server = FakeServer::start(&[Behaviour::Ok], MetricsPage::SharedWithOthers).await;
+    let report = measure(&server, "--requests 3 --output-tokens 4").await;
+    assert!(report.server.reconciliation.not_exclusive);
+    assert_eq!(
+        (report.verdict, report.is_clean()),
+        (RunVerdict::Warning, true)
+    );
+}
+
+#[tokio::test]
+async fn a_server_without_the_metrics_is_no_error() {
+    for (page, part) in [
+        (MetricsPage::Absent, "answers 404"),
+        (MetricsPage::Foreign, "no octet_ metrics"),
+        (MetricsPage::Broken, "line "),
+    ] {
+        let server = FakeServer::start(&[Behaviour::Ok], page).await;
+        let report = measure(&server, "--requests 2 --output-tokens 4").await;
+        let reason = report.server.not_available.clone().unwrap();
+        assert!(reason.contains(part), "{page:?}: {reason}");
+        assert!(report.is_clean() && report.server.reconciliation.checks.is_empty());
+        assert!(Table(&report).to_string().contains("not available"));
+    }
+}
+
+#[tokio::test]
+async fn a_connection_closed_between_requests_is_not_a_failure() {
+    let server = FakeServer::start(&[Behaviour::OkThenClose], MetricsPage::Honest).await;
+    let report = measure(&server, "--users 1 --requests 5 --output-tokens 2").await;
+    assert!(
+        report.is_clean(),
+        "{:?} {:?}",
+        report.outcomes,
+        report.reasons
+    );
+    assert_eq!(
+        server.bodies().len(),
+        5,
+        "a request that was read is never repeated"
+    );
+}
+
+#[tokio::test]
+async fn an_interrupted_run_reports_what_it_has() {
+    let server = FakeServer::start(&[Behaviour::Ok, Behaviour::Stall], MetricsPage::Absent).await;
+    let report = app::measure(&config(&server, "--users 1 --requests 9"), server.stalled())
+        .await
+        .unwrap();
+    assert_eq!((count(&report, "ok"), count(&report, "unfinished")), (1, 1));
+    assert_eq!(
+        (report.verdict, report.window.stopped),
+        (RunVerdict::Invalid, true)
+    );
+}
+
+#[tokio::test]
+async fn two_targets_see_the_same_requests() {
+    let line = "--users 3 --requests 12 --seed 7 --cache warm --prompt-tokens uniform:5..40 --output-tokens uniform:1..9";
+    let mut bodies = Vec::new();
+    let mut digests = Vec::new();
+    for _ in 0..2 {
+        let server = FakeServer::start(&[Behaviour::Ok], MetricsPage::Absent).await;
+        let report = measure(&server, line).await;
+        let mut seen: Vec<String> = server.bodies().iter().map(ToString::to_string).collect();
+        seen.sort_unstable();
+        bodies.push(seen);
+        digests.push(report.load.workload_sha256);
+    }
+    assert_eq!(bodies[0], bodies[1]);
+    assert_eq!(digests[0], digests[1]);
+}
+
+#[tokio::test]
+async fn the_gap_is_named_after_what_it_is() {
+    let server = FakeServer::start(&[Behaviour::Paired], MetricsPage::Absent).await;
+    let report = measure(&server, "--requests 6 --output-tokens 8").await;
+    assert_eq!(
+        (
+            report.latency.events_per_token,
+            report.latency.chunk_gap_is_itl
+        ),
+        (Some(0.5), false)
+    );
+    let table = Table(&report).to_string();
+    assert!(
+        table.contains("gap, 2.00 tokens each") && !table.contains("ITL"),
+        "{table}"
+    );
+}
+
+#[tokio::test]
+async fn the_json_file_holds_the_report() {
+    let server = FakeServer::start(&[Behaviour::Ok], MetricsPage::Honest).await;
+    let report = measure(&server, "--requests 6 --output-tokens 8").await;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("run.json");
+    app::write_json(&report, &path).unwrap();
+    let json: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+    assert_eq!((&json["schema"], &json["kind"]), (&1.into(), &"run".into()));
+    assert_eq!(json["outcomes"]["ok"]["count"], 6);
+    assert_eq!(json["load"]["arrival"]["kind"], "closed");
+    assert_eq!(json["server"]["checks"][0]["verdict"], "pass");
+    assert!(json["latency"]["ttft"]["p50"].is_number() && json["latency"]["ttft"]["p99"].is_null());
+    let names: Vec<String> = std::fs::read_dir(folder.path())
+        .unwrap()
+        .map(|e| e.unwrap().file_name().into_string().unwrap())
+        .collect();
+    assert_eq!(names, ["run.json"], "no partial file stays");
+}
