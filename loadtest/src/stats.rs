@@ -236,7 +236,7 @@ mod tests {
             (0, None, None, Percentile::TooFew)
         );
         assert_eq!(Gaps::default().summary(), empty);
-        let json = serde_json::to_value(&Sample::default().summary_with_failures(5)).unwrap();
+        let json = serde_json::to_value(Sample::default().summary_with_failures(5)).unwrap();
         assert_eq!(
             (&json["p50"], &json["p99"]),
             (&"inf".into(), &serde_json::Value::Null)
