@@ -1,1 +1,10 @@
 //! The bundled model: generator, trainer, weights and model card.
+
+pub mod chat;
+pub mod dataset;
+pub mod prng;
+pub mod skills;
+pub mod tokenizer;
+pub mod words;
+
+pub mod train;
