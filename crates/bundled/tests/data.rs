@@ -148,7 +148,7 @@ fn the_chat_template_renders_what_was_trained_on() {
         let context = json!({"messages": messages, "tools": tools, "add_generation_prompt": false});
         assert_eq!(
             template
-                .render(minijinja::Value::from_serialize(&context))
+                .render(minijinja::value::Serde(&context))
                 .expect("renders"),
             expected
         );

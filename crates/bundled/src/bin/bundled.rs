@@ -120,10 +120,6 @@ fn print_score(run: &Path) -> Result<()> {
 
 fn write_model(run: &Path, to: &Path) -> Result<()> {
     let (tokenizer, state) = (load_tokenizer(run)?, Checkpoint::load(run)?);
-    export(
-        to,
-        &Shape::bundled(tokenizer.len()),
-        &state.average,
-        &tokenizer,
-    )
+    let shape = Shape::bundled(tokenizer.len());
+    Ok(export(to, &shape, &state.average, &tokenizer)?)
 }
