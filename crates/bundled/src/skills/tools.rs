@@ -228,7 +228,7 @@ fn tool(prng: &mut Prng, split: Split) -> Tool {
         return Tool {
             name,
             description: (*description).to_owned(),
-            parameter: *prng.pick::<&str>(parameters),
+            parameter: prng.pick::<&str>(parameters),
             kind: *kind,
             phrasings,
         };
