@@ -1,7 +1,7 @@
 //! Attention of the reference target: one query head of one token at a time, keys in order of position.
 
-use super::{KvCache, Tensor, dot, expect_equal};
-use crate::{AttentionSpec, BLOCK_SIZE, Batch, BatchSequence, Result};
+use super::{KvCache, Tensor, dot, expect_below, expect_equal};
+use crate::{AttentionSpec, BLOCK_SIZE, BackendError, Batch, BatchSequence, Result};
 
 pub(super) fn attention(
     q: &Tensor,
@@ -10,13 +10,7 @@ pub(super) fn attention(
     spec: &AttentionSpec,
     batch: &Batch,
 ) -> Result<Tensor> {
-    expect_equal("query width", q.columns, spec.num_heads * spec.head_dim)?;
-    expect_equal("query tokens", q.rows, batch.num_tokens())?;
-    expect_equal(
-        "cache width",
-        cache.width,
-        spec.num_kv_heads * spec.head_dim,
-    )?;
+    check(q, cache, layer, spec, batch)?;
     let mut out = Tensor::zeros(q.rows, q.columns);
     let mut row = 0;
     for sequence in &batch.sequences {
@@ -44,6 +38,31 @@ pub(super) fn attention(
         }
     }
     Ok(out)
+}
+
+fn check(
+    q: &Tensor,
+    cache: &KvCache,
+    layer: usize,
+    spec: &AttentionSpec,
+    batch: &Batch,
+) -> Result<()> {
+    expect_equal("query width", q.columns, spec.num_heads * spec.head_dim)?;
+    expect_equal("query tokens", q.rows, batch.num_tokens())?;
+    let width = spec.num_kv_heads * spec.head_dim;
+    expect_equal("cache width", cache.width, width)?;
+    cache.expect_layer(layer)?;
+    if spec.num_kv_heads == 0 || !spec.num_heads.is_multiple_of(spec.num_kv_heads) {
+        return Err(BackendError::Shape(format!(
+            "{} query heads for {} key/value heads",
+            spec.num_heads, spec.num_kv_heads
+        )));
+    }
+    let blocks = cache.num_slots() / BLOCK_SIZE;
+    for block in batch.sequences.iter().flat_map(|s| &s.block_table) {
+        expect_below("block", *block as usize, blocks)?;
+    }
+    Ok(())
 }
 
 /// One key/value head of one sequence.

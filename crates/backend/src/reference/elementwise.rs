@@ -1,10 +1,13 @@
 //! Norms, rotation and activations of the reference target.
 
-use super::{Tensor, expect_equal};
+use super::{Tensor, expect_below, expect_equal};
 use crate::{Activation, BackendError, Norm, NormKind, Result, Rope};
 
 pub(super) fn norm(x: &Tensor, norm: &Norm<Tensor>) -> Result<Tensor> {
     expect_equal("norm weight", norm.weight.data.len(), x.columns)?;
+    if let Some(bias) = &norm.bias {
+        expect_equal("norm bias", bias.data.len(), x.columns)?;
+    }
     if norm.width == 0 || !x.columns.is_multiple_of(norm.width) {
         return Err(BackendError::Shape(format!(
             "norm width {} of {} features",
@@ -12,8 +15,8 @@ pub(super) fn norm(x: &Tensor, norm: &Norm<Tensor>) -> Result<Tensor> {
         )));
     }
     let mut out = x.clone();
-    for row in out.data.chunks_exact_mut(x.columns) {
-        for (group, values) in row.chunks_exact_mut(norm.width).enumerate() {
+    for row in 0..x.rows {
+        for (group, values) in out.row_mut(row).chunks_exact_mut(norm.width).enumerate() {
             normalise(values, norm.kind, norm.eps);
             let start = group * norm.width;
             values
@@ -45,14 +48,21 @@ fn normalise(values: &mut [f32], kind: NormKind, eps: f32) {
 pub(super) fn rope(x: &mut Tensor, rope: &Rope<Tensor>, positions: &[usize]) -> Result<()> {
     expect_equal("rotated tokens", x.rows, positions.len())?;
     expect_equal("rope table", rope.table.columns, rope.rotary_dim)?;
+    if rope.head_dim == 0 || !x.columns.is_multiple_of(rope.head_dim) {
+        return Err(BackendError::Shape(format!(
+            "heads of {} in {} features",
+            rope.head_dim, x.columns
+        )));
+    }
+    if rope.rotary_dim > rope.head_dim || !rope.rotary_dim.is_multiple_of(2) {
+        return Err(BackendError::Shape(format!(
+            "{} of {} features of a head turn",
+            rope.rotary_dim, rope.head_dim
+        )));
+    }
     let half = rope.rotary_dim / 2;
     for (row, position) in positions.iter().enumerate() {
-        if *position >= rope.table.rows {
-            return Err(BackendError::Shape(format!(
-                "position {position} of {}",
-                rope.table.rows
-            )));
-        }
+        expect_below("position", *position, rope.table.rows)?;
         let (cos, sin) = rope.table.row(*position).split_at(half);
         for head in x.row_mut(row).chunks_exact_mut(rope.head_dim) {
             for i in 0..half {

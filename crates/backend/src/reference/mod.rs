@@ -1,7 +1,8 @@
 //! The reference target: plain loops over `Vec<f32>`, the oracle every other target is compared with.
 //!
 //! It is written to be read, not to be fast. Inner products keep sixteen running sums, so that a
-//! compiler can vectorise them without changing the order in which they are added.
+//! compiler can vectorise them without changing the order in which they are added. Operands that do
+//! not fit are errors, never panics.
 
 mod attention;
 mod elementwise;
@@ -75,16 +76,54 @@ impl Tensor {
         &mut self.data[row * self.columns..(row + 1) * self.columns]
     }
 
+    /// Fails unless `other` has the same rows and columns.
+    fn expect_same_shape(&self, other: &Self) -> Result<()> {
+        expect_equal("rows", other.rows, self.rows)?;
+        expect_equal("columns", other.columns, self.columns)
+    }
+
     fn gather(&self, rows: impl ExactSizeIterator<Item = usize>) -> Result<Self> {
         let mut out = Self::zeros(rows.len(), self.columns);
         for (to, from) in rows.enumerate() {
-            if from >= self.rows {
-                return Err(BackendError::Shape(format!("row {from} of {}", self.rows)));
-            }
+            expect_below("row", from, self.rows)?;
             out.row_mut(to).copy_from_slice(self.row(from));
         }
         Ok(out)
     }
+}
+
+impl KvCache {
+    fn expect_layer(&self, layer: usize) -> Result<()> {
+        expect_below("layer", layer, self.keys.len())
+    }
+
+    fn num_slots(&self) -> usize {
+        match (self.keys.first(), self.width) {
+            (Some(layer), width @ 1..) => layer.len() / width,
+            _ => 0,
+        }
+    }
+}
+
+/// Zeros, or the error that says how many bytes there were not.
+fn zeros(len: usize, purpose: &'static str) -> Result<Vec<f32>> {
+    let mut data = Vec::new();
+    if data.try_reserve_exact(len).is_err() {
+        return Err(BackendError::OutOfMemory {
+            requested: len.saturating_mul(size_of::<f32>()),
+            purpose,
+        });
+    }
+    data.resize(len, 0.0);
+    Ok(data)
+}
+
+/// Fails with the index and its limit when it is out of range.
+fn expect_below(what: &str, index: usize, limit: usize) -> Result<()> {
+    if index < limit {
+        return Ok(());
+    }
+    Err(BackendError::Shape(format!("{what} {index} of {limit}")))
 }
 
 /// Fails with both numbers when they differ.
@@ -121,6 +160,8 @@ impl Backend for ReferenceBackend {
     type Step = Step;
 
     fn load_tensor(&mut self, tensor: HostTensor) -> Result<Tensor> {
+        let len = tensor.rows.saturating_mul(tensor.columns);
+        expect_equal("elements", tensor.data.len(), len)?;
         Ok(Tensor {
             rows: tensor.rows,
             columns: tensor.columns,
@@ -129,6 +170,9 @@ impl Backend for ReferenceBackend {
     }
 
     fn load_linear(&mut self, weight: LinearWeight) -> Result<Linear> {
+        if let Some(bias) = &weight.bias {
+            expect_equal("bias", bias.len(), weight.weight.rows)?;
+        }
         Ok(Linear {
             weight: self.load_tensor(weight.weight)?,
             bias: weight.bias,
@@ -137,16 +181,23 @@ impl Backend for ReferenceBackend {
 
     fn alloc_kv_cache(&mut self, spec: &KvCacheSpec) -> Result<KvCache> {
         let width = spec.num_kv_heads * spec.head_dim;
-        let layer = vec![0.0; spec.num_blocks * BLOCK_SIZE * width];
+        let len = (spec.num_blocks * BLOCK_SIZE).saturating_mul(width);
+        let layers = || {
+            (0..spec.num_layers)
+                .map(|_| zeros(len, "the cache of keys and values"))
+                .collect::<Result<Vec<_>>>()
+        };
         Ok(KvCache {
             dtype: spec.dtype,
             width,
-            keys: vec![layer.clone(); spec.num_layers],
-            values: vec![layer; spec.num_layers],
+            keys: layers()?,
+            values: layers()?,
         })
     }
 
     fn begin_step(&mut self, batch: &Batch) -> Result<Step> {
+        // Ids and blocks are checked where they meet a table and a cache.
+        batch.validate(usize::MAX, usize::MAX)?;
         Ok(Step {
             positions: batch.positions().collect(),
             slots: batch.slots().collect(),
@@ -156,6 +207,10 @@ impl Backend for ReferenceBackend {
 
     fn copy_blocks(&mut self, cache: &mut KvCache, copies: &[BlockCopy]) -> Result<()> {
         let size = BLOCK_SIZE * cache.width;
+        for copy in copies {
+            let last = copy.from.max(copy.to) as usize;
+            expect_below("block", last, cache.num_slots() / BLOCK_SIZE)?;
+        }
         for layer in cache.keys.iter_mut().chain(&mut cache.values) {
             for copy in copies {
                 let from = copy.from as usize * size;
@@ -173,6 +228,7 @@ impl Backend for ReferenceBackend {
     }
 
     fn select(&mut self, x: &Tensor, step: &Step) -> Result<Tensor> {
+        expect_equal("selected tokens", x.rows, step.positions.len())?;
         x.gather(step.batch.logit_rows.iter().copied())
     }
 
@@ -190,8 +246,9 @@ impl Backend for ReferenceBackend {
             }
         }
         if let Some(bias) = &linear.bias {
-            for row in out.data.chunks_exact_mut(out.columns) {
-                row.iter_mut().zip(bias).for_each(|(y, b)| *y += b);
+            for row in 0..x.rows {
+                let outputs = out.row_mut(row).iter_mut();
+                outputs.zip(bias).for_each(|(y, b)| *y += b);
             }
         }
         Ok(out)
@@ -224,9 +281,14 @@ impl Backend for ReferenceBackend {
         v: &Tensor,
         step: &Step,
     ) -> Result<()> {
+        cache.expect_layer(layer)?;
         expect_equal("key width", k.columns, cache.width)?;
         expect_equal("value width", v.columns, cache.width)?;
-        expect_equal("stored tokens", k.rows, step.slots.len())?;
+        expect_equal("stored keys", k.rows, step.slots.len())?;
+        expect_equal("stored values", v.rows, step.slots.len())?;
+        for slot in &step.slots {
+            expect_below("slot", *slot, cache.num_slots())?;
+        }
         let width = cache.width;
         for (store, new) in [(&mut cache.keys[layer], k), (&mut cache.values[layer], v)] {
             for (row, slot) in step.slots.iter().enumerate() {
@@ -261,13 +323,13 @@ impl Backend for ReferenceBackend {
     }
 
     fn mul(&mut self, x: &mut Tensor, y: &Tensor) -> Result<()> {
-        expect_equal("factors", y.data.len(), x.data.len())?;
+        x.expect_same_shape(y)?;
         x.data.iter_mut().zip(&y.data).for_each(|(x, y)| *x *= y);
         Ok(())
     }
 
     fn add(&mut self, x: &mut Tensor, y: &Tensor) -> Result<()> {
-        expect_equal("summands", y.data.len(), x.data.len())?;
+        x.expect_same_shape(y)?;
         x.data.iter_mut().zip(&y.data).for_each(|(x, y)| *x += y);
         Ok(())
     }
