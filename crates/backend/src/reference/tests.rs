@@ -1,7 +1,14 @@
 use std::sync::Arc;
 
 use super::*;
+use crate::conformance::Tolerances;
 use crate::{RowOutput, RowTask, SampleRow, SamplingParams, TokenCount};
+
+mod suite {
+    use super::*;
+
+    crate::conformance_suite!(ReferenceBackend, Tolerances::F32);
+}
 
 fn row(params: SamplingParams) -> SampleRow {
     SampleRow {

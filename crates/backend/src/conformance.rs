@@ -1,1 +1,0 @@
-//! The conformance suite: one body per operation, run for every target against the reference.

@@ -1,0 +1,160 @@
+//! Promises about the paged cache that a target keeps bit for bit, without asking the reference.
+
+use super::TestBackend;
+use super::attention::{AttentionCase, HEADS, NUM_LAYERS, Outputs};
+use super::compare::assert_same_bits;
+use super::scene::{MIXED, Scene, Span, features, span};
+use crate::{BLOCK_SIZE, BlockCopy, BlockId, KvDtype};
+
+/// A spread of what the promises are checked for: every layout of heads, with a window and a cap on
+/// every other one.
+fn cases() -> Vec<AttentionCase> {
+    let mut cases = Vec::new();
+    for (i, (num_heads, num_kv_heads, head_dim)) in HEADS.iter().enumerate() {
+        for dtype in [KvDtype::F32, KvDtype::Bf16] {
+            let mut case = AttentionCase::new(*num_heads, *num_kv_heads, *head_dim, dtype);
+            if i % 2 == 1 {
+                case.spec.window = Some(17);
+                case.spec.soft_cap = Some(3.0);
+            }
+            cases.push(case);
+        }
+    }
+    cases
+}
+
+fn assert_same_outputs(found: &Outputs, expected: &Outputs, case: &AttentionCase, what: &str) {
+    assert!(found.keys().eq(expected.keys()), "{what}: {case:?}");
+    for (place, expected) in expected {
+        assert_same_bits(&found[place], expected, (what, place, case));
+    }
+}
+
+/// A prompt computed in chunks of any size has the same attention as the whole prompt.
+pub fn chunks_equal_the_whole<B: TestBackend>(target: &mut B) {
+    let whole = [span(0, 0, 101)];
+    let scene = Scene::new(&whole, 7);
+    for case in cases() {
+        let expected = case.run(target, &scene, &[whole.to_vec()]);
+        for size in [1, 7, 31, 32, 33, 64] {
+            let chunks: Vec<Vec<Span>> = (0..101)
+                .step_by(size)
+                .map(|start| vec![span(0, start, (start + size).min(101))])
+                .collect();
+            let found = case.run(target, &scene, &chunks);
+            assert_same_outputs(&found, &expected, &case, &format!("chunks of {size}"));
+        }
+    }
+}
+
+/// A sequence has the same attention alone and among others, whatever their order in the batch.
+pub fn sequences_do_not_see_each_other<B: TestBackend>(target: &mut B) {
+    let scene = Scene::new(MIXED, 7);
+    let reversed: Vec<Span> = MIXED.iter().rev().copied().collect();
+    for case in cases() {
+        let together = case.after_history(target, &scene, MIXED);
+        let turned = case.after_history(target, &scene, &reversed);
+        assert_same_outputs(&turned, &together, &case, "order");
+        let mut alone = Outputs::new();
+        for s in MIXED {
+            alone.extend(case.after_history(target, &scene, &[*s]));
+        }
+        assert_same_outputs(&alone, &together, &case, "alone");
+    }
+}
+
+/// Which blocks hold a sequence changes nothing.
+pub fn placement_does_not_matter<B: TestBackend>(target: &mut B) {
+    for case in cases() {
+        let expected = case.after_history(target, &Scene::new(MIXED, 7), MIXED);
+        for stride in [2, 5] {
+            let found = case.after_history(target, &Scene::new(MIXED, stride), MIXED);
+            assert_same_outputs(&found, &expected, &case, "placement");
+        }
+    }
+}
+
+/// What an earlier owner left in a block is never read, not even times zero: its NaN stays its own.
+pub fn stale_slots_are_never_read<B: TestBackend>(target: &mut B) {
+    let spans = [span(0, 0, 3), span(1, 0, 40)];
+    let scene = Scene::new(&spans, 7);
+    for case in cases() {
+        let expected = case.run(target, &scene, &[spans.to_vec()]);
+        let mut cache = case.alloc(target, scene.num_blocks);
+        fill_with_nan(target, &case, &mut cache, &scene);
+        let found = case.step(target, &mut cache, &scene, &spans);
+        assert_same_outputs(&found, &expected, &case, "stale slots");
+    }
+}
+
+fn fill_with_nan<B: TestBackend>(
+    target: &mut B,
+    case: &AttentionCase,
+    cache: &mut B::KvCache,
+    scene: &Scene,
+) {
+    let rows = scene.num_blocks * BLOCK_SIZE;
+    let everything = Scene {
+        tables: vec![(0..scene.num_blocks as BlockId).collect()],
+        num_blocks: scene.num_blocks,
+    };
+    let step = target
+        .begin_step(&everything.batch(&[span(0, 0, rows)]))
+        .expect("the batch is valid");
+    let nan = target.upload(
+        rows,
+        case.kv_width(),
+        &vec![f32::NAN; rows * case.kv_width()],
+    );
+    for layer in 0..NUM_LAYERS {
+        target
+            .store_kv(cache, layer, &nan, &nan, &step)
+            .expect("the shapes fit");
+    }
+}
+
+/// `copy_blocks` copies every layer, in order, and later writes to the source do not show.
+pub fn block_copies_are_complete_and_ordered<B: TestBackend>(target: &mut B) {
+    let prompt = [span(0, 0, 70)];
+    let next = [span(0, 70, 72)];
+    // The first sequence owns blocks 0 to 2; the second shares none of them.
+    let scene = |table: [BlockId; 3]| Scene {
+        tables: vec![table.to_vec()],
+        num_blocks: 8,
+    };
+    let copy = |from, to| BlockCopy { from, to };
+    for case in cases() {
+        let mut cache = case.alloc(target, 8);
+        case.step(target, &mut cache, &scene([0, 1, 2]), &prompt);
+        // Block 3 is passed on to block 4 before it is overwritten.
+        let copies = [copy(0, 3), copy(3, 4), copy(1, 3), copy(2, 7), copy(5, 0)];
+        target
+            .copy_blocks(&mut cache, &copies)
+            .expect("the blocks exist");
+        overwrite(target, &case, &mut cache, &scene([0, 1, 2]), &prompt);
+        let found = case.step(target, &mut cache, &scene([4, 3, 7]), &next);
+        let steps = [prompt.to_vec(), next.to_vec()];
+        let mut expected = case.run(target, &scene([0, 1, 2]), &steps);
+        expected.retain(|(_, position), _| *position >= 70);
+        assert_same_outputs(&found, &expected, &case, "copied blocks");
+    }
+}
+
+fn overwrite<B: TestBackend>(
+    target: &mut B,
+    case: &AttentionCase,
+    cache: &mut B::KvCache,
+    scene: &Scene,
+    spans: &[Span],
+) {
+    let data = features(77, spans, case.kv_width());
+    let step = target
+        .begin_step(&scene.batch(spans))
+        .expect("the batch is valid");
+    let other = target.upload(data.len() / case.kv_width(), case.kv_width(), &data);
+    for layer in 0..NUM_LAYERS {
+        target
+            .store_kv(cache, layer, &other, &other, &step)
+            .expect("the shapes fit");
+    }
+}
