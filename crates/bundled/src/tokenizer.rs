@@ -228,7 +228,7 @@ fn class(c: char) -> Class {
     }
 }
 
-/// The pieces of a text; see [`PIECES`].
+/// The pieces of a text; see `PIECES`.
 pub fn pieces(text: &str) -> impl Iterator<Item = &str> {
     let mut rest = text;
     std::iter::from_fn(move || {

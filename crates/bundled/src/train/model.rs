@@ -40,7 +40,7 @@ impl Shape {
         self.width / self.heads
     }
 
-    /// Where every tensor lies, in the order of [`Params::data`].
+    /// Where every tensor lies, in the order of `Params::data`.
     pub fn tensors(&self) -> Vec<Tensor> {
         let (d, f) = (self.width, self.ffn);
         let mut list = vec![("model.embed_tokens.weight".to_owned(), self.vocab, d)];
