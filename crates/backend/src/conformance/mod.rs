@@ -101,7 +101,7 @@ impl Tolerances {
 /// Makes a `#[test]` of every body of the suite, in the module it is called in.
 ///
 /// The first argument is an expression that makes the target, evaluated once per test; the second is
-/// its [`Tolerances`](crate::conformance::Tolerances).
+/// its [`Tolerances`].
 ///
 /// ```text
 /// mod scalar {
