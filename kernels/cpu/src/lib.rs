@@ -1,1 +1,35 @@
-//! CPU kernels: slices in, slices out.
+//! CPU kernels: slices in, slices out, one operation per file.
+//!
+//! Every kernel is written once over sixteen lanes (`simd`) and compiled for each [`Isa`] level;
+//! `Isa::Scalar` runs the same operations on arrays and is the twin that the others are tested
+//! against. The order of every float sum is fixed, so the bits of a result depend on neither the
+//! level, nor the number of rows, nor the number of threads. This crate knows nothing of models,
+//! batches or files; threads come in through [`TaskRunner`].
+#![allow(unsafe_code)]
+
+mod activation;
+mod aligned;
+mod attention;
+mod isa;
+mod linear;
+mod math;
+mod norm;
+mod rope;
+mod runner;
+mod simd;
+mod store_kv;
+mod sum;
+#[cfg(test)]
+mod test_data;
+
+pub use activation::{Activation, activate, gated};
+pub use aligned::{AlignedBuf, Element};
+pub use attention::{
+    AttentionShape, KvElement, KvLayer, MAX_HEAD_DIM, QUERY_TILE, QueryTile, attention,
+};
+pub use isa::Isa;
+pub use linear::{Epilogue, LinearWeight, PANEL_WIDTH, linear};
+pub use norm::{NormKind, NormParams, norm};
+pub use rope::rope;
+pub use runner::{Serial, TaskRunner, for_each_chunk};
+pub use store_kv::{KEY_BLOCK, KvGeometry, copy_block, store_keys, store_values};

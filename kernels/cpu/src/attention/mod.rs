@@ -1,0 +1,193 @@
+//! Causal attention over the paged cache: prefill chunks and decode alike, grouped queries, windows
+//! and soft caps.
+//!
+//! Every (token, head) row has one order, whatever the chunking, the batch and the level. Keys are
+//! split at absolute positions every 256. Inside a split: scores as one running sum of fused
+//! multiply-adds over the features; their maximum; weights `2^(s − max)`; the weights' sum, a
+//! butterfly over each 32 keys and the blocks in order; the weighted values, one running sum per
+//! feature over the visible keys in order. The (max, sum, values) of the splits are merged in order.
+//! Keys a row does not see are skipped, not multiplied by zero: freed blocks may hold anything.
+//!
+//! A task is one key/value head of one query tile; up to eight rows (tokens × the heads that share
+//! the keys) go through a split together, so that keys and values are loaded once for all of them.
+//! Decode is bound by reading the cache.
+
+mod rows;
+#[cfg(test)]
+mod tests;
+
+use crate::isa::{Isa, Kernel};
+use crate::runner::{Shared, TaskRunner};
+use crate::simd::Simd;
+pub use crate::store_kv::KvElement;
+use crate::store_kv::{KEY_BLOCK, KvGeometry};
+use rows::Rows;
+
+/// Features of the widest head.
+pub const MAX_HEAD_DIM: usize = 256;
+/// Tokens of the longest query tile.
+pub const QUERY_TILE: usize = 8;
+
+/// What is computed for a row.
+#[derive(Debug, Clone, Copy)]
+pub struct AttentionShape {
+    /// Query heads, a multiple of the cache's heads.
+    pub num_heads: usize,
+    /// Multiplies `q·k`.
+    pub scale: f32,
+    /// Query `i` sees keys `j` with `i − window < j ≤ i`.
+    pub window: Option<usize>,
+    /// `s ← cap · tanh(s / cap)`.
+    pub soft_cap: Option<f32>,
+}
+
+/// Keys and values of one layer.
+#[derive(Debug, Clone, Copy)]
+pub struct KvLayer<'a, T> {
+    /// The shape of both.
+    pub geometry: KvGeometry,
+    /// Laid out as [`crate::store_keys`] writes them.
+    pub keys: &'a [T],
+    /// Laid out as [`crate::store_values`] writes them.
+    pub values: &'a [T],
+}
+
+/// Up to [`QUERY_TILE`] consecutive tokens of one sequence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct QueryTile {
+    /// Row of the first token.
+    pub first_row: usize,
+    /// Tokens.
+    pub num_tokens: usize,
+    /// Position of the first token.
+    pub first_position: usize,
+    /// Where the sequence's blocks start in the block tables.
+    pub first_block: usize,
+}
+
+/// Computes rows of `num_heads · head_dim`. The tiles cover the rows of `q` in order.
+///
+/// # Panics
+/// When lengths do not fit together, a tile reaches outside its rows or the block tables, or a block
+/// outside the cache.
+#[expect(clippy::too_many_arguments, reason = "each is one named operand")]
+pub fn attention<T: KvElement>(
+    isa: Isa,
+    runner: &dyn TaskRunner,
+    shape: AttentionShape,
+    q: &[f32],
+    layer: KvLayer<T>,
+    tiles: &[QueryTile],
+    block_tables: &[u32],
+    out: &mut [f32],
+) {
+    check(&shape, q, &layer, tiles, block_tables, out);
+    let num_kv_heads = layer.geometry.num_kv_heads;
+    let out = Shared(out.as_mut_ptr());
+    runner.run(tiles.len() * num_kv_heads, &|index| {
+        isa.dispatch(HeadOfTile {
+            shape,
+            q,
+            layer,
+            tile: tiles[index / num_kv_heads],
+            kv_head: index % num_kv_heads,
+            block_tables,
+            out: out.get(),
+        });
+    });
+}
+
+/// Everything the pointers of the kernel rely on.
+fn check<T>(
+    shape: &AttentionShape,
+    q: &[f32],
+    layer: &KvLayer<T>,
+    tiles: &[QueryTile],
+    block_tables: &[u32],
+    out: &[f32],
+) {
+    let geometry = layer.geometry;
+    assert!(geometry.num_kv_heads > 0 && shape.num_heads.is_multiple_of(geometry.num_kv_heads));
+    assert!((1..=MAX_HEAD_DIM).contains(&geometry.head_dim));
+    assert_eq!(geometry.keys_len(), Some(layer.keys.len()));
+    assert_eq!(geometry.values_len(), Some(layer.values.len()));
+    assert_ne!(shape.window, Some(0), "a window holds the token itself");
+    let mut rows = 0;
+    for tile in tiles {
+        assert_eq!(tile.first_row, rows, "tiles cover the rows in order");
+        assert!((1..=QUERY_TILE).contains(&tile.num_tokens));
+        let num_blocks = (tile.first_position + tile.num_tokens).div_ceil(KEY_BLOCK);
+        let blocks = &block_tables[tile.first_block..][..num_blocks];
+        assert!(blocks.iter().all(|id| (*id as usize) < geometry.num_blocks));
+        rows += tile.num_tokens;
+    }
+    assert_eq!(q.len(), rows * shape.num_heads * geometry.head_dim);
+    assert_eq!(q.len(), out.len(), "as many results as queries");
+}
+
+/// One task.
+struct HeadOfTile<'a, T> {
+    shape: AttentionShape,
+    q: &'a [f32],
+    layer: KvLayer<'a, T>,
+    tile: QueryTile,
+    kv_head: usize,
+    block_tables: &'a [u32],
+    out: *mut f32,
+}
+
+impl<T: KvElement> Kernel for HeadOfTile<'_, T> {
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let heads_per_kv = self.shape.num_heads / self.layer.geometry.num_kv_heads;
+        let num_rows = self.tile.num_tokens * heads_per_kv;
+        let mut row = 0;
+        while row < num_rows {
+            let left = num_rows - row;
+            row += if S::WIDE && left >= 8 {
+                self.rows::<S, 8>(s, row)
+            } else if left >= 4 {
+                self.rows::<S, 4>(s, row)
+            } else if left >= 2 {
+                self.rows::<S, 2>(s, row)
+            } else {
+                self.rows::<S, 1>(s, row)
+            };
+        }
+    }
+}
+
+impl<T: KvElement> HeadOfTile<'_, T> {
+    /// Computes `R` rows from `first` on; row `r` is head `r mod h` of token `r / h`, where `h` heads
+    /// share the keys.
+    #[inline(always)]
+    fn rows<S: Simd, const R: usize>(&self, s: S, first: usize) -> usize {
+        let geometry = self.layer.geometry;
+        let heads_per_kv = self.shape.num_heads / geometry.num_kv_heads;
+        let mut starts = [0; R];
+        let mut positions = [0; R];
+        for r in 0..R {
+            let (token, head) = ((first + r) / heads_per_kv, (first + r) % heads_per_kv);
+            let head = self.kv_head * heads_per_kv + head;
+            let row = self.tile.first_row + token;
+            starts[r] = (row * self.shape.num_heads + head) * geometry.head_dim;
+            positions[r] = self.tile.first_position + token;
+        }
+        let key_len = geometry.num_blocks * geometry.key_block_len();
+        let value_len = geometry.num_blocks * geometry.value_block_len();
+        let rows = Rows::<T, R>::new(
+            &self.shape,
+            geometry,
+            positions,
+            starts.map(|start| &self.q[start..start + geometry.head_dim]),
+            &self.layer.keys[self.kv_head * key_len..][..key_len],
+            &self.layer.values[self.kv_head * value_len..][..value_len],
+            &self.block_tables[self.tile.first_block..],
+        );
+        // SAFETY: each start and the `head_dim` elements from there lie inside `out`, whose length
+        // equals that of `q`; no other task and no other row has them. The blocks of every position
+        // up to the last row's exist (`check`).
+        unsafe { rows.run(s, starts.map(|start| self.out.add(start))) };
+        R
+    }
+}

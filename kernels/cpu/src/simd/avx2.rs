@@ -1,0 +1,170 @@
+//! AVX2 with FMA: sixteen lanes in two registers, lanes 0–7 in the first.
+
+use std::arch::x86_64::*;
+
+use super::Simd;
+
+/// Proof that the CPU has AVX2 and FMA.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Avx2(());
+
+impl Avx2 {
+    pub(crate) fn new() -> Option<Self> {
+        let found = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+        found.then_some(Self(()))
+    }
+}
+
+/// Applies a two-operand intrinsic to both registers.
+macro_rules! both {
+    ($intrinsic:ident, $a:expr, $b:expr) => {
+        // SAFETY: checked in `new`.
+        unsafe { [$intrinsic($a[0], $b[0]), $intrinsic($a[1], $b[1])] }
+    };
+}
+
+// Every SAFETY note below that says "checked in `new`" refers to the features above.
+impl Simd for Avx2 {
+    type F = [__m256; 2];
+
+    const WIDE: bool = false;
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> Self::F {
+        // SAFETY: checked in `new`.
+        unsafe { [_mm256_set1_ps(x); 2] }
+    }
+
+    #[inline(always)]
+    fn add(self, a: Self::F, b: Self::F) -> Self::F {
+        both!(_mm256_add_ps, a, b)
+    }
+
+    #[inline(always)]
+    fn sub(self, a: Self::F, b: Self::F) -> Self::F {
+        both!(_mm256_sub_ps, a, b)
+    }
+
+    #[inline(always)]
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F {
+        both!(_mm256_mul_ps, a, b)
+    }
+
+    #[inline(always)]
+    fn div(self, a: Self::F, b: Self::F) -> Self::F {
+        both!(_mm256_div_ps, a, b)
+    }
+
+    #[inline(always)]
+    fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        // SAFETY: checked in `new`.
+        unsafe {
+            [
+                _mm256_fmadd_ps(a[0], b[0], c[0]),
+                _mm256_fmadd_ps(a[1], b[1], c[1]),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    fn max(self, a: Self::F, b: Self::F) -> Self::F {
+        both!(_mm256_max_ps, a, b)
+    }
+
+    #[inline(always)]
+    fn min(self, a: Self::F, b: Self::F) -> Self::F {
+        both!(_mm256_min_ps, a, b)
+    }
+
+    #[inline(always)]
+    fn abs(self, x: Self::F) -> Self::F {
+        // SAFETY: checked in `new`.
+        let sign = unsafe { [_mm256_set1_ps(-0.0); 2] };
+        both!(_mm256_andnot_ps, sign, x)
+    }
+
+    #[inline(always)]
+    fn select_less(self, a: Self::F, b: Self::F, x: Self::F, y: Self::F) -> Self::F {
+        // SAFETY: checked in `new`.
+        unsafe {
+            [
+                _mm256_blendv_ps(y[0], x[0], _mm256_cmp_ps::<_CMP_LT_OQ>(a[0], b[0])),
+                _mm256_blendv_ps(y[1], x[1], _mm256_cmp_ps::<_CMP_LT_OQ>(a[1], b[1])),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    fn shift_to_exponent(self, x: Self::F) -> Self::F {
+        // SAFETY: checked in `new`.
+        unsafe {
+            let one = _mm256_set1_epi32(1f32.to_bits() as i32);
+            let low = _mm256_slli_epi32::<23>(_mm256_castps_si256(x[0]));
+            let high = _mm256_slli_epi32::<23>(_mm256_castps_si256(x[1]));
+            [
+                _mm256_castsi256_ps(_mm256_add_epi32(low, one)),
+                _mm256_castsi256_ps(_mm256_add_epi32(high, one)),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    fn sum(self, x: Self::F) -> f32 {
+        // SAFETY: checked in `new`. The shuffles swap halves, pairs and neighbours.
+        unsafe {
+            let x = _mm256_add_ps(x[0], x[1]);
+            let x = _mm256_add_ps(x, _mm256_permute2f128_ps::<1>(x, x));
+            let x = _mm256_add_ps(x, _mm256_permute_ps::<0b01_00_11_10>(x));
+            let x = _mm256_add_ps(x, _mm256_permute_ps::<0b10_11_00_01>(x));
+            _mm256_cvtss_f32(x)
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_ptr(self, from: *const f32) -> Self::F {
+        // SAFETY: features checked in `new`; the caller answers for sixteen floats.
+        unsafe { [_mm256_loadu_ps(from), _mm256_loadu_ps(from.add(8))] }
+    }
+
+    #[inline(always)]
+    unsafe fn store_ptr(self, to: *mut f32, x: Self::F) {
+        // SAFETY: features checked in `new`; the caller answers for sixteen floats.
+        unsafe {
+            _mm256_storeu_ps(to, x[0]);
+            _mm256_storeu_ps(to.add(8), x[1]);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16_ptr(self, from: *const u16) -> Self::F {
+        // SAFETY: features checked in `new`; the caller answers for sixteen 16-bit numbers.
+        unsafe {
+            let low = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()));
+            let high = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.add(8).cast()));
+            [
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(low)),
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(high)),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16_pairs_ptr(self, from: *const u32) -> (Self::F, Self::F) {
+        // SAFETY: features checked in `new`; the caller answers for sixteen 32-bit numbers.
+        unsafe {
+            let first = _mm256_loadu_si256(from.cast());
+            let second = _mm256_loadu_si256(from.add(8).cast());
+            let mask = _mm256_set1_epi32(0xffff_0000_u32 as i32);
+            (
+                [
+                    _mm256_castsi256_ps(_mm256_slli_epi32::<16>(first)),
+                    _mm256_castsi256_ps(_mm256_slli_epi32::<16>(second)),
+                ],
+                [
+                    _mm256_castsi256_ps(_mm256_and_si256(first, mask)),
+                    _mm256_castsi256_ps(_mm256_and_si256(second, mask)),
+                ],
+            )
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! Sixteen lanes of f32, the same on every level.
+//!
+//! The rules that keep bits equal: `fma` rounds once; `min` and `max` return their second operand
+//! when either is NaN or both are zero, as the x86 instructions do; sums over lanes are butterflies.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod scalar;
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) use avx2::Avx2;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use avx512::Avx512;
+pub(crate) use scalar::Scalar;
+
+/// Lanes of a vector.
+pub(crate) const LANES: usize = 16;
+
+/// Operations on sixteen lanes. A value of the implementing type is the proof that the CPU can
+/// execute them. Public inside a private module: the trait of cache elements names it, nobody else can.
+pub trait Simd: Copy {
+    /// Sixteen lanes.
+    type F: Copy;
+
+    /// Whether 32 registers of sixteen lanes exist; smaller tiles are used otherwise.
+    const WIDE: bool;
+
+    fn splat(self, x: f32) -> Self::F;
+    fn add(self, a: Self::F, b: Self::F) -> Self::F;
+    fn sub(self, a: Self::F, b: Self::F) -> Self::F;
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F;
+    fn div(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a · b + c`, rounded once.
+    fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// `a > b ? a : b` per lane.
+    fn max(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a < b ? a : b` per lane.
+    fn min(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `|x|` per lane.
+    fn abs(self, x: Self::F) -> Self::F;
+    /// `a < b ? x : y` per lane; false for NaN.
+    fn select_less(self, a: Self::F, b: Self::F, x: Self::F, y: Self::F) -> Self::F;
+    /// The lane's bits shifted left by 23 plus the bits of 1.0: turns the low bits of an integer held
+    /// in a mantissa into a power of two.
+    fn shift_to_exponent(self, x: Self::F) -> Self::F;
+    /// Butterfly over the lanes: distance 8, 4, 2, 1.
+    fn sum(self, x: Self::F) -> f32;
+
+    /// # Safety
+    /// Sixteen floats can be read at `from`.
+    unsafe fn load_ptr(self, from: *const f32) -> Self::F;
+    /// # Safety
+    /// Sixteen floats can be written at `to`.
+    unsafe fn store_ptr(self, to: *mut f32, x: Self::F);
+    /// Sixteen bfloat16, widened.
+    ///
+    /// # Safety
+    /// Sixteen 16-bit numbers can be read at `from`.
+    unsafe fn load_bf16_ptr(self, from: *const u16) -> Self::F;
+    /// Sixteen pairs of bfloat16, widened: the low halves, then the high halves.
+    ///
+    /// # Safety
+    /// Sixteen 32-bit numbers can be read at `from`.
+    unsafe fn load_bf16_pairs_ptr(self, from: *const u32) -> (Self::F, Self::F);
+
+    #[inline(always)]
+    fn load(self, from: &[f32; LANES]) -> Self::F {
+        // SAFETY: the array holds sixteen floats.
+        unsafe { self.load_ptr(from.as_ptr()) }
+    }
+
+    #[inline(always)]
+    fn store(self, to: &mut [f32; LANES], x: Self::F) {
+        // SAFETY: the array holds sixteen floats.
+        unsafe { self.store_ptr(to.as_mut_ptr(), x) }
+    }
+
+    /// The first lanes from a slice of at most sixteen floats, the rest zero.
+    #[inline(always)]
+    fn load_slice(self, from: &[f32]) -> Self::F {
+        if let Ok(full) = from.try_into() {
+            return self.load(full);
+        }
+        let mut lanes = [0.0; LANES];
+        lanes[..from.len()].copy_from_slice(from);
+        self.load(&lanes)
+    }
+
+    /// Writes as many lanes as the slice holds, at most sixteen.
+    #[inline(always)]
+    fn store_slice(self, to: &mut [f32], x: Self::F) {
+        if let Ok(full) = <&mut [f32; LANES]>::try_from(&mut *to) {
+            return self.store(full, x);
+        }
+        let mut lanes = [0.0; LANES];
+        self.store(&mut lanes, x);
+        let len = to.len();
+        to.copy_from_slice(&lanes[..len]);
+    }
+
+    /// The largest lane, in the order of `max`.
+    #[inline(always)]
+    fn max_lane(self, x: Self::F) -> f32 {
+        let mut lanes = [0.0; LANES];
+        self.store(&mut lanes, x);
+        let mut best = lanes[0];
+        for lane in &lanes[1..] {
+            best = if best > *lane { best } else { *lane };
+        }
+        best
+    }
+}

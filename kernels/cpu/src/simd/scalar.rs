@@ -1,0 +1,90 @@
+//! The twin without vector instructions: arrays, one lane after the other.
+
+use super::{LANES, Simd};
+
+/// Runs everywhere.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Scalar;
+
+macro_rules! lanewise {
+    ($(fn $name:ident($($arg:ident),+) -> $body:expr;)+) => {
+        $(#[inline(always)]
+        fn $name(self, $($arg: Self::F),+) -> Self::F {
+            let mut out = [0.0; LANES];
+            for lane in 0..LANES {
+                $(let $arg = $arg[lane];)+
+                out[lane] = $body;
+            }
+            out
+        })+
+    };
+}
+
+impl Simd for Scalar {
+    type F = [f32; LANES];
+
+    const WIDE: bool = false;
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> Self::F {
+        [x; LANES]
+    }
+
+    lanewise! {
+        fn add(a, b) -> a + b;
+        fn sub(a, b) -> a - b;
+        fn mul(a, b) -> a * b;
+        fn div(a, b) -> a / b;
+        fn fma(a, b, c) -> a.mul_add(b, c);
+        fn max(a, b) -> if a > b { a } else { b };
+        fn min(a, b) -> if a < b { a } else { b };
+        fn abs(x) -> x.abs();
+        fn select_less(a, b, x, y) -> if a < b { x } else { y };
+        fn shift_to_exponent(x) -> f32::from_bits((x.to_bits() << 23).wrapping_add(1f32.to_bits()));
+    }
+
+    #[inline(always)]
+    fn sum(self, mut x: Self::F) -> f32 {
+        for distance in [8, 4, 2, 1] {
+            for lane in 0..distance {
+                x[lane] += x[lane + distance];
+            }
+        }
+        x[0]
+    }
+
+    #[inline(always)]
+    unsafe fn load_ptr(self, from: *const f32) -> Self::F {
+        // SAFETY: the caller answers for sixteen floats; no alignment is assumed.
+        unsafe { from.cast::<Self::F>().read_unaligned() }
+    }
+
+    #[inline(always)]
+    unsafe fn store_ptr(self, to: *mut f32, x: Self::F) {
+        // SAFETY: the caller answers for sixteen floats; no alignment is assumed.
+        unsafe { to.cast::<Self::F>().write_unaligned(x) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16_ptr(self, from: *const u16) -> Self::F {
+        // SAFETY: the caller answers for sixteen 16-bit numbers; no alignment is assumed.
+        let halves = unsafe { from.cast::<[u16; LANES]>().read_unaligned() };
+        let mut out = [0.0; LANES];
+        for lane in 0..LANES {
+            out[lane] = f32::from_bits(u32::from(halves[lane]) << 16);
+        }
+        out
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16_pairs_ptr(self, from: *const u32) -> (Self::F, Self::F) {
+        // SAFETY: the caller answers for sixteen 32-bit numbers; no alignment is assumed.
+        let pairs = unsafe { from.cast::<[u32; LANES]>().read_unaligned() };
+        let (mut low, mut high) = ([0.0; LANES], [0.0; LANES]);
+        for lane in 0..LANES {
+            low[lane] = f32::from_bits(pairs[lane] << 16);
+            high[lane] = f32::from_bits(pairs[lane] & 0xffff_0000);
+        }
+        (low, high)
+    }
+}
