@@ -86,7 +86,7 @@ fn apply<S: Simd>(s: S, x: S::F, activation: Activation) -> S::F {
         Activation::Gelu => gelu(s, x),
         Activation::GeluTanh => {
             // 0.5·(1 + tanh u) is the sigmoid of 2u.
-            const TWO_ROOT: f32 = 1.595_769_1;
+            const TWO_ROOT: f32 = 1.595_769;
             let cube = s.mul(s.mul(x, x), x);
             let u = s.mul(s.fma(cube, s.splat(0.044_715), x), s.splat(TWO_ROOT));
             s.div(x, one_plus_exp_neg(s, u))

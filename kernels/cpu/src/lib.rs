@@ -6,6 +6,10 @@
 //! level, nor the number of rows, nor the number of threads. This crate knows nothing of models,
 //! batches or files; threads come in through [`TaskRunner`].
 #![allow(unsafe_code)]
+#![allow(
+    clippy::needless_range_loop,
+    reason = "lanes and register tiles are indexed: closures of iterators would not be compiled for the level"
+)]
 
 mod activation;
 mod aligned;

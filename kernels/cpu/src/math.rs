@@ -19,7 +19,7 @@ pub(crate) fn exp2<S: Simd>(s: S, x: S::F) -> S::F {
         0.009_618_437,
         0.055_503_324,
         0.240_226_48,
-        0.693_147_2,
+        std::f32::consts::LN_2,
     ];
     // The bounds come first, so that NaN in the second operand survives.
     let x = s.min(s.splat(128.0), s.max(s.splat(-127.0), x));
@@ -73,7 +73,7 @@ pub(crate) fn gelu<S: Simd>(s: S, x: S::F) -> S::F {
         0.206_353_72,
         -0.053_683_74,
         0.128_561_72,
-        0.099_913_463,
+        0.099_913_46,
         0.120_753_96,
         0.119_629_3,
     ];

@@ -296,10 +296,6 @@ impl<'a, T: KvElement, const R: usize> Rows<'a, T, R> {
     ///
     /// # Safety
     /// As for `span`; the features exist and `row + N ≤ R`.
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "ranges of rows, keys and features"
-    )]
     #[inline(always)]
     unsafe fn columns<S: Simd, const N: usize, const C: usize>(
         &self,

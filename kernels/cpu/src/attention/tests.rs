@@ -14,28 +14,27 @@ struct Case {
     soft_cap: Option<f32>,
 }
 
-const CASES: &[(usize, usize, usize, usize, Option<usize>, Option<f32>)] = &[
-    (1, 1, 1, 1, None, None),
-    (3, 1, 24, 33, None, None),
-    (9, 3, 64, 70, None, None),
-    (4, 4, 20, 40, Some(9), None),
-    (8, 1, 16, 530, None, None),
-    (2, 2, 80, 300, Some(270), Some(2.0)),
-    (7, 1, 128, 260, None, Some(30.0)),
-    (1, 1, 256, 65, Some(1), None),
+const CASES: &[Case] = &[
+    case([1, 1, 1, 1], None, None),
+    case([3, 1, 24, 33], None, None),
+    case([9, 3, 64, 70], None, None),
+    case([4, 4, 20, 40], Some(9), None),
+    case([8, 1, 16, 530], None, None),
+    case([2, 2, 80, 300], Some(270), Some(2.0)),
+    case([7, 1, 128, 260], None, Some(30.0)),
+    case([1, 1, 256, 65], Some(1), None),
 ];
 
-fn cases() -> impl Iterator<Item = Case> {
-    CASES
-        .iter()
-        .map(|&(heads, kv_heads, head_dim, len, window, soft_cap)| Case {
-            heads,
-            kv_heads,
-            head_dim,
-            len,
-            window,
-            soft_cap,
-        })
+const fn case(sizes: [usize; 4], window: Option<usize>, soft_cap: Option<f32>) -> Case {
+    let [heads, kv_heads, head_dim, len] = sizes;
+    Case {
+        heads,
+        kv_heads,
+        head_dim,
+        len,
+        window,
+        soft_cap,
+    }
 }
 
 struct Cache<T> {
@@ -162,7 +161,7 @@ impl Case {
 
 #[test]
 fn attention_is_accurate() {
-    for case in cases() {
+    for case in CASES {
         let [q, k, v] = case.inputs();
         let cache = case.cache::<f32>(&k, &v);
         let found = case.run(Isa::detect(), &q, &cache, 0..case.len, QUERY_TILE);
@@ -197,15 +196,15 @@ fn a_row_has_the_same_bits_in_every_chunking_and_on_every_level() {
             same_bits(&chunks, &expected, &format!("{what}, chunks"));
         }
     }
-    for case in cases() {
-        check::<f32>(&case, "f32");
-        check::<bf16>(&case, "bf16");
+    for case in CASES {
+        check::<f32>(case, "f32");
+        check::<bf16>(case, "bf16");
     }
 }
 
 #[test]
 fn visible_nan_is_not_hidden() {
-    let case = cases().nth(1).expect("a second case");
+    let case = &CASES[1];
     let [q, mut k, v] = case.inputs();
     k[10 * case.head_dim] = f32::NAN;
     let cache = case.cache::<f32>(&k, &v);
@@ -228,7 +227,7 @@ fn visible_nan_is_not_hidden() {
 
 #[test]
 fn copied_blocks_are_equal() {
-    let case = cases().nth(2).expect("a third case");
+    let case = &CASES[2];
     let [q, k, v] = case.inputs();
     let mut cache = case.cache::<bf16>(&k, &v);
     let expected = case.run(Isa::detect(), &q, &cache, 0..case.len, 8);
