@@ -1,0 +1,448 @@
+//! The operations: shapes are checked, memory is taken from the pool, and the kernels run, divided
+//! into tasks where there is enough to divide.
+
+use ::backend::{
+    Activation, AttentionSpec, Backend, BackendError, Batch, BlockCopy, HostTensor, Ids,
+    KvCacheSpec, LinearWeight, Norm, NormKind, Result, Rope, RowOutput, SampleBatch, SampleOutput,
+    WeightData, sample_row,
+};
+use half::bf16;
+use kernels_cpu::{
+    AttentionShape, Epilogue, NormParams, Serial, TaskRunner, activate, for_each_chunk, gated,
+    linear, norm, rope,
+};
+
+use crate::kv_cache::{CpuKvCache, Queries};
+use crate::step::CpuStep;
+use crate::tensor::{CpuLinear, CpuTensor, Data};
+use crate::{CpuBackend, Precision};
+
+/// Elements that one task of an element-wise operation takes at least: some microseconds of work.
+const TASK_ELEMENTS: usize = 16 * 1024;
+
+impl CpuBackend {
+    /// Elements of one task when rows of `columns` are divided: whole rows.
+    fn row_chunk(columns: usize) -> usize {
+        (TASK_ELEMENTS / columns.max(1)).max(1) * columns.max(1)
+    }
+
+    /// The team where there is work for it, the calling thread otherwise.
+    fn runner_for(&self, elements: usize) -> &dyn TaskRunner {
+        if elements > TASK_ELEMENTS {
+            &self.team
+        } else {
+            &Serial
+        }
+    }
+
+    /// Copies one row of `table` per index.
+    fn gather(&self, table: &CpuTensor, rows: &[usize]) -> Result<CpuTensor> {
+        if let Some(row) = rows.iter().find(|row| **row >= table.rows) {
+            return Err(BackendError::Shape(format!("row {row} of {}", table.rows)));
+        }
+        let columns = table.columns;
+        let mut out = self.pool.tensor(rows.len(), columns)?;
+        let chunk_len = Self::row_chunk(columns);
+        let each = |f: &(dyn Fn(usize, &mut [f32]) + Sync), out: &mut [f32]| {
+            for_each_chunk(&self.team, out, chunk_len, |chunk, out| {
+                let rows = &rows[chunk * chunk_len / columns..];
+                for (row, out) in rows.iter().zip(out.chunks_exact_mut(columns)) {
+                    f(row * columns, out);
+                }
+            });
+        };
+        let out_elements = out.elements_mut()?;
+        if columns > 0 {
+            match &table.data {
+                Data::Bf16(table) => each(
+                    &|start, out| {
+                        for (to, from) in out.iter_mut().zip(&table[start..]) {
+                            *to = from.to_f32();
+                        }
+                    },
+                    out_elements,
+                ),
+                Data::F32(_) | Data::Pooled(_) => {
+                    let table = table.elements()?;
+                    each(
+                        &|start, out| out.copy_from_slice(&table[start..start + columns]),
+                        out_elements,
+                    );
+                }
+            }
+        }
+        Ok(out)
+    }
+
+    /// `x · Wᵀ + bias` into or onto `out`.
+    fn multiply(
+        &self,
+        x: &CpuTensor,
+        linear_: &CpuLinear,
+        out: &mut CpuTensor,
+        epilogue: Epilogue,
+    ) -> Result<()> {
+        expect_equal("linear input", x.columns, linear_.weight.inputs())?;
+        expect_equal("linear output", out.columns, linear_.weight.outputs())?;
+        expect_equal("linear rows", out.rows, x.rows)?;
+        linear(
+            self.isa,
+            &self.team,
+            x.elements()?,
+            &linear_.weight,
+            linear_.bias.as_deref(),
+            out.elements_mut()?,
+            epilogue,
+        );
+        Ok(())
+    }
+
+    /// `f(x, y)` for every pair of elements, in place.
+    fn combine(
+        &self,
+        x: &mut CpuTensor,
+        y: &CpuTensor,
+        f: impl Fn(&mut f32, &f32) + Sync,
+    ) -> Result<()> {
+        expect_equal("rows", y.rows, x.rows)?;
+        expect_equal("features", y.columns, x.columns)?;
+        let (x, y) = (x.elements_mut()?, y.elements()?);
+        for_each_chunk(&self.team, x, TASK_ELEMENTS, |chunk, x| {
+            let y = &y[chunk * TASK_ELEMENTS..];
+            x.iter_mut().zip(y).for_each(|(x, y)| f(x, y));
+        });
+        Ok(())
+    }
+}
+
+/// Fails with both numbers when they differ.
+fn expect_equal(what: &str, found: usize, expected: usize) -> Result<()> {
+    if found == expected {
+        return Ok(());
+    }
+    Err(BackendError::Shape(format!(
+        "{what}: {found} where {expected} is expected"
+    )))
+}
+
+impl Backend for CpuBackend {
+    type Tensor = CpuTensor;
+    type Linear = CpuLinear;
+    type KvCache = CpuKvCache;
+    type Step = CpuStep;
+
+    fn load_tensor(&mut self, tensor: HostTensor) -> Result<CpuTensor> {
+        CpuTensor::load(tensor)
+    }
+
+    fn load_linear(&mut self, weight: LinearWeight) -> Result<CpuLinear> {
+        let HostTensor {
+            rows,
+            columns,
+            data,
+        } = weight.weight;
+        if rows == 0 || columns == 0 {
+            return Err(BackendError::Shape(format!(
+                "a weight matrix of [{rows}, {columns}]"
+            )));
+        }
+        let packed = match (data, self.precision) {
+            (WeightData::Bf16(data), _) => pack_bf16(self, &data, rows, columns),
+            (data, Precision::F32) => {
+                kernels_cpu::LinearWeight::pack_f32(&self.team, &data.into_f32(), rows, columns)
+            }
+            (data, Precision::Bf16) => {
+                let wide = data.into_f32();
+                let rounded: Vec<bf16> = wide.iter().map(|w| bf16::from_f32(*w)).collect();
+                pack_bf16(self, &rounded, rows, columns)
+            }
+        };
+        Ok(CpuLinear {
+            weight: packed.ok_or(BackendError::OutOfMemory {
+                requested: rows.saturating_mul(columns).saturating_mul(4),
+                purpose: "weights",
+            })?,
+            bias: weight.bias,
+        })
+    }
+
+    fn alloc_kv_cache(&mut self, spec: &KvCacheSpec) -> Result<CpuKvCache> {
+        CpuKvCache::new(spec)
+    }
+
+    fn begin_step(&mut self, batch: &Batch) -> Result<CpuStep> {
+        let mut step = self.spare_step.take().unwrap_or_default();
+        step.fill(batch);
+        Ok(step)
+    }
+
+    fn copy_blocks(&mut self, cache: &mut CpuKvCache, copies: &[BlockCopy]) -> Result<()> {
+        let num_blocks = cache.geometry.num_blocks;
+        for copy in copies {
+            if copy.from.max(copy.to) as usize >= num_blocks {
+                return Err(BackendError::Shape(format!(
+                    "{copy:?} of {num_blocks} blocks"
+                )));
+            }
+        }
+        cache.copy_blocks(copies);
+        Ok(())
+    }
+
+    fn embed(&mut self, table: &CpuTensor, ids: Ids, step: &CpuStep) -> Result<CpuTensor> {
+        match ids {
+            Ids::Tokens => self.gather(table, &step.token_ids),
+            Ids::Positions => self.gather(table, &step.positions),
+        }
+    }
+
+    fn select(&mut self, x: &CpuTensor, step: &CpuStep) -> Result<CpuTensor> {
+        self.gather(x, &step.logit_rows)
+    }
+
+    fn norm(
+        &mut self,
+        x: &CpuTensor,
+        norm_: &Norm<CpuTensor>,
+        _step: &CpuStep,
+    ) -> Result<CpuTensor> {
+        let params = norm_params(norm_, x.columns)?;
+        let mut out = self.pool.tensor(x.rows, x.columns)?;
+        let chunk_len = Self::row_chunk(x.columns);
+        let x = x.elements()?;
+        for_each_chunk(&self.team, out.elements_mut()?, chunk_len, |chunk, out| {
+            let x = &x[chunk * chunk_len..][..out.len()];
+            norm(self.isa, params, x, out);
+        });
+        Ok(out)
+    }
+
+    fn linear(&mut self, x: &CpuTensor, linear: &CpuLinear, _step: &CpuStep) -> Result<CpuTensor> {
+        let mut out = self.pool.tensor(x.rows, linear.weight.outputs())?;
+        self.multiply(x, linear, &mut out, Epilogue::Store)?;
+        Ok(out)
+    }
+
+    fn split(&mut self, x: CpuTensor, widths: &[usize]) -> Result<Vec<CpuTensor>> {
+        expect_equal("split widths", widths.iter().sum(), x.columns)?;
+        let (columns, rows) = (x.columns, x.rows);
+        let x = x.elements()?;
+        let mut start = 0;
+        widths
+            .iter()
+            .map(|&width| {
+                let mut part = self.pool.tensor(rows, width)?;
+                if width > 0 {
+                    let chunk_len = Self::row_chunk(width);
+                    for_each_chunk(
+                        &self.team,
+                        part.elements_mut()?,
+                        chunk_len,
+                        |chunk, part| {
+                            let first = chunk * chunk_len / width;
+                            for (row, part) in part.chunks_exact_mut(width).enumerate() {
+                                let at = (first + row) * columns + start;
+                                part.copy_from_slice(&x[at..at + width]);
+                            }
+                        },
+                    );
+                }
+                start += width;
+                Ok(part)
+            })
+            .collect()
+    }
+
+    fn rope(&mut self, x: &mut CpuTensor, rope_: &Rope<CpuTensor>, step: &CpuStep) -> Result<()> {
+        let Rope {
+            head_dim,
+            rotary_dim,
+            ref table,
+        } = *rope_;
+        expect_equal("rotated tokens", x.rows, step.positions.len())?;
+        expect_equal("rope table", table.columns, rotary_dim)?;
+        let columns = x.columns;
+        if head_dim == 0 || !columns.is_multiple_of(head_dim) || rotary_dim > head_dim {
+            return Err(BackendError::Shape(format!(
+                "{rotary_dim} rotated of {head_dim} in rows of {columns}"
+            )));
+        }
+        if let Some(position) = step.positions.iter().find(|p| **p >= table.rows) {
+            return Err(BackendError::Shape(format!(
+                "position {position} of {}",
+                table.rows
+            )));
+        }
+        let table = table.elements()?;
+        let chunk_len = Self::row_chunk(columns);
+        for_each_chunk(&self.team, x.elements_mut()?, chunk_len, |chunk, x| {
+            let positions = &step.positions[chunk * chunk_len / columns..];
+            for (row, position) in x.chunks_exact_mut(columns).zip(positions) {
+                let angles = &table[position * rotary_dim..(position + 1) * rotary_dim];
+                let (cos, sin) = angles.split_at(rotary_dim / 2);
+                rope(self.isa, row, head_dim, cos, sin);
+            }
+        });
+        Ok(())
+    }
+
+    fn store_kv(
+        &mut self,
+        cache: &mut CpuKvCache,
+        layer: usize,
+        k: &CpuTensor,
+        v: &CpuTensor,
+        step: &CpuStep,
+    ) -> Result<()> {
+        let width = cache.geometry.num_kv_heads * cache.geometry.head_dim;
+        cache.check_layer(layer)?;
+        for (what, rows) in [("keys", k), ("values", v)] {
+            expect_equal(what, rows.columns, width)?;
+            expect_equal("stored tokens", rows.rows, step.slots.len())?;
+        }
+        let runner = self.runner_for(k.rows * width);
+        cache.store(runner, layer, k.elements()?, v.elements()?, &step.slots);
+        Ok(())
+    }
+
+    fn attention(
+        &mut self,
+        q: &CpuTensor,
+        cache: &CpuKvCache,
+        layer: usize,
+        spec: &AttentionSpec,
+        step: &CpuStep,
+    ) -> Result<CpuTensor> {
+        let geometry = cache.geometry;
+        cache.check_layer(layer)?;
+        expect_equal("query tokens", q.rows, step.positions.len())?;
+        expect_equal("query width", q.columns, spec.num_heads * spec.head_dim)?;
+        expect_equal("head features", spec.head_dim, geometry.head_dim)?;
+        expect_equal("key/value heads", spec.num_kv_heads, geometry.num_kv_heads)?;
+        if !spec.num_heads.is_multiple_of(spec.num_kv_heads) || spec.window == Some(0) {
+            return Err(BackendError::Shape(format!("{spec:?}")));
+        }
+        let mut out = self.pool.tensor(q.rows, q.columns)?;
+        let queries = Queries {
+            shape: AttentionShape {
+                num_heads: spec.num_heads,
+                scale: spec.scale,
+                window: spec.window,
+                soft_cap: spec.soft_cap,
+            },
+            q: q.elements()?,
+            out: out.elements_mut()?,
+            step,
+        };
+        cache.attend(self.isa, &self.team, layer, queries);
+        Ok(out)
+    }
+
+    fn activate(&mut self, x: &mut CpuTensor, activation: Activation) -> Result<()> {
+        let activation = kernel_activation(activation);
+        for_each_chunk(&self.team, x.elements_mut()?, TASK_ELEMENTS, |_, x| {
+            activate(self.isa, x, activation);
+        });
+        Ok(())
+    }
+
+    fn mul(&mut self, x: &mut CpuTensor, y: &CpuTensor) -> Result<()> {
+        self.combine(x, y, |x, y| *x *= y)
+    }
+
+    fn add(&mut self, x: &mut CpuTensor, y: &CpuTensor) -> Result<()> {
+        self.combine(x, y, |x, y| *x += y)
+    }
+
+    fn sample(
+        &mut self,
+        logits: CpuTensor,
+        batch: &SampleBatch,
+        step: CpuStep,
+    ) -> Result<SampleOutput> {
+        expect_equal("logit rows", logits.rows, batch.rows.len())?;
+        let columns = logits.columns;
+        let logits = logits.elements()?;
+        let mut rows = vec![RowOutput::NonFinite; batch.rows.len()];
+        for_each_chunk(&self.team, &mut rows, 1, |i, row| {
+            let logits = &logits[i * columns..(i + 1) * columns];
+            row[0] = sample_row(logits, &batch.rows[i], batch.vocab_size);
+        });
+        self.spare_step = Some(step);
+        Ok(SampleOutput { rows })
+    }
+
+    fn linear_add(
+        &mut self,
+        residual: &mut CpuTensor,
+        x: &CpuTensor,
+        linear: &CpuLinear,
+        _step: &CpuStep,
+    ) -> Result<()> {
+        self.multiply(x, linear, residual, Epilogue::Add)
+    }
+
+    fn gated(
+        &mut self,
+        gate_up: CpuTensor,
+        width: usize,
+        activation: Activation,
+    ) -> Result<CpuTensor> {
+        expect_equal("gate and up", gate_up.columns, 2 * width)?;
+        let activation = kernel_activation(activation);
+        let mut out = self.pool.tensor(gate_up.rows, width)?;
+        let x = gate_up.elements()?;
+        let chunk_len = Self::row_chunk(width);
+        for_each_chunk(&self.team, out.elements_mut()?, chunk_len, |chunk, out| {
+            let x = &x[2 * chunk * chunk_len..][..2 * out.len()];
+            gated(self.isa, x, width, activation, out);
+        });
+        Ok(out)
+    }
+}
+
+fn pack_bf16(
+    backend: &CpuBackend,
+    data: &[bf16],
+    rows: usize,
+    columns: usize,
+) -> Option<kernels_cpu::LinearWeight> {
+    kernels_cpu::LinearWeight::pack_bf16(&backend.team, data, rows, columns)
+}
+
+fn norm_params(norm: &Norm<CpuTensor>, columns: usize) -> Result<NormParams<'_>> {
+    expect_equal("norm weight", norm.weight.columns, columns)?;
+    if norm.width == 0 || columns == 0 || !columns.is_multiple_of(norm.width) {
+        return Err(BackendError::Shape(format!(
+            "norm width {} of {columns} features",
+            norm.width
+        )));
+    }
+    let bias = match &norm.bias {
+        Some(bias) => {
+            expect_equal("norm bias", bias.columns, columns)?;
+            Some(bias.elements()?)
+        }
+        None => None,
+    };
+    Ok(NormParams {
+        kind: match norm.kind {
+            NormKind::Rms => kernels_cpu::NormKind::Rms,
+            NormKind::Layer => kernels_cpu::NormKind::Layer,
+        },
+        width: norm.width,
+        weight: norm.weight.elements()?,
+        bias,
+        eps: norm.eps,
+    })
+}
+
+fn kernel_activation(activation: Activation) -> kernels_cpu::Activation {
+    match activation {
+        Activation::Silu => kernels_cpu::Activation::Silu,
+        Activation::Gelu => kernels_cpu::Activation::Gelu,
+        Activation::GeluTanh => kernels_cpu::Activation::GeluTanh,
+        Activation::Relu => kernels_cpu::Activation::Relu,
+        Activation::SoftCap(cap) => kernels_cpu::Activation::SoftCap(cap),
+    }
+}
