@@ -53,12 +53,13 @@ pub struct Args {
     /// Model to ask for [default: the first that /v1/models lists]
     #[arg(long, value_name = "NAME", help_heading = "Target")]
     pub model: Option<String>,
-    /// Endpoint to call
+    /// Endpoint to call: chat or completions
     #[arg(
         long,
         value_enum,
         value_name = "API",
         default_value = "chat",
+        hide_possible_values = true,
         help_heading = "Target"
     )]
     pub api: Api,
@@ -116,6 +117,7 @@ pub struct Args {
         value_enum,
         value_name = "CACHE",
         default_value = "cold",
+        hide_possible_values = true,
         help_heading = "Requests"
     )]
     pub cache: Cache,

@@ -315,4 +315,26 @@ mod tests {
         assert!(!rest(&text(0, 4, 3, 9), &text(0, 3, 3, 8)));
         assert!(!rest(&text(0, 3, 4, 9), &text(0, 3, 3, 8)));
     }
+
+    /// A metric that is renamed in the server must not quietly become "not possible" here.
+    #[test]
+    fn the_server_has_every_metric_that_is_read() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../crates/metrics/src/lib.rs");
+        let source = std::fs::read_to_string(path).unwrap();
+        let histograms = [names::TTFT, names::ITL, names::E2E];
+        let others = [
+            names::RUNNING,
+            names::WAITING,
+            names::BLOCKS_USED,
+            names::BUILD_INFO,
+        ];
+        for name in COUNTERS.iter().chain(&histograms).chain(&others) {
+            let family = name
+                .strip_suffix("_count")
+                .or(name.strip_suffix("_sum"))
+                .unwrap_or(name);
+            let plain = family.strip_prefix("octet_").unwrap();
+            assert!(source.contains(&format!("\"{plain}\"")), "{plain}");
+        }
+    }
 }

@@ -10,6 +10,7 @@ use loadtest::config::Config;
 use loadtest::reconcile::{Check, Verdict};
 use loadtest::report::{Report, RunVerdict};
 use loadtest::table::Table;
+use loadtest::target::HttpUrl;
 
 fn config(server: &FakeServer, line: &str) -> Config {
     let url = format!("http://{}", server.address);
@@ -237,12 +238,11 @@ async fn mixed_outcomes_still_reconcile() {
 }
 
 #[tokio::test]
-async fn a_refused_connection_is_a_failure_of_its_own() {
-    // A behaviour that stops the server from listening is not needed: an address where nobody
-    // listens any more will do, once the model no longer has to be asked for.
+async fn a_server_that_cannot_be_reached_is_named() {
     let server = FakeServer::start(&[Behaviour::CloseBeforeHead], MetricsPage::Absent).await;
     let mut config = config(&server, "--requests 1");
-    config.url = loadtest::target::HttpUrl::parse("http://127.0.0.1:1").unwrap();
+    // Nobody listens on port 1.
+    config.url = HttpUrl::parse("http://127.0.0.1:1").unwrap();
     let error = app::measure(&config, std::future::pending())
         .await
         .unwrap_err();

@@ -1,1 +1,227 @@
+use clap::Parser;
 
+use super::*;
+use crate::args::Args;
+use crate::reconcile::{Check, Strength};
+use crate::record::tests::{failure, success};
+use crate::table::Table;
+
+fn server() -> ServerInfo {
+    ServerInfo {
+        not_available: None,
+        lost: false,
+        quiet: true,
+        reconciliation: Reconciliation::default(),
+    }
+}
+
+fn workload() -> Workload {
+    Workload {
+        api: crate::workload::Api::Chat,
+        model: "m".into(),
+        seed: 0,
+        prompt_tokens: crate::lengths::Lengths::Fixed(4),
+        output_tokens: crate::lengths::Lengths::Fixed(4),
+        tokens_per_word: TokensPerWord {
+            per_word: 1.0,
+            overhead: 0.0,
+        },
+        ignore_eos: false,
+        temperature: 0.0,
+        nonce: None,
+    }
+}
+
+fn report(records: Vec<RequestRecord>, server: ServerInfo) -> Report {
+    let config = Config::try_from(Args::parse_from(["loadtest", "--api-key", "secret"])).unwrap();
+    let result = RunResult {
+        records,
+        window: (0, 1_000_000_000),
+        stopped: false,
+    };
+    Report::new(&config, &workload(), &result, server)
+}
+
+fn many(count: u64) -> Vec<RequestRecord> {
+    (0..count).map(|i| success(i, i * 1000, 20, 4)).collect()
+}
+
+#[test]
+fn rates_count_what_fell_into_the_window() {
+    let mut records = many(10);
+    // A warm-up request of which half the events came inside the window.
+    records[0].phase = Phase::Warmup;
+    records[0].stream.events_in_window = 2;
+    records[0].stream.first_in_window = false;
+    records.push(failure(10, 5, 500, Outcome::Http5xx));
+    let rates = report(records, server()).rates;
+    assert_eq!(rates.output_tokens, 9.0 * 4.0 + 2.0);
+    assert_eq!((rates.prompt_tokens, rates.total_tokens), (180.0, 218.0));
+    assert_eq!(
+        (
+            rates.offered_requests,
+            rates.sent_requests,
+            rates.completed_requests
+        ),
+        (11.0, 11.0, 10.0)
+    );
+}
+
+#[test]
+fn failures_and_warm_up_stay_out_of_latencies() {
+    let mut records = many(70);
+    records[0].phase = Phase::Warmup;
+    records[1].outcome = Outcome::Cut;
+    records[1].detail = "x".into();
+    let report = report(records, server());
+    let requests = &report.requests;
+    assert_eq!(
+        (
+            requests.measured,
+            requests.succeeded,
+            requests.failed,
+            requests.warmup
+        ),
+        (69, 68, 1, 1)
+    );
+    assert_eq!(report.latency.ttft.n, 68);
+    assert_eq!(report.latency.ttft_with_failures.n, 69);
+    assert_eq!(report.latency.chunk_gap.n, 68 * 3);
+    assert_eq!(
+        report.outcomes["cut"],
+        OutcomeCount {
+            count: 1,
+            first_detail: "x".into()
+        }
+    );
+    assert!(!report.is_clean());
+}
+
+#[test]
+fn requests_in_flight_are_weighted_with_time() {
+    // Two requests from 5 to 133 and from 105 to 233 in a window of 0..1000.
+    let records = vec![success(0, 0, 1, 4), success(1, 100, 1, 4)];
+    assert_eq!(in_flight(&records, (0, 1000)), (2.0 * 128.0 / 1000.0, 2));
+    assert_eq!(in_flight(&records, (133, 200)), (1.0, 1));
+    assert_eq!(in_flight(&[], (0, 0)), (0.0, 0));
+}
+
+#[test]
+fn the_gap_is_itl_only_with_an_event_per_token() {
+    for (events, is_itl) in [(4, true), (3, false)] {
+        let mut records = many(1);
+        records[0].stream.events = events;
+        assert_eq!(report(records, server()).latency.chunk_gap_is_itl, is_itl);
+    }
+}
+
+#[test]
+fn verdicts() {
+    let good = || report(many(80), server());
+    assert_eq!(
+        (good().verdict, good().is_clean()),
+        (RunVerdict::Valid, true),
+        "{:?}",
+        good().reasons
+    );
+    let reasons = |report: Report| (report.verdict, report.reasons.join(", "));
+
+    let (verdict, text) = reasons(report(many(20), server()));
+    assert!(
+        verdict == RunVerdict::Warning && text.contains("too few"),
+        "{text}"
+    );
+
+    let mut late = many(80);
+    late.iter_mut()
+        .for_each(|r| r.t_send = Some(r.t_plan + 3_000_000));
+    let (verdict, text) = reasons(report(late, server()));
+    assert!(
+        verdict == RunVerdict::Warning && text.contains("sent late"),
+        "{text}"
+    );
+
+    let mut shed = many(80);
+    shed[3].outcome = Outcome::ShedByClient;
+    let (verdict, text) = reasons(report(shed, server()));
+    assert!(
+        verdict == RunVerdict::Invalid && text.contains("shed"),
+        "{text}"
+    );
+
+    let (verdict, text) = reasons(report(Vec::new(), server()));
+    assert!(
+        verdict == RunVerdict::Invalid && text.contains("no measured request"),
+        "{text}"
+    );
+
+    let (verdict, text) = reasons(report(
+        many(80),
+        ServerInfo {
+            lost: true,
+            ..server()
+        },
+    ));
+    assert!(
+        verdict == RunVerdict::Invalid && text.contains("could not be read"),
+        "{text}"
+    );
+
+    let (verdict, text) = reasons(report(
+        many(80),
+        ServerInfo {
+            quiet: false,
+            ..server()
+        },
+    ));
+    assert!(
+        verdict == RunVerdict::Warning && text.contains("come to rest"),
+        "{text}"
+    );
+
+    for (verdict, strength, expected) in [
+        (Verdict::Fail, Strength::Exact, RunVerdict::Invalid),
+        (Verdict::Warn, Strength::Soft, RunVerdict::Warning),
+        (Verdict::NotPossible, Strength::Exact, RunVerdict::Valid),
+    ] {
+        let check = Check {
+            id: "R3",
+            what: "x".into(),
+            strength,
+            client: (1.0, Some(1.0)),
+            server: Some(2.0),
+            verdict,
+        };
+        let reconciliation = Reconciliation {
+            checks: vec![check],
+            not_exclusive: false,
+        };
+        let report = report(
+            many(80),
+            ServerInfo {
+                reconciliation,
+                ..server()
+            },
+        );
+        assert_eq!(report.verdict, expected);
+        assert_eq!(report.is_clean(), expected != RunVerdict::Invalid);
+    }
+}
+
+#[test]
+fn no_key_reaches_the_results() {
+    let report = report(many(3), server());
+    assert!(!serde_json::to_string(&report).unwrap().contains("secret"));
+    assert!(!Table(&report).to_string().contains("secret"));
+}
+
+#[test]
+fn the_table_prints_only_what_the_sample_carries() {
+    let report = report(many(80), server());
+    let table = Table(&report).to_string();
+    let row = table.lines().find(|line| line.starts_with("TTFT")).unwrap();
+    let cells: Vec<&str> = row.split_whitespace().collect();
+    // Mean, p50, p90 and p95 have a number and a unit; p99 and p99.9 are left open.
+    assert_eq!(cells[1], "80");
+    assert_eq!((cells[10], cells[11]), ("–", "–"), "{row}");
+}
