@@ -12,6 +12,7 @@ mod decoder;
 mod error;
 mod files;
 mod gguf;
+pub mod hub;
 mod load;
 mod mapped;
 mod rope;

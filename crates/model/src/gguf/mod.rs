@@ -3,6 +3,8 @@
 
 mod metadata;
 mod parse;
+#[cfg(test)]
+mod tests;
 mod tokenizer;
 
 use std::collections::BTreeMap;
@@ -162,19 +164,4 @@ fn half_paired(data: &[f32], heads: usize, columns: usize, name: &str) -> Result
         out.extend_from_slice(&data[start..start + columns]);
     }
     Ok(out)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn rows_return_to_half_pairing() {
-        // Two heads of four rows, stored in the converter's order 0 2 1 3.
-        let stored = [0.0, 2.0, 1.0, 3.0, 10.0, 12.0, 11.0, 13.0];
-        let rows =
-            half_paired(&stored, 2, 1, "blk.0.attn_q.weight").expect("eight rows for two heads");
-        assert_eq!(rows, [0.0, 1.0, 2.0, 3.0, 10.0, 11.0, 12.0, 13.0]);
-        assert!(half_paired(&stored, 3, 1, "blk.0.attn_q.weight").is_err());
-    }
 }

@@ -1,11 +1,9 @@
 //! Tiny random checkpoints of every family against the logits of transformers, and against themselves
 //! however the tokens are scheduled. The files are made by `fixtures/make.py`.
 
-mod support;
-
+use crate::support::{Span, argmax, checkpoint_dir, fixtures, logits, logits_in_chunks, reference};
 use model::CausalLm;
 use safetensors::SafeTensors;
-use support::{Span, argmax, checkpoint_dir, fixtures, logits, logits_in_chunks, reference};
 
 /// Folder, case, and the context to load with where it is not the checkpoint's own.
 const CASES: &[(&str, &str, Option<usize>)] = &[
@@ -84,6 +82,18 @@ fn logits_equal_those_of_transformers() {
                 (96, 90)
             );
         }
+    }
+}
+
+#[test]
+fn gguf_logits_equal_those_of_transformers() {
+    for name in ["llama", "qwen2"] {
+        let expected = expected("gguf", name);
+        let path = fixtures().join(format!("gguf/{name}.gguf"));
+        let mut decoder = reference(&path, None);
+        let found = logits_in_chunks(&mut decoder, &expected.ids, expected.ids.len());
+        let error = error(&found, &expected.logits);
+        assert!(error < 5e-5, "{name}: {error:e}");
     }
 }
 

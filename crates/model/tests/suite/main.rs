@@ -1,0 +1,8 @@
+//! The crate from outside: checkpoints in, logits and text files out.
+
+mod golden;
+mod hub;
+mod malformed;
+mod sentencepiece;
+mod smollm2;
+mod support;
