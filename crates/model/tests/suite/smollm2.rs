@@ -3,12 +3,15 @@
 
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::Arc;
 
-use crate::support::{Span, argmax, fixtures, options};
-use backend::ReferenceBackend;
-use model::{CausalLm, Checkpoint, Decoder, load};
+use backend::{BLOCK_SIZE, RowOutput, RowTask, SampleBatch, SampleRow, Sampled, SamplingParams};
+use backend_cpu::{CpuBackend, CpuConfig};
+use model::{CausalLm, Checkpoint, load};
 use serde_json::Value;
 use tokenizers::Tokenizer;
+
+use crate::support::{Span, batch, fixtures, options};
 
 /// Logits reach about 30; two correct 32-bit implementations differ by less than this.
 const TOLERANCE: f64 = 2e-3;
@@ -34,7 +37,7 @@ struct Answer {
     text: String,
     ids: Vec<u32>,
     top: Vec<u32>,
-    logits: Vec<(usize, f64)>,
+    logits: Vec<(u32, f64)>,
     greedy: Vec<u32>,
 }
 
@@ -96,37 +99,57 @@ fn logits_and_greedy_text_equal_those_of_transformers() {
     let Some(path) = gguf() else { return };
     let answers = answers();
     let checkpoint = Checkpoint::open(&path).expect("the file opens");
-    let mut options = options(Some(256));
+    let backend = CpuBackend::new(CpuConfig::default()).expect("the CPU target starts");
+    let mut options = options(Some(BLOCKS_EACH * BLOCK_SIZE));
     options.kv_cache_bytes = 1 << 30;
     options.max_num_seqs = answers.len();
     let mut decoder =
-        load(&checkpoint, ReferenceBackend, &options, &mut |_, _| {}).expect("the model loads");
+        load(&checkpoint, backend, &options, &mut |_, _| {}).expect("the model loads");
     assert_eq!(
         (decoder.info().logit_width, decoder.info().vocab_size),
         (49_152, 49_152)
     );
 
     let mut sequences: Vec<Vec<u32>> = answers.iter().map(|answer| answer.ids.clone()).collect();
-    let rows = last_rows(&mut decoder, &sequences, &vec![0; sequences.len()]);
-    for (answer, row) in answers.iter().zip(&rows) {
-        for (id, expected) in &answer.logits {
-            let error = (f64::from(row[*id]) - expected).abs();
+    let scored: Vec<Vec<RowTask>> = answers
+        .iter()
+        .map(|answer| {
+            answer
+                .logits
+                .iter()
+                .map(|(id, _)| RowTask::Score(*id))
+                .chain([RowTask::Draw])
+                .collect()
+        })
+        .collect();
+    let first = step(&mut decoder, &sequences, &vec![0; sequences.len()], &scored);
+    for (answer, row) in answers.iter().zip(&first) {
+        // Differences of log-probabilities are differences of logits.
+        let best = answer
+            .logits
+            .iter()
+            .position(|(id, _)| *id == answer.top[0])
+            .expect("the best id is stored");
+        for ((id, expected), found) in answer.logits.iter().zip(row) {
+            let difference = f64::from(found.logprob) - f64::from(row[best].logprob);
+            let error = (difference - (expected - answer.logits[best].1)).abs();
             assert!(
                 error < TOLERANCE,
                 "{:?}: logit {id} off by {error}",
                 answer.text
             );
         }
-        let mut order: Vec<u32> = (0..row.len() as u32).collect();
-        order.sort_by(|a, b| row[*b as usize].total_cmp(&row[*a as usize]));
-        assert_eq!(order[0], answer.top[0], "{:?}", answer.text);
     }
-    let mut next: Vec<u32> = rows.iter().map(|row| argmax(row, row.len())).collect();
-    for step in 0..answers[0].greedy.len() {
+    let mut next: Vec<u32> = first
+        .iter()
+        .map(|row| row[row.len() - 1].token_id)
+        .collect();
+    let drawn = vec![vec![RowTask::Draw]; sequences.len()];
+    for index in 0..answers[0].greedy.len() {
         for ((sequence, token), answer) in sequences.iter_mut().zip(&next).zip(&answers) {
             assert_eq!(
-                *token, answer.greedy[step],
-                "{:?} at token {step}",
+                *token, answer.greedy[index],
+                "{:?} at token {index}",
                 answer.text
             );
             sequence.push(*token);
@@ -135,19 +158,21 @@ fn logits_and_greedy_text_equal_those_of_transformers() {
             .iter()
             .map(|sequence| sequence.len() - 1)
             .collect();
-        next = last_rows(&mut decoder, &sequences, &starts)
-            .iter()
-            .map(|row| argmax(row, row.len()))
-            .collect();
+        let rows = step(&mut decoder, &sequences, &starts, &drawn);
+        next = rows.iter().map(|row| row[0].token_id).collect();
     }
 }
 
-/// The logits after the last token of every sequence, computed from its start on, eight blocks each.
-fn last_rows(
-    decoder: &mut Decoder<ReferenceBackend>,
+/// Cache blocks of each sequence.
+const BLOCKS_EACH: usize = 8;
+
+/// Computes every sequence from its start on and answers the tasks of its last token.
+fn step(
+    model: &mut dyn CausalLm,
     sequences: &[Vec<u32>],
     starts: &[usize],
-) -> Vec<Vec<f32>> {
+    tasks: &[Vec<RowTask>],
+) -> Vec<Vec<Sampled>> {
     let spans: Vec<Span> = sequences
         .iter()
         .zip(starts)
@@ -155,22 +180,37 @@ fn last_rows(
         .map(|(index, (sequence, start))| Span {
             tokens: &sequence[*start..],
             start: *start,
-            first_block: index as u32 * 8,
+            first_block: (index * BLOCKS_EACH) as u32,
         })
         .collect();
-    let mut batch = crate::support::batch(&spans);
+    let mut batch = batch(&spans);
+    batch.logit_rows.clear();
+    let mut samples = SampleBatch {
+        rows: Vec::new(),
+        vocab_size: model.info().vocab_size,
+    };
     let mut end = 0;
-    batch.logit_rows = spans
+    for (span, tasks) in spans.iter().zip(tasks) {
+        end += span.tokens.len();
+        for task in tasks {
+            batch.logit_rows.push(end - 1);
+            samples.rows.push(SampleRow {
+                params: Arc::new(SamplingParams::greedy()),
+                task: *task,
+                seed: 0,
+                position: (span.start + span.tokens.len()) as u32,
+                counts: Vec::new(),
+                banned: Arc::from([]),
+            });
+        }
+    }
+    let output = model.forward(&batch, &samples).expect("the step runs");
+    let mut rows = output.rows.into_iter().map(|row| match row {
+        RowOutput::Token(sampled) => sampled,
+        RowOutput::NonFinite => panic!("logits are not finite"),
+    });
+    tasks
         .iter()
-        .map(|span| {
-            end += span.tokens.len();
-            end - 1
-        })
-        .collect();
-    let (logits, _) = decoder.logits(&batch).expect("the step runs");
-    logits
-        .data
-        .chunks_exact(logits.columns)
-        .map(<[f32]>::to_vec)
+        .map(|tasks| rows.by_ref().take(tasks.len()).collect())
         .collect()
 }
