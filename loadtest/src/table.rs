@@ -81,7 +81,7 @@ fn requests(f: &mut Formatter<'_>, report: &Report) -> fmt::Result {
     let output = [lengths.output_mean, lengths.output_asked_mean].map(mean);
     writeln!(
         f,
-        "Lengths   mean prompt {} tokens ({} asked, {} cached), ",
+        "Lengths   mean prompt {} tokens ({} asked, {} cached),",
         prompt[0], prompt[1], prompt[2]
     )?;
     writeln!(

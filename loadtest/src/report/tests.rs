@@ -219,6 +219,7 @@ fn no_key_reaches_the_results() {
 fn the_table_prints_only_what_the_sample_carries() {
     let report = report(many(80), server());
     let table = Table(&report).to_string();
+    assert!(table.lines().all(|line| line == line.trim_end()), "{table}");
     let row = table.lines().find(|line| line.starts_with("TTFT")).unwrap();
     let cells: Vec<&str> = row.split_whitespace().collect();
     // Mean, p50, p90 and p95 have a number and a unit; p99 and p99.9 are left open.
