@@ -2,7 +2,7 @@
 
 use super::matmul::{Matrix, Store, matmul};
 use super::model::Shape;
-use super::ops::softmax;
+use super::ops::{dot, softmax};
 
 /// `out[N, width]` from rotated `qkv[N, 3 width]`; `lengths` are those of the documents in the row.
 pub fn forward(shape: &Shape, qkv: &[f32], lengths: &[usize], out: &mut [f32]) {
@@ -47,7 +47,7 @@ pub fn backward(shape: &Shape, qkv: &[f32], lengths: &[usize], dout: &[f32], dqk
         let mut ds = vec![0.0; len * len];
         matmul(&mut ds, len, d, v.t(), 1.0, Store::Set);
         for (ds, p) in ds.chunks_exact_mut(len).zip(p.chunks_exact(len)) {
-            let dot: f32 = ds.iter().zip(p).map(|(a, b)| a * b).sum();
+            let dot = dot(ds, p);
             ds.iter_mut()
                 .zip(p)
                 .for_each(|(ds, p)| *ds = p * (*ds - dot));

@@ -17,8 +17,59 @@ pub fn rms_norm(x: &[f32], gain: &[f32], y: &mut [f32]) {
 }
 
 fn inverse_rms(x: &[f32]) -> f32 {
-    let square: f32 = x.iter().map(|v| v * v).sum();
-    1.0 / (square / x.len() as f32 + NORM_EPS).sqrt()
+    1.0 / (dot(x, x) / x.len() as f32 + NORM_EPS).sqrt()
+}
+
+/// Lanes of the running sums, so that compilers can keep them in one vector register.
+const LANES: usize = 16;
+
+/// The scalar product, in [`LANES`] partial sums.
+pub fn dot(x: &[f32], y: &[f32]) -> f32 {
+    let mut lanes = [0.0; LANES];
+    let (x_chunks, y_chunks) = (x.chunks_exact(LANES), y.chunks_exact(LANES));
+    let rest: f32 = x_chunks
+        .remainder()
+        .iter()
+        .zip(y_chunks.remainder())
+        .map(|(a, b)| a * b)
+        .sum();
+    for (x, y) in x_chunks.zip(y_chunks) {
+        for i in 0..LANES {
+            lanes[i] += x[i] * y[i];
+        }
+    }
+    lanes.iter().sum::<f32>() + rest
+}
+
+/// The sum, in [`LANES`] partial sums.
+fn sum(x: &[f32]) -> f32 {
+    let mut lanes = [0.0; LANES];
+    let chunks = x.chunks_exact(LANES);
+    let rest: f32 = chunks.remainder().iter().sum();
+    for x in chunks {
+        for i in 0..LANES {
+            lanes[i] += x[i];
+        }
+    }
+    lanes.iter().sum::<f32>() + rest
+}
+
+/// The largest element, in [`LANES`] partial maxima.
+fn max(x: &[f32]) -> f32 {
+    let larger = |a: f32, b: f32| if a > b { a } else { b };
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let chunks = x.chunks_exact(LANES);
+    let rest = chunks.remainder();
+    for x in chunks {
+        for i in 0..LANES {
+            lanes[i] = larger(lanes[i], x[i]);
+        }
+    }
+    lanes
+        .iter()
+        .chain(rest)
+        .copied()
+        .fold(f32::NEG_INFINITY, larger)
 }
 
 /// Adds the gradients of [`rms_norm`] to `dx` and `dgain`.
@@ -30,12 +81,13 @@ pub fn rms_norm_backward(x: &[f32], gain: &[f32], dy: &[f32], dx: &mut [f32], dg
         .zip(dx.chunks_exact_mut(width))
     {
         let inverse = inverse_rms(x);
-        let mut dot = 0.0;
+        let mut lanes = [0.0; LANES];
         for i in 0..width {
-            dot += dy[i] * gain[i] * x[i];
-            dgain[i] += dy[i] * x[i] * inverse;
+            let product = dy[i] * x[i];
+            lanes[i % LANES] += product * gain[i];
+            dgain[i] += product * inverse;
         }
-        let pull = dot * inverse * inverse * inverse / width as f32;
+        let pull = lanes.iter().sum::<f32>() * inverse * inverse * inverse / width as f32;
         for i in 0..width {
             dx[i] += dy[i] * gain[i] * inverse - x[i] * pull;
         }
@@ -134,12 +186,10 @@ pub fn gated_backward(gate_up: &[f32], width: usize, da: &[f32], dgate_up: &mut 
 
 /// Softmax of a row in place; returns the log of its normaliser.
 pub fn softmax(row: &mut [f32]) -> f32 {
-    let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let mut sum = 0.0;
-    for v in row.iter_mut() {
-        *v = exp(*v - max);
-        sum += *v;
-    }
-    row.iter_mut().for_each(|v| *v /= sum);
+    let max = max(row);
+    row.iter_mut().for_each(|v| *v = exp(*v - max));
+    let sum = sum(row);
+    let inverse = 1.0 / sum;
+    row.iter_mut().for_each(|v| *v *= inverse);
     max + sum.ln()
 }

@@ -1,5 +1,7 @@
 //! Muon on the matrices (Jordan et al., 2024) and AdamW on embeddings and gains.
 
+use std::thread;
+
 use super::matmul::{Matrix, Store, matmul};
 use super::model::{Shape, Tensor};
 
@@ -30,26 +32,63 @@ impl Optimizer {
         }
     }
 
-    /// Takes one step; `rate` in `0..=1` is the schedule's factor.
-    pub fn step(&mut self, shape: &Shape, params: &mut [f32], grad: &[f32], rate: f32) {
+    /// Takes one step, tensors shared among `threads`; `rate` in `0..=1` is the schedule's factor.
+    pub fn step(
+        &mut self,
+        shape: &Shape,
+        params: &mut [f32],
+        grad: &[f32],
+        rate: f32,
+        threads: usize,
+    ) {
         self.steps += 1;
-        for tensor in shape.tensors() {
-            let range = tensor.offset..tensor.offset + tensor.rows * tensor.cols;
-            let (p, g) = (&mut params[range.clone()], &grad[range.clone()]);
-            if tensor.rows == 1 || tensor.offset == 0 {
-                adam(
-                    p,
-                    g,
-                    &mut self.first[range.clone()],
-                    &mut self.second[range],
-                    self.steps,
-                    rate,
-                );
-            } else {
-                muon(&tensor, p, g, &mut self.first[range], rate);
+        let steps = self.steps;
+        let (mut params, mut grad) = (params, grad);
+        let (mut first, mut second) = (&mut self.first[..], &mut self.second[..]);
+        let mut jobs: Vec<Vec<Job<'_>>> = (0..threads).map(|_| Vec::new()).collect();
+        for (index, tensor) in shape.tensors().into_iter().enumerate() {
+            let len = tensor.rows * tensor.cols;
+            jobs[index % threads].push(Job {
+                params: take(&mut params, len),
+                grad: grad
+                    .split_off(..len)
+                    .expect("a gradient for each parameter"),
+                first: take(&mut first, len),
+                second: take(&mut second, len),
+                tensor,
+            });
+        }
+        thread::scope(|scope| {
+            for jobs in jobs {
+                scope.spawn(move || jobs.into_iter().for_each(|job| job.run(steps, rate)));
             }
+        });
+    }
+}
+
+/// The parts of one tensor.
+struct Job<'a> {
+    tensor: Tensor,
+    params: &'a mut [f32],
+    grad: &'a [f32],
+    first: &'a mut [f32],
+    second: &'a mut [f32],
+}
+
+impl Job<'_> {
+    fn run(self, steps: u64, rate: f32) {
+        if self.tensor.rows == 1 || self.tensor.offset == 0 {
+            adam(self.params, self.grad, self.first, self.second, steps, rate);
+        } else {
+            muon(&self.tensor, self.params, self.grad, self.first, rate);
         }
     }
+}
+
+/// Splits the first `len` elements off.
+fn take<'a>(from: &mut &'a mut [f32], len: usize) -> &'a mut [f32] {
+    from.split_off_mut(..len)
+        .expect("moments for each parameter")
 }
 
 fn adam(p: &mut [f32], g: &[f32], first: &mut [f32], second: &mut [f32], steps: u64, rate: f32) {

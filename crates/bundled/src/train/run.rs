@@ -18,8 +18,10 @@ use crate::skills::Skill;
 use crate::tokenizer::Tokenizer;
 use crate::words::Split;
 
-/// Tokens of a packed row at most; short documents share one.
-const ROW: usize = 1024;
+/// Tokens of a document at most.
+const DOCUMENT: usize = 1024;
+/// Tokens of a packed row, unless one document alone is longer.
+const ROW: usize = 512;
 /// Steps of rising learning rate.
 const WARM_UP: f64 = 60.0;
 /// Share of the budget after which the rate falls to zero, linearly.
@@ -72,9 +74,13 @@ pub fn train(config: &Config, tokenizer: &Tokenizer, log: &mut dyn Write) -> Res
             state.seconds / (config.minutes * 60.0),
             state.optimizer.steps,
         );
-        state
-            .optimizer
-            .step(&shape, &mut state.params, &grad, rate as f32);
+        state.optimizer.step(
+            &shape,
+            &mut state.params,
+            &grad,
+            rate as f32,
+            config.threads,
+        );
         state
             .average
             .iter_mut()
@@ -209,7 +215,7 @@ fn batch(state: &mut Checkpoint, tokenizer: &Tokenizer, tokens: usize) -> Vec<Ro
             document.tokens.extend(ids);
         }
         let len = document.tokens.len();
-        if len > ROW {
+        if len > DOCUMENT {
             continue;
         }
         filled += len;
@@ -241,10 +247,11 @@ fn gradient(
         .sum::<usize>()
         .max(1);
     let scale = 1.0 / learned as f32;
+    let shares = share(rows, threads);
     let work = |worker: usize| {
         let mut grad = vec![0.0; params.len()];
-        let mine = rows.iter().skip(worker).step_by(threads);
-        let loss: f64 = mine
+        let loss: f64 = shares[worker]
+            .iter()
             .map(|row| loss_and_gradient(shape, params, row, rope, scale, &mut grad))
             .sum();
         (loss, grad)
@@ -262,4 +269,18 @@ fn gradient(
         }
     });
     (loss / learned as f64, grad)
+}
+
+/// Deals rows out, the longest first and each to the worker with the fewest tokens so far.
+fn share(rows: &[Row], workers: usize) -> Vec<Vec<&Row>> {
+    let mut longest: Vec<&Row> = rows.iter().collect();
+    longest.sort_by_key(|row| std::cmp::Reverse(row.tokens.len()));
+    let mut shares: Vec<(usize, Vec<&Row>)> = vec![(0, Vec::new()); workers];
+    for row in longest {
+        let least = shares.iter_mut().min_by_key(|(tokens, _)| *tokens);
+        let (tokens, share) = least.expect("at least one worker");
+        *tokens += row.tokens.len();
+        share.push(row);
+    }
+    shares.into_iter().map(|(_, share)| share).collect()
 }
