@@ -1,0 +1,255 @@
+//! Who may call: keys, host names of a loopback address, origins of web pages.
+//!
+//! The decision reads the parsed request that routing reads, nothing rebuilt from headers.
+
+use axum::http::{HeaderMap, Request, header};
+use rand::RngCore;
+use sha2::{Digest, Sha256};
+
+use crate::config::GatewayConfig;
+use crate::error::ApiError;
+
+/// The accepted keys, as hashes under a secret of the process.
+pub(crate) struct KeyRing {
+    secret: [u8; 32],
+    digests: Vec<[u8; 32]>,
+}
+
+/// The caller, as far as isolation between callers goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Caller {
+    digest: [u8; 32],
+}
+
+impl KeyRing {
+    /// Hashes the keys; the clear texts are not kept.
+    pub(crate) fn new(keys: &[String]) -> Self {
+        let mut secret = [0; 32];
+        rand::rng().fill_bytes(&mut secret);
+        let digests = keys.iter().map(|key| keyed(&secret, key.as_bytes()));
+        Self {
+            digests: digests.collect(),
+            secret,
+        }
+    }
+
+    /// Checks the `Authorization` header. Without configured keys everybody may call.
+    ///
+    /// # Errors
+    /// [`ApiError::InvalidApiKey`], whatever is wrong.
+    pub(crate) fn check(&self, headers: &HeaderMap) -> Result<Caller, ApiError> {
+        if self.digests.is_empty() {
+            return Ok(Caller {
+                digest: keyed(&self.secret, b""),
+            });
+        }
+        let mut values = headers.get_all(header::AUTHORIZATION).iter();
+        let (Some(value), None) = (values.next(), values.next()) else {
+            return Err(ApiError::InvalidApiKey);
+        };
+        let key = value
+            .as_bytes()
+            .strip_prefix(b"Bearer ")
+            .ok_or(ApiError::InvalidApiKey)?;
+        let digest = keyed(&self.secret, key);
+        // Every key is compared to its end: time tells neither which one matched nor how far.
+        let matches = self
+            .digests
+            .iter()
+            .fold(0u8, |found, known| found | equal(known, &digest));
+        if std::hint::black_box(matches) == 1 {
+            Ok(Caller { digest })
+        } else {
+            Err(ApiError::InvalidApiKey)
+        }
+    }
+
+    /// The salt of a caller's prefix-cache entries, with the request's own salt mixed in.
+    pub(crate) fn cache_salt(&self, caller: Caller, own: Option<&str>) -> u64 {
+        let mut text = caller.digest.to_vec();
+        text.extend(own.unwrap_or_default().as_bytes());
+        let [a, b, c, d, e, f, g, h, ..] = keyed(&self.secret, &text);
+        u64::from_le_bytes([a, b, c, d, e, f, g, h])
+    }
+}
+
+fn keyed(secret: &[u8; 32], text: &[u8]) -> [u8; 32] {
+    let mut hash = Sha256::new();
+    hash.update(secret);
+    hash.update(text);
+    hash.finalize().into()
+}
+
+/// 1 if equal, else 0, without branching on the contents.
+fn equal(a: &[u8; 32], b: &[u8; 32]) -> u8 {
+    let difference = a.iter().zip(b).fold(0u8, |d, (x, y)| d | (x ^ y));
+    u8::from(std::hint::black_box(difference) == 0)
+}
+
+/// Refuses host names that a loopback address does not have, against DNS rebinding.
+///
+/// # Errors
+/// [`ApiError::OriginNotAllowed`].
+pub(crate) fn check_host<B>(config: &GatewayConfig, request: &Request<B>) -> Result<(), ApiError> {
+    if !config.loopback {
+        return Ok(());
+    }
+    let header = request.headers().get_all(header::HOST).iter();
+    let named = header.map(|value| value.to_str().unwrap_or("?"));
+    let authority = request.uri().authority().map(|a| a.as_str());
+    for host in named.chain(authority) {
+        let name = match host.rsplit_once(':') {
+            Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
+            _ => host,
+        };
+        if !matches!(name, "localhost" | "127.0.0.1" | "[::1]") {
+            return Err(ApiError::OriginNotAllowed);
+        }
+    }
+    Ok(())
+}
+
+/// What the `Origin` header of a request allows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// No web page, or one of this server.
+    Own,
+    /// A configured one, which may read answers.
+    Allowed,
+    /// Any other.
+    Foreign,
+}
+
+/// Classifies the `Origin` header.
+pub(crate) fn origin<B>(config: &GatewayConfig, request: &Request<B>) -> Origin {
+    let Some(origin) = request.headers().get(header::ORIGIN) else {
+        return Origin::Own;
+    };
+    let origin = origin.to_str().unwrap_or("?");
+    let is = |allowed: &String| allowed == origin || allowed == "*";
+    if config.allowed_origins.iter().any(is) {
+        return Origin::Allowed;
+    }
+    let host = request.headers().get(header::HOST);
+    let host = host.and_then(|host| host.to_str().ok());
+    match origin.split_once("://") {
+        Some((_, authority)) if Some(authority) == host => Origin::Own,
+        _ => Origin::Foreign,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::HeaderValue;
+
+    use super::*;
+
+    fn headers(values: &[&[u8]]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for value in values {
+            let value = HeaderValue::from_bytes(value).unwrap();
+            headers.append(header::AUTHORIZATION, value);
+        }
+        headers
+    }
+
+    #[test]
+    fn only_one_exact_bearer_key_passes() {
+        let ring = KeyRing::new(&["first".into(), "second".into()]);
+        for good in ["Bearer first", "Bearer second"] {
+            assert!(ring.check(&headers(&[good.as_bytes()])).is_ok());
+        }
+        let bad: &[&[&[u8]]] = &[
+            &[],
+            &[b"Bearer first", b"Bearer first"],
+            &[b"Bearer firs"],
+            &[b"Bearer first "],
+            &[b"Bearer  first"],
+            &[b"bearer first"],
+            &[b"Basic first"],
+            &[b"first"],
+            &[b"Bearer "],
+            &[b"Bearer f\xffrst"],
+        ];
+        for values in bad {
+            assert!(ring.check(&headers(values)).is_err(), "{values:?}");
+        }
+        let open = KeyRing::new(&[]);
+        assert!(open.check(&headers(&[])).is_ok());
+    }
+
+    #[test]
+    fn salts_differ_by_key_and_by_own_salt() {
+        let ring = KeyRing::new(&["a".into(), "b".into()]);
+        let caller = |key: &[u8]| ring.check(&headers(&[key])).unwrap();
+        let (a, b) = (caller(b"Bearer a"), caller(b"Bearer b"));
+        let salts = [
+            ring.cache_salt(a, None),
+            ring.cache_salt(b, None),
+            ring.cache_salt(a, Some("x")),
+            ring.cache_salt(a, Some("y")),
+        ];
+        for (i, salt) in salts.iter().enumerate() {
+            assert!(!salts[..i].contains(salt));
+        }
+        assert_eq!(ring.cache_salt(a, Some("x")), salts[2]);
+    }
+
+    #[test]
+    fn hosts_of_a_loopback_address() {
+        let config = GatewayConfig::new("m");
+        let check = |host: &str, uri: &str| {
+            let request = Request::builder().uri(uri).header(header::HOST, host);
+            check_host(&config, &request.body(()).unwrap()).is_ok()
+        };
+        for host in [
+            "localhost",
+            "localhost:8000",
+            "127.0.0.1:1",
+            "[::1]",
+            "[::1]:80",
+        ] {
+            assert!(check(host, "/"), "{host}");
+        }
+        for host in [
+            "attacker.test",
+            "localhost.attacker.test",
+            "127.0.0.1.nip.io",
+            "x/livez?",
+            "",
+            "localhost:8000@attacker.test",
+            "127.0.0.1:x",
+        ] {
+            assert!(!check(host, "/"), "{host}");
+        }
+        assert!(!check("localhost", "http://attacker.test/"));
+        let open = GatewayConfig {
+            loopback: false,
+            ..GatewayConfig::new("m")
+        };
+        let request = Request::builder().header(header::HOST, "chat.example");
+        assert!(check_host(&open, &request.body(()).unwrap()).is_ok());
+    }
+
+    #[test]
+    fn origins() {
+        let config = GatewayConfig {
+            allowed_origins: vec!["https://chat.example".into()],
+            ..GatewayConfig::new("m")
+        };
+        for (value, expected) in [
+            (None, Origin::Own),
+            (Some("http://127.0.0.1:8000"), Origin::Own),
+            (Some("https://chat.example"), Origin::Allowed),
+            (Some("https://chat.example.attacker.test"), Origin::Foreign),
+            (Some("http://127.0.0.1:9000"), Origin::Foreign),
+            (Some("null"), Origin::Foreign),
+        ] {
+            let mut request = Request::builder().header(header::HOST, "127.0.0.1:8000");
+            if let Some(value) = value {
+                request = request.header(header::ORIGIN, value);
+            }
+            assert_eq!(origin(&config, &request.body(()).unwrap()), expected);
+        }
+    }
+}

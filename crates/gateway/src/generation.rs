@@ -1,0 +1,275 @@
+//! From submitted prompts to pieces of answers. Streamed and whole answers are made from the same
+//! pieces, so they hold the same text, log-probabilities and counts.
+//!
+//! Dropping a [`Generation`] cancels everything it still runs.
+
+mod choice;
+mod observation;
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Instant;
+
+use engine::{EngineError, GenerateRequest, PromptLogprob, StreamEvent, TokenStream};
+
+use crate::error::{ApiError, from_submit};
+use crate::gateway::{Gateway, Model};
+use crate::request::Generate;
+use crate::text::LeadingSpace;
+
+use choice::{Choice, ChoiceRules, PromptEcho};
+pub(crate) use choice::{FinishKind, Output, StopReason, TokenEntry};
+pub(crate) use observation::{Observation, Usage};
+
+/// A prompt in tokens, with the text that `echo` repeats.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct EncodedPrompt {
+    /// Tokens, at least one.
+    pub(crate) ids: Vec<u32>,
+    /// The text repeated in front of the answer.
+    pub(crate) echo: Option<String>,
+    /// The token limit in force.
+    pub(crate) max_tokens: usize,
+}
+
+/// Everything a generation is started from.
+pub(crate) struct Plan {
+    /// The checked request.
+    pub(crate) generate: Generate,
+    /// Its prompts.
+    pub(crate) prompts: Vec<EncodedPrompt>,
+    /// The prompt's log-probabilities are part of the answer.
+    pub(crate) scores_prompt: bool,
+    /// Whether the answer is a text of its own or continues the prompt.
+    pub(crate) space: LeadingSpace,
+    /// The request field that holds the prompt.
+    pub(crate) param: &'static str,
+    /// Salt of the prefix cache.
+    pub(crate) cache_salt: u64,
+    /// When the request's head had been read.
+    pub(crate) arrived: Instant,
+}
+
+/// What happens in a running generation.
+#[derive(Debug)]
+pub(crate) enum Event {
+    /// A prompt left the waiting queue.
+    Started,
+    /// A piece of a choice.
+    Output(Output),
+}
+
+/// The running prompts of one HTTP request.
+pub(crate) struct Generation {
+    model: Arc<Model>,
+    rules: ChoiceRules,
+    runs: Vec<Run>,
+    /// The run polled first next time.
+    turn: usize,
+    /// Pieces made but not yet taken.
+    ready: VecDeque<Output>,
+    observation: Observation,
+}
+
+/// One prompt and its choices.
+struct Run {
+    /// None when nothing more is to come.
+    stream: Option<TokenStream>,
+    choices: Vec<Choice>,
+    echo: PromptEcho,
+    /// `index` of the first choice.
+    first_index: usize,
+}
+
+impl Generation {
+    /// Submits every prompt; all or none.
+    ///
+    /// # Errors
+    /// The answer to the first refusal.
+    pub(crate) fn start(
+        gateway: &Gateway,
+        model: &Arc<Model>,
+        plan: Plan,
+    ) -> Result<Self, ApiError> {
+        let generate = &plan.generate;
+        let mut eos = Vec::new();
+        if !generate.stop.ignore_eos {
+            eos.extend_from_slice(&model.eos_token_ids);
+        }
+        let own = generate.stop.token_ids.iter().copied();
+        let stop_token_ids: Vec<u32> = own.chain(eos.iter().copied()).collect();
+        let seed = generate.seed.unwrap_or_else(rand::random);
+        let max_tokens = plan.prompts.iter().map(|p| p.max_tokens).max();
+        let mut observation = Observation::new(
+            gateway,
+            plan.arrived,
+            plan.prompts.len() * generate.n,
+            max_tokens.unwrap_or(0),
+        );
+        let mut runs = Vec::with_capacity(plan.prompts.len());
+        let rules = ChoiceRules::new(generate, stop_token_ids.clone(), eos);
+        for (i, prompt) in plan.prompts.into_iter().enumerate() {
+            let num_prompt_tokens = prompt.ids.len();
+            let request = GenerateRequest {
+                prompt: prompt.ids.clone(),
+                sampling: generate.sampling.clone(),
+                num_choices: generate.n,
+                max_tokens: prompt.max_tokens,
+                min_tokens: generate.min_tokens,
+                stop_token_ids: stop_token_ids.clone(),
+                prompt_logprobs: generate
+                    .sampling
+                    .num_logprobs
+                    .filter(|_| plan.scores_prompt),
+                seed,
+                cache_salt: plan.cache_salt,
+            };
+            let stream = model.engine.submit(request).map_err(|e| {
+                observation.refused();
+                from_submit(e, plan.param, gateway.completions.expected())
+            })?;
+            observation.submitted(num_prompt_tokens);
+            let pieces = model.tokenizer.pieces();
+            let echo = PromptEcho::new(prompt, plan.scores_prompt);
+            let choice = Choice::new(pieces, &rules, plan.space, echo.num_chars());
+            runs.push(Run {
+                stream: Some(stream),
+                choices: vec![choice; generate.n],
+                echo,
+                first_index: i * generate.n,
+            });
+        }
+        Ok(Self {
+            model: Arc::clone(model),
+            rules,
+            runs,
+            turn: 0,
+            ready: VecDeque::new(),
+            observation,
+        })
+    }
+
+    /// The next thing that happens; none when every choice is complete. Safe to cancel.
+    ///
+    /// # Errors
+    /// Why the request failed; nothing follows.
+    pub(crate) async fn next(&mut self) -> Result<Option<Event>, EngineError> {
+        loop {
+            if let Some(output) = self.ready.pop_front() {
+                return Ok(Some(Event::Output(output)));
+            }
+            let Some((run, event)) = self.receive().await else {
+                self.observation.completed();
+                return Ok(None);
+            };
+            match event {
+                Some(StreamEvent::Started { num_cached_tokens }) => {
+                    self.observation.started(num_cached_tokens);
+                    self.echo_text(run);
+                    return Ok(Some(Event::Started));
+                }
+                Some(StreamEvent::Prompt(scores)) => self.echo_scores(run, &scores),
+                Some(StreamEvent::Token { choice, token }) => self.token(run, choice, &token),
+                Some(StreamEvent::Finished { choice, reason }) => {
+                    self.finished(run, choice, reason);
+                }
+                Some(StreamEvent::Failed(error)) => {
+                    self.runs.clear();
+                    self.observation.failed(error);
+                    return Err(error);
+                }
+                None => self.runs[run].stream = None,
+            }
+        }
+    }
+
+    /// Token counts so far.
+    pub(crate) fn usage(&self) -> Usage {
+        self.observation.usage()
+    }
+
+    /// Waits for any run, taking turns so that none is favoured.
+    async fn receive(&mut self) -> Option<(usize, Option<StreamEvent>)> {
+        let len = self.runs.len();
+        if self.runs.iter().all(|run| run.stream.is_none()) {
+            return None;
+        }
+        let (runs, turn) = (&mut self.runs, self.turn);
+        let received = std::future::poll_fn(|context| {
+            for i in (0..len).map(|i| (turn + i) % len) {
+                let Some(stream) = &mut runs[i].stream else {
+                    continue;
+                };
+                // Receiving is safe to cancel, so a future per poll loses nothing.
+                if let Poll::Ready(event) = pin!(stream.recv()).poll(context) {
+                    return Poll::Ready((i, event));
+                }
+            }
+            Poll::Pending
+        });
+        let (run, event) = received.await;
+        self.turn = (run + 1) % len;
+        Some((run, event))
+    }
+
+    fn echo_text(&mut self, run: usize) {
+        let run = &self.runs[run];
+        if let Some(text) = run.echo.text() {
+            for j in 0..run.choices.len() {
+                let text = text.to_owned();
+                self.ready
+                    .push_back(Output::text(run.first_index + j, text));
+            }
+        }
+    }
+
+    fn echo_scores(&mut self, run: usize, scores: &[PromptLogprob]) {
+        let run = &mut self.runs[run];
+        let pieces = self.model.tokenizer.pieces();
+        let entries = run.echo.entries(pieces, scores);
+        for j in 0..run.choices.len() {
+            let mut output = Output::text(run.first_index + j, String::new());
+            output.entries.clone_from(&entries);
+            self.ready.push_back(output);
+        }
+    }
+
+    fn token(&mut self, run: usize, choice: usize, token: &backend::Sampled) {
+        let run = &mut self.runs[run];
+        if run.choices[choice].is_finished() {
+            return;
+        }
+        let index = run.first_index + choice;
+        self.observation.token(index);
+        let pieces = self.model.tokenizer.pieces();
+        let mut output = Output::text(index, String::new());
+        let state = &mut run.choices[choice];
+        state.push(pieces, &self.rules, token, &mut output);
+        if let Some(finish) = &output.finish {
+            self.observation.choice_finished(index, finish.kind);
+            if let Some(stream) = &mut run.stream {
+                stream.finish_choice(choice);
+            }
+        }
+        if !output.is_empty() {
+            self.ready.push_back(output);
+        }
+    }
+
+    fn finished(&mut self, run: usize, choice: usize, reason: engine::FinishReason) {
+        let run = &mut self.runs[run];
+        if run.choices[choice].is_finished() {
+            return;
+        }
+        let index = run.first_index + choice;
+        let mut output = Output::text(index, String::new());
+        run.choices[choice].finish(&self.rules, reason, &mut output);
+        let kind = output.finish.as_ref().map(|f| f.kind);
+        self.observation
+            .choice_finished(index, kind.unwrap_or(FinishKind::Stop));
+        self.ready.push_back(output);
+    }
+}

@@ -1,0 +1,113 @@
+//! Connections: accepted under a limit, with timeouts, until the server is told to stop and nothing
+//! is being answered any more.
+
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::task::JoinSet;
+
+use crate::gateway::Gateway;
+use crate::routes::router;
+
+/// Wait after an accept that failed, for want of descriptors mostly.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Time in which connections may write their last bytes.
+const CLOSE_TIME: Duration = Duration::from_secs(1);
+/// Time that answers have beyond the engine's own deadline to reach their clients.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// Serves until `shutdown` resolves, then drains: probes are still answered, with 503, until every
+/// running request has ended or the shutdown time is over.
+///
+/// # Errors
+/// When the listener cannot be used at all.
+pub async fn serve(
+    gateway: Gateway,
+    listener: TcpListener,
+    shutdown: impl Future<Output = ()>,
+) -> io::Result<()> {
+    let closing = watch::Sender::new(false);
+    let permits = Arc::new(Semaphore::new(gateway.config.max_connections));
+    let router = router(gateway.clone());
+    let mut connections = JoinSet::new();
+    let drained = async {
+        shutdown.await;
+        gateway.drain();
+        let deadline = Instant::now() + gateway.config.timeouts.shutdown + GRACE;
+        gateway.idle(deadline).await;
+    };
+    tokio::pin!(drained);
+    loop {
+        let accept = async {
+            let permit = Arc::clone(&permits).acquire_owned().await;
+            let accepted = listener.accept().await;
+            (permit.expect("nobody closes the semaphore"), accepted)
+        };
+        tokio::select! {
+            () = &mut drained => break,
+            Some(_) = connections.join_next() => {}
+            (permit, accepted) = accept => match accepted {
+                Ok((stream, _)) => {
+                    let connection = Connection {
+                        gateway: gateway.clone(),
+                        router: router.clone(),
+                        closing: closing.subscribe(),
+                        _permit: permit,
+                    };
+                    connections.spawn(connection.run(stream));
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "accepting a connection failed");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            },
+        }
+    }
+    closing.send_replace(true);
+    let close = async { while connections.join_next().await.is_some() {} };
+    // What is still open after that is cut.
+    let _ = tokio::time::timeout(CLOSE_TIME, close).await;
+    Ok(())
+}
+
+struct Connection {
+    gateway: Gateway,
+    router: Router,
+    closing: watch::Receiver<bool>,
+    /// Makes room for another connection when this one ends.
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Connection {
+    async fn run(mut self, stream: TcpStream) {
+        // Tokens are small and must not wait for more.
+        let _ = stream.set_nodelay(true);
+        let config = &self.gateway.config;
+        let service = TowerToHyperService::new(self.router);
+        let mut builder = hyper::server::conn::http1::Builder::new();
+        builder
+            .timer(TokioTimer::new())
+            .header_read_timeout(config.timeouts.header_read)
+            .max_headers(config.limits.max_headers)
+            .max_buf_size(config.limits.max_header_bytes);
+        let connection = builder.serve_connection(TokioIo::new(stream), service);
+        tokio::pin!(connection);
+        tokio::select! {
+            result = connection.as_mut() => {
+                if let Err(error) = result {
+                    tracing::debug!(%error, "connection ended");
+                }
+                return;
+            }
+            _ = self.closing.wait_for(|closing| *closing) => {}
+        }
+        connection.as_mut().graceful_shutdown();
+        let _ = connection.await;
+    }
+}

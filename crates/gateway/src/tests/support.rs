@@ -1,0 +1,226 @@
+//! A router over an engine with a scripted model, and calls to it.
+
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::http::{HeaderMap, Request, StatusCode};
+use engine::fake::FakeModel;
+use engine::{Engine, EngineConfig, EngineHandle};
+use http_body_util::BodyExt;
+use metrics::Metrics;
+use model::TextFiles;
+use serde_json::{Value, json};
+use tower::ServiceExt;
+
+use crate::{Gateway, GatewayConfig, ServedModel, router};
+
+/// Tokens of the test vocabulary: every byte, then the three control tokens.
+pub(super) const VOCAB: usize = 259;
+/// Longest sequence of the test model.
+pub(super) const MAX_MODEL_LEN: usize = 512;
+/// Ends an answer.
+pub(super) const END: u32 = 258;
+
+/// A gateway under test with its engine.
+pub(super) struct Rig {
+    pub(super) gateway: Gateway,
+    pub(super) engine: EngineHandle,
+    router: Router,
+}
+
+/// An answer, read to its end.
+#[derive(Debug)]
+pub(super) struct Answer {
+    pub(super) status: StatusCode,
+    pub(super) headers: HeaderMap,
+    pub(super) text: String,
+}
+
+impl Answer {
+    /// The body as JSON.
+    pub(super) fn json(&self) -> Value {
+        serde_json::from_str(&self.text).unwrap_or_else(|e| panic!("{e}: {}", self.text))
+    }
+
+    /// The payloads of an event stream; panics where one is not a `data:` line of its own.
+    pub(super) fn events(&self) -> Vec<&str> {
+        let mut blocks: Vec<&str> = self.text.split("\n\n").collect();
+        assert_eq!(blocks.pop(), Some(""), "the stream ends with a blank line");
+        let events = blocks.into_iter().filter(|block| *block != ": ping");
+        events
+            .map(|block| {
+                assert!(!block.contains('\n'), "{block}");
+                block.strip_prefix("data: ").expect("only data events")
+            })
+            .collect()
+    }
+
+    /// The JSON events of a stream that must end with `[DONE]`.
+    pub(super) fn chunks(&self) -> Vec<Value> {
+        let mut events = self.events();
+        assert_eq!(events.pop(), Some("[DONE]"));
+        events
+            .into_iter()
+            .map(|event| serde_json::from_str(event).expect("events are JSON"))
+            .collect()
+    }
+}
+
+impl Rig {
+    /// The documented defaults over a model that never fails.
+    pub(super) fn new() -> Self {
+        Self::with(GatewayConfig::new("test-model"), engine_config(), model())
+    }
+
+    /// A rig of chosen parts.
+    pub(super) fn with(config: GatewayConfig, engine: EngineConfig, model: FakeModel) -> Self {
+        let metrics = Metrics::new(&config.served_model_names[0]);
+        let gateway = Gateway::new(config, metrics.clone());
+        let build = move || Ok::<_, std::convert::Infallible>(Box::new(model) as _);
+        let (engine, _thread) = Engine::spawn(engine, metrics, build);
+        while engine.info().is_none() {
+            std::thread::yield_now();
+        }
+        let served = ServedModel {
+            engine: engine.clone(),
+            text: text_files(),
+            root: "org/test-model".into(),
+            fingerprint: vec!["weights".into(), "f32".into()],
+        };
+        gateway.set_model(served).expect("the model is served");
+        Self {
+            router: router(gateway.clone()),
+            gateway,
+            engine,
+        }
+    }
+
+    /// Sends a request and returns its response unread.
+    pub(super) async fn send(&self, request: Request<Body>) -> axum::response::Response {
+        let Ok(response) = self.router.clone().oneshot(request).await;
+        response
+    }
+
+    /// Sends a request and reads its answer.
+    pub(super) async fn call(&self, request: Request<Body>) -> Answer {
+        let response = self.send(request).await;
+        let (parts, body) = response.into_parts();
+        let bytes = body.collect().await.expect("bodies do not fail").to_bytes();
+        Answer {
+            status: parts.status,
+            headers: parts.headers,
+            text: String::from_utf8(bytes.to_vec()).expect("answers are UTF-8"),
+        }
+    }
+
+    /// `GET path`.
+    pub(super) async fn get(&self, path: &str) -> Answer {
+        self.call(get(path)).await
+    }
+
+    /// `POST path` with a JSON body.
+    pub(super) async fn post(&self, path: &str, body: &Value) -> Answer {
+        self.call(post(path, &body.to_string())).await
+    }
+
+    /// One line of `/metrics`: the value of a series that starts with `name`.
+    pub(super) async fn metric(&self, name: &str) -> f64 {
+        let text = self.get("/metrics").await.text;
+        let line = text.lines().find(|line| line.starts_with(name));
+        let line = line.unwrap_or_else(|| panic!("no series {name}"));
+        let value = line.rsplit(' ').next().expect("a value");
+        value.parse().expect("a number")
+    }
+}
+
+/// A `GET` request.
+pub(super) fn get(path: &str) -> Request<Body> {
+    Request::get(path)
+        .header("host", "127.0.0.1:8000")
+        .body(Body::empty())
+        .expect("a valid request")
+}
+
+/// A `POST` request.
+pub(super) fn post(path: &str, body: &str) -> Request<Body> {
+    Request::post(path)
+        .header("host", "127.0.0.1:8000")
+        .body(Body::from(body.to_owned()))
+        .expect("a valid request")
+}
+
+/// Roomy limits.
+pub(super) fn engine_config() -> EngineConfig {
+    EngineConfig {
+        max_num_seqs: 8,
+        max_num_batched_tokens: 64,
+        max_num_queued_reqs: 64,
+        max_num_queued_tokens: 1 << 16,
+        enable_prefix_caching: true,
+        queue_timeout: Duration::from_secs(60),
+        request_timeout: Duration::from_secs(60),
+        stream_write_timeout: Duration::from_secs(60),
+    }
+}
+
+/// A model whose every next token depends on the whole history.
+pub(super) fn model() -> FakeModel {
+    FakeModel::new(1, VOCAB, MAX_MODEL_LEN, 64)
+}
+
+/// A tokenizer of bytes and a ChatML-like template.
+pub(super) fn text_files() -> TextFiles {
+    let control = ["<s>", "<|user|>", "<|end|>"];
+    let mut vocabulary: serde_json::Map<String, Value> = byte_characters()
+        .enumerate()
+        .map(|(id, c)| (c.to_string(), json!(id)))
+        .collect();
+    for (i, token) in control.iter().enumerate() {
+        vocabulary.insert((*token).into(), json!(256 + i));
+    }
+    let added: Vec<Value> = control
+        .iter()
+        .enumerate()
+        .map(|(i, content)| {
+            json!({"id": 256 + i, "content": content, "single_word": false, "lstrip": false,
+                   "rstrip": false, "normalized": false, "special": true})
+        })
+        .collect();
+    let bytes = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true,
+                       "use_regex": false});
+    let tokenizer = json!({
+        "version": "1.0",
+        "added_tokens": added,
+        "normalizer": null,
+        "pre_tokenizer": bytes,
+        "post_processor": null,
+        "decoder": bytes,
+        "model": {"type": "BPE", "vocab": vocabulary, "merges": []},
+    });
+    TextFiles {
+        tokenizer_json: tokenizer.to_string().into_bytes(),
+        chat_templates: vec![(
+            "default".into(),
+            "{% for m in messages %}<|user|>{{ m.role }}: {{ m.content }}<|end|>{% endfor %}"
+                .into(),
+        )],
+        bos_token: Some("<s>".into()),
+        eos_token: Some("<|end|>".into()),
+        eos_token_ids: vec![END],
+        ..TextFiles::default()
+    }
+}
+
+/// The characters by which byte-level vocabularies spell the bytes 0 to 255 (GPT-2's table): printable
+/// Latin-1 stands for itself, the rest is moved up to 256 and beyond.
+fn byte_characters() -> impl Iterator<Item = char> {
+    let mut moved = 0;
+    (0..=255u8).map(move |byte| match byte {
+        b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF => char::from(byte),
+        _ => {
+            moved += 1;
+            char::from_u32(255 + moved).expect("far below the surrogates")
+        }
+    })
+}
