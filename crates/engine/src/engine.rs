@@ -16,6 +16,7 @@ use crate::handle::{EngineHandle, EngineStatus, Limits, Shared};
 use crate::request::{EngineConfig, EngineError, GenerateRequest, StreamEvent};
 use crate::scheduler::{Counts, Scheduler, Work};
 use crate::sequence::{RequestId, Sequence};
+use crate::step_size;
 
 /// How long an idle loop waits before it shows that it is alive.
 const IDLE_TURN: Duration = Duration::from_millis(500);
@@ -118,18 +119,25 @@ impl Engine {
         metrics: Metrics,
         shared: Arc<Shared>,
         messages: Receiver<Message>,
-        model: Box<dyn CausalLm>,
+        mut model: Box<dyn CausalLm>,
     ) -> Self {
         let info = model.info().clone();
         metrics
             .kv_cache_blocks
             .set(i64::try_from(info.num_blocks).unwrap_or(i64::MAX));
+        let step_tokens = config
+            .max_num_batched_tokens
+            .unwrap_or_else(|| step_size::measure(&mut *model));
+        shared
+            .step_tokens
+            .set(step_tokens)
+            .expect("the engine is built once");
         shared
             .info
             .set(info.clone())
             .expect("the engine is built once");
         Self {
-            scheduler: Scheduler::new(&config, &info),
+            scheduler: Scheduler::new(&config, &info, step_tokens),
             config,
             metrics,
             shared,

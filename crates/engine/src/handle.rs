@@ -39,6 +39,8 @@ pub(crate) struct Shared {
     started: Instant,
     heartbeat_millis: AtomicU64,
     pub info: OnceLock<ModelInfo>,
+    /// Tokens of one step.
+    pub step_tokens: OnceLock<usize>,
     pub draining: AtomicBool,
 }
 
@@ -52,6 +54,7 @@ impl Shared {
             started: Instant::now(),
             heartbeat_millis: AtomicU64::new(0),
             info: OnceLock::new(),
+            step_tokens: OnceLock::new(),
             draining: AtomicBool::new(false),
         }
     }
@@ -229,6 +232,11 @@ impl EngineHandle {
     /// The model's facts, once it is loaded.
     pub fn info(&self) -> Option<&ModelInfo> {
         self.shared.info.get()
+    }
+
+    /// Tokens that one step computes at most, once that is settled.
+    pub fn max_num_batched_tokens(&self) -> Option<usize> {
+        self.shared.step_tokens.get().copied()
     }
 
     /// Where the engine is in its life.

@@ -10,6 +10,7 @@ mod handle;
 mod request;
 mod scheduler;
 mod sequence;
+mod step_size;
 #[cfg(test)]
 mod tests;
 

@@ -9,8 +9,8 @@ use backend::{Sampled, SamplingParams, TokenId};
 pub struct EngineConfig {
     /// Sequences that run at the same time.
     pub max_num_seqs: usize,
-    /// Tokens computed in one step, prefill and decode together.
-    pub max_num_batched_tokens: usize,
+    /// Tokens computed in one step, prefill and decode together; measured after loading when none.
+    pub max_num_batched_tokens: Option<usize>,
     /// Requests that may wait; each choice counts.
     pub max_num_queued_reqs: usize,
     /// Prompt tokens that may wait.

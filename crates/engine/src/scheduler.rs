@@ -64,14 +64,18 @@ pub struct Work {
 }
 
 impl Scheduler {
-    /// Empty queues over `num_blocks` free blocks.
-    pub fn new(config: &EngineConfig, info: &model::ModelInfo) -> Self {
+    /// Empty queues over the model's blocks, all free.
+    pub fn new(
+        config: &EngineConfig,
+        info: &model::ModelInfo,
+        max_num_batched_tokens: usize,
+    ) -> Self {
         Self {
             waiting: VecDeque::new(),
             running: Vec::new(),
             blocks: BlockManager::new(info.num_blocks, config.enable_prefix_caching),
             max_num_seqs: config.max_num_seqs,
-            max_num_batched_tokens: config.max_num_batched_tokens,
+            max_num_batched_tokens,
             max_model_len: info.max_model_len,
             vocab_size: info.vocab_size,
             scheduled: Vec::new(),

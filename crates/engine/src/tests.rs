@@ -12,7 +12,7 @@ use crate::{SamplingParams, TokenId};
 fn config() -> EngineConfig {
     EngineConfig {
         max_num_seqs: 8,
-        max_num_batched_tokens: 64,
+        max_num_batched_tokens: Some(64),
         max_num_queued_reqs: 64,
         max_num_queued_tokens: 1 << 20,
         enable_prefix_caching: true,

@@ -69,7 +69,7 @@ fn start(
 fn config(max_num_batched_tokens: usize, enable_prefix_caching: bool) -> EngineConfig {
     EngineConfig {
         max_num_seqs: 8,
-        max_num_batched_tokens,
+        max_num_batched_tokens: Some(max_num_batched_tokens),
         max_num_queued_reqs: 8,
         max_num_queued_tokens: 4096,
         enable_prefix_caching,

@@ -38,7 +38,11 @@ impl Simulation {
     fn new(config: &EngineConfig, num_blocks: usize) -> Self {
         let model = FakeModel::new(7, VOCAB, MAX_LEN, num_blocks);
         Self {
-            scheduler: Scheduler::new(config, model.info()),
+            scheduler: Scheduler::new(
+                config,
+                model.info(),
+                config.max_num_batched_tokens.unwrap_or(1 << 20),
+            ),
             model,
             told: BTreeMap::new(),
             next: 1,
@@ -123,7 +127,7 @@ impl Simulation {
 /// The answer of each choice, computed without any engine.
 fn expected(request: &GenerateRequest, choice: usize) -> Vec<TokenId> {
     let alone = EngineConfig {
-        max_num_batched_tokens: 1 << 20,
+        max_num_batched_tokens: None,
         enable_prefix_caching: false,
         ..config()
     };
@@ -184,7 +188,7 @@ proptest! {
         max_num_batched_tokens in prop_oneof![1usize..8, 30usize..70, Just(1000)],
         enable_prefix_caching in any::<bool>(),
     ) {
-        let config = EngineConfig { max_num_batched_tokens, enable_prefix_caching, ..config() };
+        let config = EngineConfig { max_num_batched_tokens: Some(max_num_batched_tokens), enable_prefix_caching, ..config() };
         let mut simulation = Simulation::new(&config, num_blocks);
         let mut ids = Vec::new();
         for (request, steps) in &requests {
@@ -269,7 +273,7 @@ fn a_small_pool_preempts_and_changes_nothing() {
 fn a_long_prompt_does_not_stop_decoding() {
     let mut simulation = Simulation::new(
         &EngineConfig {
-            max_num_batched_tokens: 16,
+            max_num_batched_tokens: Some(16),
             ..config()
         },
         64,
@@ -309,7 +313,7 @@ fn choices_share_the_prompt() {
 #[test]
 fn non_finite_rows_fail_their_request_only() {
     let mut model = FakeModel::new(7, VOCAB, MAX_LEN, 64).with_poison(49);
-    let mut scheduler = Scheduler::new(&config(), model.info());
+    let mut scheduler = Scheduler::new(&config(), model.info(), 64);
     scheduler.add(Sequence::new(1, greedy(vec![1, 2, 49], 1)));
     scheduler.add(Sequence::new(2, greedy(vec![1, 2, 3], 1)));
     let work = scheduler.schedule();

@@ -154,7 +154,7 @@ pub(super) fn post(path: &str, body: &str) -> Request<Body> {
 pub(super) fn engine_config() -> EngineConfig {
     EngineConfig {
         max_num_seqs: 8,
-        max_num_batched_tokens: 64,
+        max_num_batched_tokens: Some(64),
         max_num_queued_reqs: 64,
         max_num_queued_tokens: 1 << 16,
         enable_prefix_caching: true,
