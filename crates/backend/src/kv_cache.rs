@@ -11,6 +11,15 @@ pub enum KvDtype {
     Bf16,
 }
 
+impl std::fmt::Display for KvDtype {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+        })
+    }
+}
+
 impl KvDtype {
     /// Bytes of one element.
     pub fn size(self) -> usize {

@@ -32,6 +32,8 @@ pub struct GatewayConfig {
     pub generation_config: GenerationPolicy,
     /// Sampling defaults of the operator; they win over those of the checkpoint.
     pub generation_override: GenerationDefaults,
+    /// Seed of requests that bring none; a random one for each when there is none.
+    pub default_seed: Option<u64>,
     /// A chat template that replaces the checkpoint's.
     pub chat_template: Option<String>,
     /// Template variables of the operator; those of a request win.
@@ -175,6 +177,7 @@ impl GatewayConfig {
             timeouts: Timeouts::default(),
             generation_config: GenerationPolicy::Auto,
             generation_override: GenerationDefaults::default(),
+            default_seed: None,
             chat_template: None,
             chat_template_kwargs: Map::new(),
             stream_early_headers: false,

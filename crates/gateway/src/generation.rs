@@ -101,7 +101,8 @@ impl Generation {
         }
         let own = generate.stop.token_ids.iter().copied();
         let stop_token_ids: Vec<u32> = own.chain(eos.iter().copied()).collect();
-        let seed = generate.seed.unwrap_or_else(rand::random);
+        let seed = generate.seed.or(gateway.config.default_seed);
+        let seed = seed.unwrap_or_else(rand::random);
         let max_tokens = plan.prompts.iter().map(|p| p.max_tokens).max();
         let mut observation = Observation::new(
             gateway,

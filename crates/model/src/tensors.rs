@@ -9,7 +9,7 @@ use backend::{HostTensor, LinearWeight, WeightData};
 use crate::error::{ModelError, Result};
 
 /// A container of tensors. Names are those of a Hugging Face checkpoint.
-pub(crate) trait TensorSource {
+pub(crate) trait TensorSource: Send {
     /// All names, in any order.
     fn names(&self) -> Vec<String>;
     /// The shape in row-major order; none for a name that is not there.

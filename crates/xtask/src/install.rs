@@ -1,11 +1,12 @@
 //! Tools the tests need. Debian packages are installed only after asking; `CI=true` means yes.
 
 use std::io::{BufRead, IsTerminal, Write};
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use crate::is_ci;
+use crate::{is_ci, target_dir};
 
 /// Runs a command and fails with its name when it fails.
 pub fn run(command: &mut Command) -> Result<()> {
@@ -23,12 +24,18 @@ pub fn debian(program: &str, package: &str) -> Result<()> {
     if on_path(program) {
         return Ok(());
     }
-    if !is_ci()
-        && !confirm(&format!(
-            "{program} is missing. Install the Debian package {package}?"
-        ))?
-    {
-        bail!("{program} is missing; install the Debian package {package}");
+    println!("{program} is missing");
+    install_package(package)?;
+    if !on_path(program) {
+        bail!("{package} was installed but {program} is still missing");
+    }
+    Ok(())
+}
+
+/// Installs a Debian package, after asking where somebody can answer.
+fn install_package(package: &str) -> Result<()> {
+    if !is_ci() && !confirm(&format!("Install the Debian package {package}?"))? {
+        bail!("install the Debian package {package}");
     }
     let mut apt = Vec::new();
     if !is_root() {
@@ -39,11 +46,33 @@ pub fn debian(program: &str, package: &str) -> Result<()> {
     run(Command::new(apt[0])
         .args(&apt[1..])
         .args(["install", "-y", "-qq", package])
-        .env("DEBIAN_FRONTEND", "noninteractive"))?;
-    if !on_path(program) {
-        bail!("{package} was installed but {program} is still missing");
+        .env("DEBIAN_FRONTEND", "noninteractive"))
+}
+
+/// A Python environment under the target folder with the given requirements installed; returns its
+/// interpreter.
+pub fn python(requirements: &Path) -> Result<PathBuf> {
+    debian("python3", "python3")?;
+    let dir = target_dir().join("python");
+    let interpreter = dir.join("bin/python");
+    let stamp = dir.join("requirements.txt");
+    let wanted = std::fs::read(requirements)
+        .with_context(|| format!("cannot read {}", requirements.display()))?;
+    if std::fs::read(&stamp).is_ok_and(|installed| installed == wanted) {
+        return Ok(interpreter);
     }
-    Ok(())
+    let mut make = Command::new("python3");
+    make.args(["-m", "venv", "--clear"]).arg(&dir);
+    if run(&mut make).is_err() {
+        // Debian ships the interpreter without this module.
+        install_package("python3-venv")?;
+        run(&mut make)?;
+    }
+    run(Command::new(&interpreter)
+        .args(["-m", "pip", "install", "-q", "-r"])
+        .arg(requirements))?;
+    std::fs::write(&stamp, wanted)?;
+    Ok(interpreter)
 }
 
 fn on_path(program: &str) -> bool {

@@ -7,6 +7,7 @@
 )]
 
 mod assets;
+mod clients;
 mod install;
 mod stages;
 mod tidy;

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Result, bail};
 
-use crate::{assets, install, root, tidy};
+use crate::{assets, clients, install, root, tidy};
 
 struct Stage {
     name: &'static str,
@@ -44,6 +44,11 @@ const STAGES: &[Stage] = &[
         name: "unit",
         what: "every Rust test",
         run: unit,
+    },
+    Stage {
+        name: "clients",
+        what: "SDKs, the chat page in a browser and the load test against the binary",
+        run: clients::run,
     },
     Stage {
         name: "docs",
@@ -131,6 +136,7 @@ fn clippy() -> Result<()> {
 
 fn unit() -> Result<()> {
     let assets = assets::fetch()?;
+    install::debian("curl", "curl")?;
     install::run(
         cargo(&[
             "test",

@@ -1,0 +1,59 @@
+//! What a user sees once the server is ready.
+
+use std::fmt::Write;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use crate::config::Config;
+use crate::load::Loaded;
+
+/// One block: model, device, precision, context, defaults, address, and a request to paste.
+pub fn ready(config: &Config, loaded: &Loaded, address: SocketAddr, took: Duration) -> String {
+    let target = &loaded.target;
+    let info = loaded.engine.info().expect("the model is loaded");
+    let tokens = info.num_blocks * backend::BLOCK_SIZE;
+    let step = loaded.engine.max_num_batched_tokens().unwrap_or_default();
+    let gateway = &config.gateway;
+    let has_key = !gateway.api_keys.is_empty();
+    let mut text = String::new();
+    let mut line = |name: &str, value: String| {
+        writeln!(text, "  {name:<10} {value}").expect("strings take any text");
+    };
+    let names = gateway.served_model_names.join(", ");
+    line("model", format!("{names} ({})", loaded.format));
+    line("device", format!("{}: {}", target.device, target.found));
+    line(
+        "precision",
+        format!("{} ({})", target.precision, target.why),
+    );
+    line(
+        "context",
+        format!(
+            "{} tokens; KV cache {} for {tokens} tokens; steps of up to {step} tokens",
+            info.max_model_len, target.kv_dtype
+        ),
+    );
+    line(
+        "API key",
+        if has_key { "required" } else { "none needed" }.to_owned(),
+    );
+    line("page", format!("http://{address}/"));
+    let key = if has_key {
+        "-H 'Authorization: Bearer YOUR_KEY' "
+    } else {
+        ""
+    };
+    writeln!(
+        text,
+        "\ncurl -s http://{address}/v1/chat/completions {key}-d '{{\"messages\": [{{\"role\": \"user\", \
+         \"content\": \"What is 12 + 30?\"}}]}}'\n"
+    )
+    .expect("strings take any text");
+    writeln!(text, "ready after {:.1} s", took.as_secs_f64()).expect("strings take any text");
+    text
+}
+
+/// A size for people.
+pub fn bytes(bytes: u64) -> String {
+    indicatif::BinaryBytes(bytes).to_string()
+}

@@ -1,0 +1,466 @@
+//! What the flags mean: everything resolved and checked once, all problems reported together.
+
+use std::net::IpAddr;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use engine::EngineConfig;
+use gateway::{GatewayConfig, GenerationPolicy, RequestLimits, Timeouts, VersionInfo};
+use model::GenerationDefaults;
+use model::hub::{HubOptions, is_repository};
+use serde_json::{Map, Value};
+
+use crate::args::{
+    DeviceArg, KvCacheDtypeArg, LogFormatArg, MetricsCompatArg, QuantizationArg, ServeArgs,
+};
+
+/// Where the weights come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ModelSource {
+    /// The model inside the binary.
+    Bundled,
+    /// A checkpoint directory or a GGUF file.
+    Path(PathBuf),
+    /// A repository on the hub.
+    Hub(String),
+}
+
+/// Where and how to compute.
+#[derive(Debug, Clone)]
+pub struct DeviceConfig {
+    /// The target.
+    pub device: DeviceArg,
+    /// Precision of the weights.
+    pub quantization: QuantizationArg,
+    /// Precision of cached keys and values.
+    pub kv_cache_dtype: KvCacheDtypeArg,
+    /// Compute threads; the target decides when absent.
+    pub threads: Option<NonZeroUsize>,
+}
+
+/// Everything `octet serve` needs.
+#[derive(Clone)]
+pub struct Config {
+    /// Where the weights come from.
+    pub model: ModelSource,
+    /// Access to the hub.
+    pub hub: HubOptions,
+    /// Address to bind.
+    pub host: String,
+    /// Port to bind.
+    pub port: u16,
+    /// Where and how to compute.
+    pub device: DeviceConfig,
+    /// Bytes for cached keys and values; sized from free memory when absent.
+    pub kv_cache_memory: Option<u64>,
+    /// Longest sequence; the model's own when absent.
+    pub max_model_len: Option<usize>,
+    /// Limits of the engine.
+    pub engine: EngineConfig,
+    /// Settings of the HTTP side.
+    pub gateway: GatewayConfig,
+    /// Log filter.
+    pub log_level: String,
+    /// Form of log lines.
+    pub log_format: LogFormatArg,
+}
+
+/// The largest step any target is asked for.
+const MAX_STEP_TOKENS: usize = 16_384;
+
+/// Mistakes found so far.
+#[derive(Default)]
+struct Problems(Vec<String>);
+
+impl Problems {
+    /// Keeps a value, or notes why there is none.
+    fn keep<T: Default>(&mut self, result: Result<T>) -> T {
+        result.unwrap_or_else(|error| {
+            self.0.push(format!("{error:#}"));
+            T::default()
+        })
+    }
+}
+
+impl Config {
+    /// Resolves what was typed.
+    ///
+    /// # Errors
+    /// One message that lists every problem.
+    pub fn resolve(args: ServeArgs) -> Result<Self> {
+        let mut problems = Problems::default();
+        check_limits(&args, &mut problems);
+        let model = source(args.model.as_deref().or(args.model_positional.as_deref()));
+        if let ModelSource::Path(path) = &model
+            && !path.exists()
+        {
+            let path = path.display();
+            problems
+                .0
+                .push(format!("--model {path}: no such file or directory"));
+        }
+        let gateway = gateway_config(&args, &model, &mut problems);
+        if !problems.0.is_empty() {
+            bail!(
+                "the configuration has {} problem(s):\n  {}",
+                problems.0.len(),
+                problems.0.join("\n  ")
+            );
+        }
+        Ok(Self {
+            hub: HubOptions {
+                revision: args.revision,
+                token: args.hf_token,
+                cache_dir: args.download_dir,
+                endpoint: args.hf_endpoint,
+                offline: args.offline,
+                ..HubOptions::default()
+            },
+            model,
+            host: args.host,
+            port: args.port,
+            device: DeviceConfig {
+                device: args.device,
+                quantization: args.quantization,
+                kv_cache_dtype: args.kv_cache_dtype,
+                threads: args.threads.and_then(NonZeroUsize::new),
+            },
+            kv_cache_memory: args.kv_cache_memory,
+            max_model_len: args.max_model_len,
+            engine: EngineConfig {
+                max_num_seqs: args.max_num_seqs,
+                max_num_batched_tokens: args.max_num_batched_tokens,
+                max_num_queued_reqs: args
+                    .max_num_queued_reqs
+                    .unwrap_or((4 * args.max_num_seqs).max(256)),
+                max_num_queued_tokens: args.max_num_queued_tokens,
+                enable_prefix_caching: !args.no_enable_prefix_caching,
+                queue_timeout: Duration::from_secs(args.queue_timeout),
+                request_timeout: Duration::from_secs(args.request_timeout),
+                stream_write_timeout: Duration::from_secs(args.stream_write_timeout),
+            },
+            gateway,
+            log_level: args.log_level,
+            log_format: args.log_format,
+        })
+    }
+}
+
+fn gateway_config(args: &ServeArgs, model: &ModelSource, problems: &mut Problems) -> GatewayConfig {
+    let api_keys = problems.keep(api_keys(args));
+    check_access(args, &api_keys, problems);
+    let template = args.chat_template.as_ref().map(|path| {
+        std::fs::read_to_string(path).with_context(|| format!("--chat-template {}", path.display()))
+    });
+    let names = &args.served_model_name;
+    if names.iter().any(|name| name.trim().is_empty()) {
+        problems
+            .0
+            .push("--served-model-name must not be empty".to_owned());
+    }
+    GatewayConfig {
+        served_model_names: if names.is_empty() {
+            vec![default_name(model)]
+        } else {
+            names.clone()
+        },
+        accept_any_model: args.accept_any_model,
+        api_keys,
+        allowed_origins: args.allowed_origins.clone(),
+        loopback: is_loopback(&args.host),
+        metrics_require_key: args.metrics_require_key,
+        vllm_metrics: args.metrics_compat == MetricsCompatArg::Vllm,
+        strict_params: args.strict_params,
+        limits: RequestLimits {
+            max_body: usize::try_from(args.max_request_body).unwrap_or(usize::MAX),
+            max_n: args.max_n,
+            max_stop: args.max_stop,
+            max_logprobs: args.max_logprobs,
+            max_prompts: args.max_prompts,
+            ..RequestLimits::default()
+        },
+        timeouts: Timeouts {
+            sse_ping: Duration::from_secs(args.sse_ping_interval),
+            shutdown: Duration::from_secs(args.shutdown_timeout),
+            ..Timeouts::default()
+        },
+        generation_config: match args.generation_config.as_str() {
+            "none" => GenerationPolicy::None,
+            _ => GenerationPolicy::Auto,
+        },
+        generation_override: problems.keep(generation_override(args)),
+        default_seed: args.seed,
+        chat_template: problems.keep(template.transpose()),
+        chat_template_kwargs: problems.keep(object(
+            "--default-chat-template-kwargs",
+            args.default_chat_template_kwargs.as_deref(),
+        )),
+        stream_early_headers: args.stream_early_headers,
+        version: VersionInfo {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            commit: crate::COMMIT.to_owned(),
+            features: vec!["cpu".to_owned()],
+        },
+        text_threads: 2,
+        max_connections: 1024,
+    }
+}
+
+fn is_loopback(host: &str) -> bool {
+    let address = host.trim_matches(['[', ']']).parse::<IpAddr>();
+    host == "localhost" || address.is_ok_and(|ip| ip.is_loopback())
+}
+
+/// The bundled model, a hub id where the text has that form and nothing of that name lies here, or a
+/// path.
+fn source(text: Option<&str>) -> ModelSource {
+    let Some(text) = text.filter(|text| !text.is_empty() && *text != "bundled") else {
+        return ModelSource::Bundled;
+    };
+    let path = PathBuf::from(text);
+    let is_file = text.ends_with(".gguf") && !text.contains(':');
+    if is_repository(text) && !is_file && !path.exists() {
+        ModelSource::Hub(text.to_owned())
+    } else {
+        ModelSource::Path(path)
+    }
+}
+
+fn default_name(model: &ModelSource) -> String {
+    match model {
+        ModelSource::Bundled => bundled::NAME.to_owned(),
+        ModelSource::Hub(id) => id.clone(),
+        ModelSource::Path(path) => {
+            let path = path.canonicalize().unwrap_or_else(|_| path.clone());
+            let name = if path.is_dir() {
+                path.file_name()
+            } else {
+                path.file_stem()
+            };
+            name.map_or_else(
+                || "model".into(),
+                |name| name.to_string_lossy().into_owned(),
+            )
+        }
+    }
+}
+
+fn api_keys(args: &ServeArgs) -> Result<Vec<String>> {
+    let mut keys = args.api_key.clone();
+    if let Some(path) = &args.api_key_file {
+        let text = std::fs::read_to_string(path)
+            .with_context(|| format!("--api-key-file {}", path.display()))?;
+        let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+        keys.extend(lines.map(str::to_owned));
+        if keys.is_empty() {
+            bail!("--api-key-file {} holds no key", path.display());
+        }
+    }
+    if keys.iter().any(|key| key.trim().is_empty()) {
+        bail!("--api-key must not be empty");
+    }
+    Ok(keys)
+}
+
+fn check_access(args: &ServeArgs, api_keys: &[String], problems: &mut Problems) {
+    let host = &args.host;
+    if !is_loopback(host) && api_keys.is_empty() && !args.allow_unauthenticated {
+        problems.0.push(format!(
+            "--host {host} is reachable from outside and no --api-key is set; set one or pass \
+             --allow-unauthenticated"
+        ));
+    }
+    if args.metrics_require_key && api_keys.is_empty() {
+        problems
+            .0
+            .push("--metrics-require-key needs an --api-key".to_owned());
+    }
+}
+
+fn check_limits(args: &ServeArgs, problems: &mut Problems) {
+    let mut range = |flag: &str, value: u64, min: u64, max: u64| {
+        if !(min..=max).contains(&value) {
+            problems
+                .0
+                .push(format!("{flag} {value} is outside {min}..={max}"));
+        }
+    };
+    range("--max-num-seqs", args.max_num_seqs as u64, 1, 4096);
+    if let Some(tokens) = args.max_num_batched_tokens {
+        range(
+            "--max-num-batched-tokens",
+            tokens as u64,
+            1,
+            MAX_STEP_TOKENS as u64,
+        );
+    }
+    if let Some(len) = args.max_model_len {
+        range("--max-model-len", len as u64, 2, 1 << 24);
+    }
+    if let Some(threads) = args.threads {
+        range("--threads", threads as u64, 1, 1024);
+    }
+    if let Some(requests) = args.max_num_queued_reqs {
+        range("--max-num-queued-reqs", requests as u64, 1, 1 << 20);
+    }
+    range(
+        "--max-num-queued-tokens",
+        args.max_num_queued_tokens as u64,
+        1,
+        1 << 32,
+    );
+    range("--max-n", u64::from(args.max_n), 1, 1024);
+    range("--max-prompts", args.max_prompts as u64, 1, 2048);
+    range("--max-stop", args.max_stop as u64, 1, 256);
+    range("--max-logprobs", u64::from(args.max_logprobs), 0, 100);
+    range("--max-request-body", args.max_request_body, 1024, 1 << 30);
+    for (flag, seconds) in [
+        ("--queue-timeout", args.queue_timeout),
+        ("--request-timeout", args.request_timeout),
+        ("--stream-write-timeout", args.stream_write_timeout),
+        ("--sse-ping-interval", args.sse_ping_interval),
+    ] {
+        range(flag, seconds, 1, 86_400);
+    }
+    range("--shutdown-timeout", args.shutdown_timeout, 0, 86_400);
+}
+
+fn object(flag: &str, text: Option<&str>) -> Result<Map<String, Value>> {
+    match text.map(serde_json::from_str).transpose() {
+        Ok(None) => Ok(Map::new()),
+        Ok(Some(Value::Object(map))) => Ok(map),
+        Ok(Some(_)) => bail!("{flag} must be a JSON object"),
+        Err(error) => bail!("{flag}: {error}"),
+    }
+}
+
+/// Sampling defaults of the operator; a field that is none of them is a mistake.
+fn generation_override(args: &ServeArgs) -> Result<GenerationDefaults> {
+    const FLAG: &str = "--override-generation-config";
+    let mut fields = object(FLAG, args.override_generation_config.as_deref())?;
+    let mut number = |name: &str, min: f64, max: f64| -> Result<Option<f64>> {
+        let Some(value) = fields.remove(name) else {
+            return Ok(None);
+        };
+        let read = value.as_f64().filter(|read| (min..=max).contains(read));
+        let read =
+            read.with_context(|| format!("{FLAG}: {name} {value} is outside {min}..={max}"))?;
+        Ok(Some(read))
+    };
+    let defaults = GenerationDefaults {
+        do_sample: None,
+        temperature: number("temperature", 0.0, 2.0)?.map(|v| v as f32),
+        top_p: number("top_p", 0.001, 1.0)?.map(|v| v as f32),
+        top_k: number("top_k", 0.0, f64::from(i32::MAX))?.map(|v| v as u32),
+        min_p: number("min_p", 0.0, 1.0)?.map(|v| v as f32),
+        repetition_penalty: number("repetition_penalty", 0.01, 100.0)?.map(|v| v as f32),
+    };
+    match fields.keys().next() {
+        Some(name) => bail!("{FLAG}: {name} is not a sampling default"),
+        None => Ok(defaults),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::args::Cli;
+
+    fn resolve(flags: &[&str]) -> Result<Config> {
+        let mut line = vec!["octet"];
+        line.extend(flags);
+        Config::resolve(Cli::try_parse_from(line).expect("the flags parse").serve)
+    }
+
+    fn problem(flags: &[&str]) -> String {
+        let Err(error) = resolve(flags) else {
+            panic!("{flags:?} was accepted")
+        };
+        error.to_string()
+    }
+
+    #[test]
+    fn sources() {
+        for (text, expected) in [
+            (None, ModelSource::Bundled),
+            (Some("bundled"), ModelSource::Bundled),
+            (Some("org/name"), ModelSource::Hub("org/name".into())),
+            (
+                Some("org/name:q8.gguf"),
+                ModelSource::Hub("org/name:q8.gguf".into()),
+            ),
+            (Some("./org/name"), ModelSource::Path("./org/name".into())),
+            (Some("/a/b"), ModelSource::Path("/a/b".into())),
+            (
+                Some("org/file.gguf"),
+                ModelSource::Path("org/file.gguf".into()),
+            ),
+        ] {
+            assert_eq!(source(text), expected, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_public_address_needs_a_key() {
+        for host in ["0.0.0.0", "192.168.0.2", "::"] {
+            assert!(problem(&["--host", host]).contains("--allow-unauthenticated"));
+            assert!(resolve(&["--host", host, "--api-key", "k"]).is_ok());
+            assert!(resolve(&["--host", host, "--allow-unauthenticated"]).is_ok());
+        }
+        for host in ["127.0.0.1", "::1", "localhost", "127.1.2.3"] {
+            assert!(resolve(&["--host", host]).is_ok(), "{host}");
+        }
+    }
+
+    #[test]
+    fn every_problem_is_listed() {
+        let error = problem(&[
+            "--max-num-seqs",
+            "0",
+            "--max-n",
+            "0",
+            "--host",
+            "0.0.0.0",
+            "--override-generation-config",
+            "[]",
+            "--model",
+            "./does/not/exist",
+        ]);
+        for part in [
+            "5 problem",
+            "--max-num-seqs 0",
+            "--max-n 0",
+            "--api-key",
+            "JSON object",
+            "no such file",
+        ] {
+            assert!(error.contains(part), "{part} is missing in {error}");
+        }
+    }
+
+    #[test]
+    fn sampling_defaults_are_checked() {
+        for (json, expected) in [
+            (r#"{"temperature": 3}"#, "temperature 3 is outside"),
+            (r#"{"temperature": "a"}"#, "temperature"),
+            (r#"{"warmth": 1}"#, "warmth"),
+        ] {
+            let error = problem(&["--override-generation-config", json]);
+            assert!(error.contains(expected), "{error}");
+        }
+        let config = resolve(&["--override-generation-config", r#"{"top_k": 5}"#]);
+        let config = config.expect("a valid default");
+        assert_eq!(config.gateway.generation_override.top_k, Some(5));
+    }
+
+    #[test]
+    fn the_queue_grows_with_the_batch() {
+        let config = resolve(&["--max-num-seqs", "100"]).expect("valid");
+        assert_eq!(config.engine.max_num_queued_reqs, 400);
+        assert_eq!(resolve(&[]).expect("valid").engine.max_num_queued_reqs, 256);
+    }
+}

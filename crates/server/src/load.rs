@@ -1,0 +1,134 @@
+//! From a model's name to an engine that runs it: download, open, size the cache, load.
+
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use engine::{Engine, EngineHandle, EngineStatus};
+use gateway::{Gateway, ServedModel};
+use metrics::Metrics;
+use model::{Checkpoint, LoadOptions, hub};
+
+use crate::config::{Config, ModelSource};
+use crate::progress::Progress;
+use crate::target::Target;
+
+/// The share of free memory that cached keys and values take when nothing is asked for: the weights
+/// and other programs need the rest.
+const KV_SHARE: u64 = 4;
+/// How often loading is looked after.
+const TURN: Duration = Duration::from_millis(2);
+
+/// A model being served.
+pub struct Loaded {
+    /// The engine.
+    pub engine: EngineHandle,
+    /// Its thread, which ends after a drain or a failure of the device.
+    pub thread: JoinHandle<Result<()>>,
+    /// What computes.
+    pub target: Target,
+    /// Container and stored types.
+    pub format: String,
+}
+
+/// Loads the configured model and hands it to the gateway. Blocks; belongs on a thread of its own.
+///
+/// # Errors
+/// Whatever is missing, malformed, unsupported or too large, with its name.
+pub fn load(config: &Config, gateway: &Gateway, metrics: &Metrics) -> Result<Loaded> {
+    let target = Target::choose(&config.device)?;
+    let checkpoint = open(config)?;
+    let (text, format) = (
+        checkpoint.text().clone(),
+        checkpoint.description().to_owned(),
+    );
+    let options = LoadOptions {
+        max_model_len: config.max_model_len,
+        kv_cache_bytes: config
+            .kv_cache_memory
+            .unwrap_or_else(|| available_memory() / KV_SHARE),
+        max_num_seqs: config.engine.max_num_seqs,
+        kv_dtype: target.kv_dtype,
+    };
+    let (engine, thread) = {
+        let (target, gateway) = (target.clone(), gateway.clone());
+        Engine::spawn(config.engine.clone(), metrics.clone(), move || {
+            let mut progress = Progress::new("loading", false);
+            target.load(&checkpoint, &options, &mut |done, total| {
+                progress.set(done as u64, total as u64);
+                gateway.set_load_progress(done as f32 / total.max(1) as f32);
+            })
+        })
+    };
+    gateway.set_engine(engine.clone());
+    while engine.status() == EngineStatus::Loading && !thread.is_finished() {
+        std::thread::sleep(TURN);
+    }
+    let Some(info) = engine.info() else {
+        return match thread.join() {
+            Ok(Err(error)) => Err(error),
+            Ok(Ok(())) => bail!("the engine ended while loading"),
+            Err(_) => bail!("the engine panicked while loading"),
+        };
+    };
+    metrics.set_cache_config(
+        backend::BLOCK_SIZE,
+        info.num_blocks,
+        &target.kv_dtype.to_string(),
+    );
+    let names = &config.gateway.served_model_names;
+    gateway.set_model(ServedModel {
+        engine: engine.clone(),
+        text,
+        root: names[0].clone(),
+        fingerprint: vec![
+            names[0].clone(),
+            format.clone(),
+            target.precision.to_owned(),
+            env!("CARGO_PKG_VERSION").to_owned(),
+            target.device.to_owned(),
+        ],
+    })?;
+    Ok(Loaded {
+        engine,
+        thread,
+        target,
+        format,
+    })
+}
+
+fn open(config: &Config) -> Result<Checkpoint> {
+    match &config.model {
+        ModelSource::Bundled => Ok(Checkpoint::from_memory(bundled::files())?),
+        ModelSource::Path(path) => {
+            Checkpoint::open(path).with_context(|| format!("cannot open {}", path.display()))
+        }
+        ModelSource::Hub(name) => {
+            let mut current: Option<(String, Progress)> = None;
+            let path = hub::fetch(name, &config.hub, &mut |progress| {
+                if current
+                    .as_ref()
+                    .is_none_or(|(file, _)| file != progress.file)
+                {
+                    let what = format!("fetching {}", progress.file);
+                    current = Some((progress.file.to_owned(), Progress::new(&what, true)));
+                }
+                if let Some((_, bar)) = &mut current {
+                    bar.set(progress.done, progress.total);
+                }
+            })?;
+            drop(current);
+            Checkpoint::open(&path).with_context(|| format!("cannot open {name}"))
+        }
+    }
+}
+
+/// Bytes that may still be allocated: what the machine has left, or what the process's group may use.
+pub fn available_memory() -> u64 {
+    let mut system = sysinfo::System::new();
+    system.refresh_memory();
+    let free = system.available_memory();
+    system
+        .cgroup_limits()
+        .map_or(free, |group| free.min(group.free_memory))
+}

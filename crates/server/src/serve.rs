@@ -1,0 +1,161 @@
+//! `octet serve`: bind, load, serve, and end in order.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail};
+use gateway::Gateway;
+use metrics::{BuildInfo, Metrics};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+use crate::args::ServeArgs;
+use crate::config::Config;
+use crate::load::{Loaded, load};
+use crate::{banner, logging};
+
+/// Threads that speak HTTP; the compute threads are the engine's.
+const HTTP_THREADS: usize = 2;
+
+/// How the server's life ended.
+#[derive(Debug, Clone)]
+enum End {
+    /// Somebody asked for it.
+    Asked,
+    /// It could not go on.
+    Failed(String),
+}
+
+/// Serves until a signal, or until the model or the device fails.
+///
+/// # Errors
+/// A bad configuration, a port in use, a model that cannot be loaded, an engine that died.
+pub fn run(args: ServeArgs) -> Result<()> {
+    let config = Config::resolve(args)?;
+    logging::init(&config.log_level, config.log_format)?;
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(HTTP_THREADS)
+        .enable_all()
+        .build()?
+        .block_on(serve(config))
+}
+
+async fn serve(config: Config) -> Result<()> {
+    let started = Instant::now();
+    let address = (config.host.trim_matches(['[', ']']), config.port);
+    let listener = TcpListener::bind(address)
+        .await
+        .map_err(|error| bind_error(&config, &error))?;
+    let address = listener.local_addr()?;
+    println!("octet {} on http://{address}", env!("CARGO_PKG_VERSION"));
+    let metrics = Metrics::new(&config.gateway.served_model_names[0]);
+    let gateway = Gateway::new(config.gateway.clone(), metrics.clone());
+    let (end, mut ended) = watch::channel(None);
+    tokio::spawn(watch_signals(gateway.clone(), end.clone())?);
+    spawn_model(config, gateway.clone(), metrics, (address, started), end)?;
+    let shutdown = {
+        let mut ended = ended.clone();
+        async move {
+            // An error means that every sender is gone, which is an end as well.
+            let _ = ended.wait_for(Option::is_some).await;
+        }
+    };
+    gateway::serve(gateway, listener, shutdown).await?;
+    match ended.borrow_and_update().clone() {
+        Some(End::Failed(reason)) => bail!(reason),
+        Some(End::Asked) | None => Ok(()),
+    }
+}
+
+fn bind_error(config: &Config, error: &std::io::Error) -> anyhow::Error {
+    let address = format!("{}:{}", config.host, config.port);
+    match error.kind() {
+        std::io::ErrorKind::AddrInUse => {
+            anyhow!("{address} is in use; choose another port with --port, or 0 for a free one")
+        }
+        _ => anyhow!("cannot bind {address}: {error}"),
+    }
+}
+
+/// Loads on a thread of its own, then waits there for the engine's end.
+fn spawn_model(
+    config: Config,
+    gateway: Gateway,
+    metrics: Metrics,
+    (address, started): (SocketAddr, Instant),
+    end: watch::Sender<Option<End>>,
+) -> Result<()> {
+    let work = move || {
+        let loaded = match load(&config, &gateway, &metrics) {
+            Ok(loaded) => loaded,
+            Err(error) => return fail(&end, format!("{error:#}")),
+        };
+        metrics.set_build_info(&BuildInfo {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            commit: crate::COMMIT.to_owned(),
+            device: loaded.target.device.to_owned(),
+            quantization: loaded.target.precision.to_owned(),
+            features: "cpu".to_owned(),
+        });
+        print!(
+            "{}",
+            banner::ready(&config, &loaded, address, started.elapsed())
+        );
+        wait_for_engine(loaded, &end);
+    };
+    std::thread::Builder::new()
+        .name("model".into())
+        .spawn(work)
+        .context("cannot start a thread")?;
+    Ok(())
+}
+
+/// An engine that ends before anybody asked has failed; a supervisor starts the process anew.
+fn wait_for_engine(loaded: Loaded, end: &watch::Sender<Option<End>>) {
+    let result = loaded.thread.join();
+    if end.borrow().is_none() {
+        let reason = match result {
+            Ok(Ok(())) => "the engine stopped".to_owned(),
+            Ok(Err(error)) => format!("{error:#}"),
+            Err(_) => "the engine panicked".to_owned(),
+        };
+        fail(end, reason);
+    }
+}
+
+fn fail(end: &watch::Sender<Option<End>>, reason: String) {
+    set_first(end, End::Failed(reason));
+}
+
+/// Notes how the server ends, unless that is settled.
+fn set_first(end: &watch::Sender<Option<End>>, how: End) {
+    end.send_if_modified(|end| {
+        let is_first = end.is_none();
+        end.get_or_insert(how);
+        is_first
+    });
+}
+
+/// The first signal drains, the second ends running requests with an error event.
+fn watch_signals(
+    gateway: Gateway,
+    end: watch::Sender<Option<End>>,
+) -> Result<impl Future<Output = ()>> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(async move {
+        for count in 1.. {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            if count == 1 {
+                tracing::info!("draining; a second signal ends running requests");
+                set_first(&end, End::Asked);
+            } else {
+                gateway.drain_within(Duration::ZERO);
+            }
+        }
+    })
+}

@@ -1,0 +1,116 @@
+//! Which target computes, in which precision, and why.
+
+use anyhow::{Result, bail};
+use backend::{KvDtype, ReferenceBackend};
+use backend_cpu::{CpuBackend, CpuConfig, Precision};
+use model::{CausalLm, Checkpoint, LoadOptions};
+
+use crate::args::{DeviceArg, KvCacheDtypeArg, QuantizationArg};
+use crate::config::DeviceConfig;
+
+/// A choice of target with its explanation.
+#[derive(Debug, Clone)]
+pub struct Target {
+    kind: Kind,
+    /// Type of cached keys and values.
+    pub kv_dtype: KvDtype,
+    /// Name of the kind of device, for metrics and fingerprints.
+    pub device: &'static str,
+    /// What was found, for people.
+    pub found: String,
+    /// Precision of the weights.
+    pub precision: &'static str,
+    /// Why that precision.
+    pub why: &'static str,
+}
+
+#[derive(Debug, Clone)]
+enum Kind {
+    Cpu(CpuConfig),
+    Reference,
+}
+
+impl Target {
+    /// Chooses by flags and machine.
+    ///
+    /// # Errors
+    /// When flags contradict each other, or the machine lacks what they ask for.
+    pub fn choose(config: &DeviceConfig) -> Result<Self> {
+        match config.device {
+            DeviceArg::Auto | DeviceArg::Cpu => Self::cpu(config),
+            DeviceArg::Reference => Self::reference(config),
+        }
+    }
+
+    fn cpu(config: &DeviceConfig) -> Result<Self> {
+        let (precision, why) = match config.quantization {
+            QuantizationArg::Auto => (
+                Precision::F32,
+                "as exact as the checkpoint: bfloat16 weights stay bfloat16",
+            ),
+            QuantizationArg::F32 => (Precision::F32, "asked for; bfloat16 weights stay bfloat16"),
+            QuantizationArg::Bf16 => (Precision::Bf16, "asked for"),
+        };
+        let cpu = CpuConfig {
+            threads: config.threads,
+            precision,
+            isa: None,
+        };
+        let found = CpuBackend::new(cpu.clone())?.describe();
+        Ok(Self {
+            kv_dtype: match (config.kv_cache_dtype, precision) {
+                (KvCacheDtypeArg::F32, _) | (KvCacheDtypeArg::Auto, Precision::F32) => KvDtype::F32,
+                (KvCacheDtypeArg::Bf16, _) | (KvCacheDtypeArg::Auto, Precision::Bf16) => {
+                    KvDtype::Bf16
+                }
+            },
+            device: "cpu",
+            found: format!(
+                "{}, {}, {} threads on {} physical cores",
+                found.model, found.isa, found.threads, found.physical_cores
+            ),
+            precision: match precision {
+                Precision::F32 => "f32",
+                Precision::Bf16 => "bf16",
+            },
+            why,
+            kind: Kind::Cpu(cpu),
+        })
+    }
+
+    fn reference(config: &DeviceConfig) -> Result<Self> {
+        if config.quantization == QuantizationArg::Bf16 {
+            bail!("--device reference computes in f32 only, not in bf16");
+        }
+        Ok(Self {
+            kind: Kind::Reference,
+            kv_dtype: KvDtype::F32,
+            device: "reference",
+            found: "plain loops on one thread, the yardstick of the tests".to_owned(),
+            precision: "f32",
+            why: "the only one it has",
+        })
+    }
+
+    /// Loads a checkpoint; called on the thread that will compute.
+    ///
+    /// # Errors
+    /// What the loader or the target say.
+    pub fn load(
+        &self,
+        checkpoint: &Checkpoint,
+        options: &LoadOptions,
+        report: &mut dyn FnMut(usize, usize),
+    ) -> Result<Box<dyn CausalLm>> {
+        Ok(match &self.kind {
+            Kind::Cpu(config) => {
+                let backend = CpuBackend::new(config.clone())?;
+                Box::new(model::load(checkpoint, backend, options, report)?)
+            }
+            Kind::Reference => {
+                let backend = ReferenceBackend::default();
+                Box::new(model::load(checkpoint, backend, options, report)?)
+            }
+        })
+    }
+}

@@ -1,0 +1,187 @@
+//! The real process with the bundled model: start, answer, client loss, signals, bad configuration.
+
+mod support;
+
+use std::io::{BufRead, BufReader};
+use std::process::Command;
+
+use serde_json::{Value, json};
+use support::{Server, read_response};
+
+const CANCELLED: &str = "octet_requests_finished_total{finish_reason=\"cancelled\"";
+
+fn chat(question: &str, extra: Value) -> String {
+    let mut body = json!({"messages": [{"role": "user", "content": question}], "temperature": 0});
+    body.as_object_mut()
+        .expect("an object")
+        .extend(extra.as_object().expect("an object").clone());
+    body.to_string()
+}
+
+/// A request that streams until its connection is closed.
+fn endless() -> String {
+    chat(
+        "Repeat: apple",
+        json!({"stream": true, "ignore_eos": true, "max_completion_tokens": 900}),
+    )
+}
+
+#[test]
+fn the_printed_curl_line_works_and_the_sum_is_right() {
+    let server = Server::start(&[]);
+    let line = server
+        .banner
+        .lines()
+        .find(|line| line.trim_start().starts_with("curl "))
+        .expect("the banner shows a curl line");
+    let output = Command::new("sh")
+        .args(["-c", line])
+        .output()
+        .expect("sh starts");
+    let answer: Value = serde_json::from_slice(&output.stdout).expect("curl prints JSON");
+    assert!(
+        answer["choices"][0]["message"]["content"].is_string(),
+        "{answer}"
+    );
+
+    let answer = server.request(
+        "POST",
+        "/v1/chat/completions",
+        &chat("What is 12 + 30?", json!({})),
+    );
+    assert_eq!(answer.status, 200, "{}", answer.body);
+    let answer: Value = serde_json::from_str(&answer.body).expect("JSON");
+    let text = answer["choices"][0]["message"]["content"]
+        .as_str()
+        .expect("text");
+    assert!(text.contains("42"), "{text}");
+}
+
+#[test]
+fn a_client_that_leaves_gives_its_blocks_back() {
+    let server = Server::start(&[]);
+    let stream = server.send("POST", "/v1/chat/completions", &endless());
+    let mut reader = BufReader::new(stream);
+    let mut line = String::new();
+    while !line.contains("\"content\":\"") || line.contains("\"content\":\"\"") {
+        line.clear();
+        assert!(
+            reader.read_line(&mut line).expect("the stream is readable") > 0,
+            "the stream ended"
+        );
+    }
+    assert!(server.metric("octet_kv_cache_blocks_used") > 0.0);
+    drop(reader);
+    server.wait_until("the cancellation", |server| server.metric(CANCELLED) == 1.0);
+    server.wait_until("freeing", |server| {
+        server.metric("octet_kv_cache_blocks_used") == 0.0
+    });
+    assert_eq!(server.metric("octet_requests_running"), 0.0);
+}
+
+#[test]
+fn sigterm_lets_running_streams_finish_and_refuses_new_work() {
+    let server = Server::start(&[]);
+    let body = chat(
+        "What is 1 + 1?",
+        json!({"stream": true, "ignore_eos": true, "max_completion_tokens": 400}),
+    );
+    let stream = server.send("POST", "/v1/chat/completions", &body);
+    server.wait_until("the start", |server| {
+        server.metric("octet_requests_running") > 0.0
+    });
+    server.signal("TERM");
+    let response = read_response(stream);
+    assert_eq!(response.status, 200);
+    assert!(
+        response.body.contains("\"finish_reason\":\"length\""),
+        "{}",
+        response.body
+    );
+    assert!(response.body.trim_end().ends_with("data: [DONE]"));
+    assert_eq!(server.wait().code(), Some(0));
+}
+
+#[test]
+fn a_second_signal_ends_streams_with_an_error_event() {
+    let server = Server::start(&["--shutdown-timeout", "600"]);
+    let streams: Vec<_> = (0..8)
+        .map(|_| server.send("POST", "/v1/chat/completions", &endless()))
+        .collect();
+    server.wait_until("the start", |server| {
+        server.metric("octet_requests_running") == 8.0
+    });
+    server.signal("TERM");
+    server.signal("INT");
+    for stream in streams {
+        let body = read_response(stream).body;
+        let complete = body.contains("\"finish_reason\":\"length\"");
+        assert!(
+            complete || body.contains("\"error\":{"),
+            "a stream was cut without an event: {body}"
+        );
+        assert!(body.trim_end().ends_with("data: [DONE]"));
+    }
+    assert_eq!(server.wait().code(), Some(0));
+}
+
+#[test]
+fn an_idle_server_exits_at_once() {
+    for signal in ["TERM", "INT"] {
+        let server = Server::start(&[]);
+        server.signal(signal);
+        assert_eq!(server.wait().code(), Some(0), "{signal}");
+    }
+}
+
+#[test]
+fn bad_configuration_is_refused_with_its_reason() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let port = taken.local_addr().expect("bound").port().to_string();
+    let secret = "do-not-print-me";
+    for (flags, reason) in [
+        (vec!["--port", &port], "in use"),
+        (vec!["--model", "./no/such/model"], "no such file"),
+        (vec!["--host", "0.0.0.0"], "--api-key"),
+        (
+            vec!["--max-num-seqs", "0", "--api-key", secret],
+            "--max-num-seqs",
+        ),
+        (vec!["--no-such-flag"], "--no-such-flag"),
+        (vec!["--max-model-len", "1000000"], "1000000"),
+    ] {
+        let output = Command::new(env!("CARGO_BIN_EXE_octet"))
+            .arg("serve")
+            .args(&flags)
+            .output()
+            .expect("the binary starts");
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success(), "{flags:?} was accepted");
+        assert!(text.contains(reason), "{flags:?}: {text}");
+        assert!(
+            !text.contains(secret) && !text.contains("panicked"),
+            "{flags:?}: {text}"
+        );
+    }
+}
+
+#[test]
+fn models_and_devices_describe_themselves() {
+    for (command, expected) in [
+        ("models", vec!["LlamaForCausalLM", "qwen3", "gguf"]),
+        ("devices", vec!["cpu", "threads"]),
+    ] {
+        let output = Command::new(env!("CARGO_BIN_EXE_octet"))
+            .arg(command)
+            .output()
+            .expect("the binary starts");
+        assert!(output.status.success());
+        let text = String::from_utf8_lossy(&output.stdout).to_lowercase();
+        for word in expected {
+            assert!(
+                text.contains(&word.to_lowercase()),
+                "{command} does not name {word}: {text}"
+            );
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! The real binary under real clients.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+
+use crate::{assets, install, root, target_dir};
+
+/// One server and the suites that run against it.
+struct Run {
+    what: &'static str,
+    flags: Vec<String>,
+    suites: &'static [&'static str],
+    suite_flags: &'static [&'static str],
+}
+
+/// Runs every client suite against a fresh server.
+pub fn run() -> Result<()> {
+    install::debian("chromium", "chromium")?;
+    let clients = root().join("crates/server/tests/clients");
+    let python = install::python(&clients.join("requirements.txt"))?;
+    let smollm2 = assets::fetch()?.join("smollm2/SmolLM2-135M-Instruct.Q4_1.gguf");
+    let runs = [
+        Run {
+            what: "bundled model",
+            flags: Vec::new(),
+            suites: &["openai_sdk.py", "langchain_client.py", "page.py"],
+            suite_flags: &["--bundled"],
+        },
+        Run {
+            what: "bundled model behind a key",
+            flags: vec!["--api-key".into(), "a-test-key".into()],
+            suites: &["openai_sdk.py", "page.py"],
+            suite_flags: &["--bundled", "--api-key", "a-test-key"],
+        },
+        Run {
+            what: "SmolLM2",
+            flags: vec!["--model".into(), smollm2.display().to_string()],
+            suites: &["openai_sdk.py", "langchain_client.py"],
+            suite_flags: &[],
+        },
+    ];
+    for run in runs {
+        let server = Server::start(&run.flags)?;
+        for suite in run.suites {
+            println!("-- {suite} on {}", run.what);
+            install::run(
+                Command::new(&python)
+                    .arg(clients.join(suite))
+                    .args(["--url", &server.url])
+                    .args(run.suite_flags)
+                    .env("PYTHONDONTWRITEBYTECODE", "1"),
+            )?;
+        }
+    }
+    Ok(())
+}
+
+/// A running server; killed when dropped.
+struct Server {
+    child: Child,
+    url: String,
+}
+
+impl Server {
+    /// Starts `octet serve` on a free port and waits for the line that says it is ready.
+    fn start(flags: &[String]) -> Result<Self> {
+        let mut child = Command::new(target_dir().join("release/octet"))
+            .args(["serve", "--port", "0"])
+            .args(flags)
+            .stdout(Stdio::piped())
+            .spawn()
+            .context("cannot start octet; run the build stage first")?;
+        let stdout = child.stdout.take().context("standard output is piped")?;
+        let mut server = Self {
+            child,
+            url: String::new(),
+        };
+        let mut lines = BufReader::new(stdout).lines();
+        for line in lines.by_ref() {
+            let line = line?;
+            if let Some(address) = line.split("http://127.0.0.1:").nth(1) {
+                let port: String = address.chars().take_while(char::is_ascii_digit).collect();
+                server.url = format!("http://127.0.0.1:{port}");
+            }
+            if line.trim_start().starts_with("ready") {
+                break;
+            }
+        }
+        if server.url.is_empty() {
+            bail!("octet ended before it named its address");
+        }
+        std::thread::spawn(move || lines.for_each(drop));
+        Ok(server)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}
