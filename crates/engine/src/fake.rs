@@ -1,6 +1,7 @@
 //! A scripted model for tests: its next token is a hash of the whole history as the cache holds it, so
 //! any mix-up of blocks, copies or requests changes the answer.
 
+use std::f32::consts::LN_2;
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex};
 
@@ -109,6 +110,14 @@ impl FakeModel {
             .collect()
     }
 
+    /// The chosen token and those after it, each half as probable as the one before.
+    fn top(&self, chosen: TokenId, num_logprobs: u32) -> Vec<(TokenId, f32)> {
+        let vocab_size = self.info.vocab_size as TokenId;
+        (0..num_logprobs.min(vocab_size))
+            .map(|i| ((chosen + i) % vocab_size, -1.0 - i as f32 * LN_2))
+            .collect()
+    }
+
     fn store(&mut self, batch: &Batch) {
         for copy in &batch.copies {
             let from = copy.from as usize * BLOCK_SIZE;
@@ -197,7 +206,7 @@ impl CausalLm for FakeModel {
             rows.push(RowOutput::Token(Sampled {
                 token_id,
                 logprob: -1.0,
-                top: Vec::new(),
+                top: self.top(token_id, sample.params.num_logprobs.unwrap_or(0)),
             }));
         }
         if fault == Some(Fault::MissingRow) {
