@@ -222,8 +222,10 @@ impl Engine {
             }
             Message::Remove { id, choice: None } => self.forget(id),
             Message::Remove { id, choice } => {
-                self.scheduler.remove(id, choice);
-                self.close_choice(id);
+                // A choice that had ended by itself is closed already.
+                if self.scheduler.remove(id, choice) {
+                    self.close_choice(id);
+                }
             }
             Message::Drain { deadline } => {
                 self.deadline = Some(

@@ -121,7 +121,10 @@ impl Scheduler {
     }
 
     /// Removes all sequences of a request, or one choice of it, and frees their blocks.
-    pub fn remove(&mut self, request: RequestId, choice: Option<usize>) {
+    ///
+    /// Returns whether there was one.
+    pub fn remove(&mut self, request: RequestId, choice: Option<usize>) -> bool {
+        let before = self.running.len() + self.waiting.len();
         let gone =
             |s: &Sequence| s.request == request && choice.is_none_or(|choice| s.choice == choice);
         let mut index = 0;
@@ -134,6 +137,7 @@ impl Scheduler {
             }
         }
         self.waiting.retain(|sequence| !gone(sequence));
+        self.running.len() + self.waiting.len() < before
     }
 
     /// Forgets the cache after a failed step: running sequences are gone, waiting ones start anew.
@@ -415,13 +419,11 @@ impl Scheduler {
             forked.extend(self.append(index, draws, &mut events));
             let sequence = &self.running[index];
             if sequence.rules.max_tokens == 0 && sequence.num_owed_tokens() == 0 {
-                events.push((
-                    request,
-                    StreamEvent::Finished {
-                        choice: sequence.choice,
-                        reason: FinishReason::Length,
-                    },
-                ));
+                // Nothing is drawn, so the pending choices never split off: they end here too.
+                events.extend((0..sequence.num_choices()).map(|choice| {
+                    let reason = FinishReason::Length;
+                    (request, StreamEvent::Finished { choice, reason })
+                }));
             }
         }
         for sequence in forked {
@@ -432,9 +434,9 @@ impl Scheduler {
                 finished.push((*request, Some(*choice)));
             }
         }
-        finished
-            .into_iter()
-            .for_each(|(request, choice)| self.remove(request, choice));
+        finished.into_iter().for_each(|(request, choice)| {
+            self.remove(request, choice);
+        });
         events
     }
 

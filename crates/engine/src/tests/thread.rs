@@ -336,3 +336,58 @@ fn finishing_one_choice_leaves_the_others() {
     assert_eq!(ended, [1]);
     wait(|| running.metrics.kv_cache_blocks_used.get() == 0);
 }
+
+#[test]
+fn ending_a_choice_that_has_ended_leaves_the_others() {
+    let mut request = greedy(vec![1, 2], 30);
+    request.num_choices = 2;
+    request.sampling.temperature = 1.0;
+    let mut free = [Vec::new(), Vec::new()];
+    let running = start(config(), model());
+    let mut stream = running.handle.submit(request.clone()).expect("admitted");
+    while let Some(event) = stream.blocking_recv() {
+        if let StreamEvent::Token { choice, token } = event {
+            free[choice].push(token.token_id);
+        }
+    }
+    // A token that ends choice 0 and not choice 1.
+    let stop = free[0].iter().find(|token| !free[1].contains(token));
+    request.stop_token_ids = vec![*stop.expect("the choices differ")];
+
+    let (model, gate) = gated();
+    let running = start(config(), model);
+    let mut stream = running.handle.submit(request).expect("admitted");
+    let (mut last, mut ended) = (0, Vec::new());
+    gate.send(()).expect("the model waits");
+    while let Some(event) = stream.blocking_recv() {
+        match event {
+            StreamEvent::Token { choice: 0, .. } => {}
+            StreamEvent::Token { .. } => last += 1,
+            StreamEvent::Finished { choice, .. } => {
+                ended.push(choice);
+                stream.finish_choice(choice);
+            }
+            other => assert!(matches!(other, StreamEvent::Started { .. }), "{other:?}"),
+        }
+        // One step at a time: the message is there before the next one.
+        gate.send(()).ok();
+    }
+    assert_eq!((last, ended), (30, vec![0, 1]));
+}
+
+#[test]
+fn scoring_a_prompt_ends_every_choice() {
+    let running = start(config(), model());
+    let mut request = greedy(vec![1, 2, 3], 0);
+    request.num_choices = 3;
+    request.prompt_logprobs = Some(0);
+    let mut stream = running.handle.submit(request).expect("admitted");
+    let (tokens, others) = collect(&mut stream);
+    assert!(tokens.is_empty());
+    let ended = others.iter().filter_map(|event| match event {
+        StreamEvent::Finished { choice, .. } => Some(*choice),
+        _ => None,
+    });
+    assert_eq!(ended.collect::<Vec<_>>(), [0, 1, 2]);
+    wait(|| running.metrics.kv_cache_blocks_used.get() == 0);
+}
