@@ -65,6 +65,9 @@ pub(crate) struct ChatTemplate {
 pub(crate) struct Conversation {
     /// The messages, every string free of control-token spellings.
     pub(crate) messages: Vec<Value>,
+    /// The same from [`with_parsed_arguments`], tried first. Parsing undoes JSON's escapes, so it comes
+    /// before spellings are broken up.
+    pub(crate) parsed: Option<Vec<Value>>,
     /// Tool definitions.
     pub(crate) tools: Option<Value>,
     /// Variables of the operator and the request.
@@ -137,8 +140,8 @@ impl ChatTemplate {
     /// # Errors
     /// [`RenderError`] when the template raises, fails, or exceeds a bound.
     pub(crate) fn render(&self, conversation: &Conversation) -> Result<String, RenderError> {
-        let parsed = with_parsed_arguments(&conversation.messages);
-        let messages = parsed.as_deref().unwrap_or(&conversation.messages);
+        let parsed = conversation.parsed.as_deref();
+        let messages = parsed.unwrap_or(&conversation.messages);
         match self.render_messages(messages, conversation) {
             Err(RenderError::Refused(_)) if parsed.is_some() => {
                 self.render_messages(&conversation.messages, conversation)
@@ -235,7 +238,7 @@ fn token_variables(files: &TextFiles) -> Map<String, Value> {
 
 /// The messages with JSON texts of tool arguments replaced by what they say; none when no message
 /// has any.
-fn with_parsed_arguments(messages: &[Value]) -> Option<Vec<Value>> {
+pub(crate) fn with_parsed_arguments(messages: &[Value]) -> Option<Vec<Value>> {
     let mut changed = None;
     for (i, message) in messages.iter().enumerate() {
         let calls = message["tool_calls"].as_array().map_or(0, Vec::len);

@@ -19,7 +19,7 @@ use crate::generation::{EncodedPrompt, Event, Generation, Plan};
 use crate::json::{self, Prompt};
 use crate::request::{ChatRequest, CompletionRequest, Context, Generate};
 use crate::stream;
-use crate::template::{Conversation, RenderError};
+use crate::template::{Conversation, RenderError, with_parsed_arguments};
 use crate::text::{Detokenizer, LeadingSpace};
 
 /// Bytes of an `x-ignored-params` header at most.
@@ -226,6 +226,9 @@ impl Preparation {
             if !knows_developer && message["role"] == "developer" {
                 message["role"] = "system".into();
             }
+        }
+        let mut parsed = with_parsed_arguments(&messages);
+        for message in messages.iter_mut().chain(parsed.iter_mut().flatten()) {
             self.escape(message);
         }
         let mut own = Value::Object(kwargs);
@@ -236,6 +239,7 @@ impl Preparation {
         }
         let conversation = Conversation {
             messages,
+            parsed,
             tools: None,
             kwargs: variables,
         };
@@ -246,7 +250,7 @@ impl Preparation {
         })
     }
 
-    /// Breaks up spellings of control tokens in every string.
+    /// Breaks up spellings of control tokens in every string and key.
     fn escape(&self, value: &mut Value) {
         match value {
             Value::String(text) => {
@@ -255,7 +259,16 @@ impl Preparation {
                 }
             }
             Value::Array(items) => items.iter_mut().for_each(|item| self.escape(item)),
-            Value::Object(fields) => fields.values_mut().for_each(|field| self.escape(field)),
+            Value::Object(fields) => {
+                let own = std::mem::take(fields);
+                fields.extend(own.into_iter().map(|(mut key, mut field)| {
+                    if let Some(escaped) = self.model.tokenizer.escape(&key) {
+                        key = escaped;
+                    }
+                    self.escape(&mut field);
+                    (key, field)
+                }));
+            }
             Value::Null | Value::Bool(_) | Value::Number(_) => {}
         }
     }

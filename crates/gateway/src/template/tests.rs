@@ -165,6 +165,7 @@ fn tool_arguments_are_objects_or_else_texts() {
             {"type": "function", "function": {"name": "g", "arguments": "not JSON"}},
         ]}),
     );
+    conversation.parsed = with_parsed_arguments(&conversation.messages);
     let calls = |body: &str| {
         format!(
             "{{% for m in messages %}}{{% for t in m.tool_calls or [] %}}{body};{{% endfor %}}{{% endfor %}}{{{{ messages[-1].content }}}}"
