@@ -134,7 +134,7 @@ impl Generation {
             })?;
             observation.submitted(num_prompt_tokens);
             let pieces = model.tokenizer.pieces();
-            let echo = PromptEcho::new(prompt, plan.scores_prompt);
+            let echo = PromptEcho::new(pieces, prompt, plan.scores_prompt);
             let choice = Choice::new(pieces, &rules, plan.space, echo.num_chars());
             runs.push(Run {
                 stream: Some(stream),
@@ -169,7 +169,6 @@ impl Generation {
             match event {
                 Some(StreamEvent::Started { num_cached_tokens }) => {
                     self.observation.started(num_cached_tokens);
-                    self.echo_text(run);
                     return Ok(Some(Event::Started));
                 }
                 Some(StreamEvent::Prompt(scores)) => self.echo_scores(run, &scores),
@@ -177,14 +176,20 @@ impl Generation {
                 Some(StreamEvent::Finished { choice, reason }) => {
                     self.finished(run, choice, reason);
                 }
-                Some(StreamEvent::Failed(error)) => {
-                    self.runs.clear();
-                    self.observation.failed(error);
-                    return Err(error);
+                Some(StreamEvent::Failed(error)) => return Err(self.fail(error)),
+                None if self.runs[run].choices.iter().all(Choice::is_finished) => {
+                    self.runs[run].stream = None;
                 }
-                None => self.runs[run].stream = None,
+                // The engine went away without a word; an answer never just ends.
+                None => return Err(self.fail(EngineError::StepFailed)),
             }
         }
+    }
+
+    fn fail(&mut self, error: EngineError) -> EngineError {
+        self.runs.clear();
+        self.observation.failed(error);
+        error
     }
 
     /// Token counts so far.
@@ -216,11 +221,13 @@ impl Generation {
         Some((run, event))
     }
 
+    /// The prompt's text, before the first piece of a run: a request that fails before it has nothing
+    /// to show yet.
     fn echo_text(&mut self, run: usize) {
-        let run = &self.runs[run];
-        if let Some(text) = run.echo.text() {
+        let run = &mut self.runs[run];
+        if let Some(text) = run.echo.take_text() {
             for j in 0..run.choices.len() {
-                let text = text.to_owned();
+                let text = text.clone();
                 self.ready
                     .push_back(Output::text(run.first_index + j, text));
             }
@@ -228,6 +235,7 @@ impl Generation {
     }
 
     fn echo_scores(&mut self, run: usize, scores: &[PromptLogprob]) {
+        self.echo_text(run);
         let run = &mut self.runs[run];
         let pieces = self.model.tokenizer.pieces();
         let entries = run.echo.entries(pieces, scores);
@@ -239,6 +247,7 @@ impl Generation {
     }
 
     fn token(&mut self, run: usize, choice: usize, token: &backend::Sampled) {
+        self.echo_text(run);
         let run = &mut self.runs[run];
         if run.choices[choice].is_finished() {
             return;
@@ -261,6 +270,7 @@ impl Generation {
     }
 
     fn finished(&mut self, run: usize, choice: usize, reason: engine::FinishReason) {
+        self.echo_text(run);
         let run = &mut self.runs[run];
         if run.choices[choice].is_finished() {
             return;

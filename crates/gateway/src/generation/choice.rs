@@ -129,10 +129,7 @@ pub(crate) struct Choice {
     last_token: Option<u32>,
     /// Entries of tokens whose text is still held back.
     held_entries: Vec<TokenEntry>,
-    /// Code points of the answer so far, the last one possibly incomplete.
-    text_offset: usize,
-    /// The last code point is incomplete.
-    begun: bool,
+    offset: TextOffset,
     /// The last piece has been made; what the engine still sends was computed before it knew.
     is_finished: bool,
 }
@@ -151,8 +148,10 @@ impl Choice {
             num_tokens: 0,
             last_token: None,
             held_entries: Vec::new(),
-            text_offset: num_echoed,
-            begun: false,
+            offset: TextOffset {
+                num_chars: num_echoed,
+                begun: false,
+            },
             is_finished: false,
         }
     }
@@ -169,16 +168,16 @@ impl Choice {
         debug_assert!(!self.is_finished, "the caller asks first");
         self.num_tokens += 1;
         self.last_token = Some(token.token_id);
-        // A token that continues a character starts inside it.
-        let offset = self.text_offset - usize::from(self.begun);
         if rules.wants_entries {
             let bytes = self.detokenizer.bytes(pieces, token.token_id);
+            let offset = self.offset.of_next_token();
             let entry = TokenEntry::generated(pieces, token, bytes, offset);
             self.held_entries.push(entry);
         }
         if !rules.stop_token_ids.contains(&token.token_id) {
             let text = self.detokenizer.push(pieces, token.token_id);
-            self.advance(&text);
+            let inside = self.detokenizer.is_inside_character();
+            self.offset.advance(&text, inside);
             self.take_text(rules, &text, output);
         }
         if output.finish.is_some() || !output.text.is_empty() {
@@ -219,15 +218,6 @@ impl Choice {
         }
         output.entries = std::mem::take(&mut self.held_entries);
         self.is_finished = true;
-    }
-
-    /// Counts the code points that a token completed or began.
-    fn advance(&mut self, completed: &str) {
-        let inside = self.detokenizer.is_inside_character();
-        self.text_offset += completed.chars().count();
-        self.text_offset += usize::from(inside);
-        self.text_offset -= usize::from(self.begun);
-        self.begun = inside;
     }
 
     fn take_text(&mut self, rules: &ChoiceRules, text: &str, output: &mut Output) {
@@ -278,29 +268,38 @@ fn top(pieces: &Pieces, token: &Sampled) -> Vec<TopEntry> {
 #[derive(Debug)]
 pub(crate) struct PromptEcho {
     text: Option<String>,
+    /// The text has been given out.
+    is_taken: bool,
     ids: Vec<u32>,
     /// Positions whose scores have arrived.
     num_scored: usize,
+    /// Follows the text token by token.
+    detokenizer: Detokenizer,
     /// Bytes of `text` before the next position.
     at: usize,
-    text_offset: usize,
+    offset: TextOffset,
 }
 
 impl PromptEcho {
     /// The echo of a prompt; ids are kept only where scores will come.
-    pub(crate) fn new(prompt: EncodedPrompt, scores: bool) -> Self {
+    pub(crate) fn new(pieces: &Pieces, prompt: EncodedPrompt, scores: bool) -> Self {
         Self {
             text: prompt.echo,
+            is_taken: false,
             ids: if scores { prompt.ids } else { Vec::new() },
             num_scored: 0,
+            detokenizer: Detokenizer::new(pieces, LeadingSpace::Decode, false),
             at: 0,
-            text_offset: 0,
+            offset: TextOffset::default(),
         }
     }
 
-    /// The text repeated.
-    pub(crate) fn text(&self) -> Option<&str> {
-        self.text.as_deref()
+    /// The text repeated, the first time.
+    pub(crate) fn take_text(&mut self) -> Option<String> {
+        if std::mem::replace(&mut self.is_taken, true) {
+            return None;
+        }
+        self.text.clone()
     }
 
     /// Code points of the text.
@@ -308,39 +307,60 @@ impl PromptEcho {
         self.text.as_deref().map_or(0, |text| text.chars().count())
     }
 
-    /// Entries of the next positions. Offsets follow the text: a token that does not stand in it,
-    /// such as a beginning-of-sequence token, has no width.
+    /// Entries of the next positions. Offsets follow the text: a control token that does not stand in
+    /// it, such as a beginning-of-sequence token, has no width.
     pub(crate) fn entries(&mut self, pieces: &Pieces, scores: &[PromptLogprob]) -> Vec<TokenEntry> {
         let mut entries = Vec::with_capacity(scores.len());
         for score in scores {
             let Some(id) = self.ids.get(self.num_scored).copied() else {
                 break;
             };
-            let text = self.text.as_deref().unwrap_or_default();
-            let mut bytes = pieces.bytes(id);
-            let rest = &text.as_bytes()[self.at.min(text.len())..];
-            if self.at == 0 && pieces.strips_leading_space() && !rest.starts_with(bytes) {
-                bytes = bytes.strip_prefix(b" ").unwrap_or(bytes);
-            }
+            let bytes = self.detokenizer.bytes(pieces, id);
             entries.push(TokenEntry {
                 token: String::from_utf8_lossy(bytes).into_owned(),
                 bytes: bytes.to_vec(),
                 logprob: score.as_ref().map(|s| s.logprob),
                 top: score.as_ref().map(|s| top(pieces, s)),
-                text_offset: self.text_offset,
+                text_offset: self.offset.of_next_token(),
             });
-            if rest.starts_with(bytes) {
-                self.at += bytes.len();
-                let starts = bytes.iter().filter(|b| !is_continuation(**b)).count();
-                self.text_offset += starts;
+            if !pieces.is_special(id) || self.stands_next(bytes) {
+                let text = self.detokenizer.push(pieces, id);
+                self.at += text.len();
+                let inside = self.detokenizer.is_inside_character();
+                self.offset.advance(&text, inside);
             }
             self.num_scored += 1;
         }
         entries
     }
+
+    fn stands_next(&self, bytes: &[u8]) -> bool {
+        let text = self.text.as_deref().unwrap_or_default().as_bytes();
+        text.get(self.at..)
+            .is_some_and(|rest| rest.starts_with(bytes))
+    }
 }
 
-/// Whether a byte is inside a character rather than its first.
-fn is_continuation(byte: u8) -> bool {
-    byte & 0xC0 == 0x80
+/// Where tokens begin in a text, in code points.
+#[derive(Debug, Clone, Copy, Default)]
+struct TextOffset {
+    /// Code points so far, the last one possibly incomplete.
+    num_chars: usize,
+    /// The last code point is incomplete.
+    begun: bool,
+}
+
+impl TextOffset {
+    /// A token that continues a character starts inside it.
+    fn of_next_token(self) -> usize {
+        self.num_chars - usize::from(self.begun)
+    }
+
+    /// Counts the code points that a token completed, and the one it left incomplete.
+    fn advance(&mut self, completed: &str, is_inside: bool) {
+        self.num_chars += completed.chars().count();
+        self.num_chars += usize::from(is_inside);
+        self.num_chars -= usize::from(self.begun);
+        self.begun = is_inside;
+    }
 }
