@@ -225,8 +225,8 @@ impl Gateway {
     }
 
     /// The share of loading that is done.
-    pub(crate) fn load_progress(&self) -> f32 {
-        self.0.load_progress.load(Ordering::Relaxed) as f32 / 1000.0
+    pub(crate) fn load_progress(&self) -> f64 {
+        f64::from(self.0.load_progress.load(Ordering::Relaxed)) / 1000.0
     }
 
     /// The model, if requests may use it now.

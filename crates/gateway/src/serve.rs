@@ -17,6 +17,8 @@ use crate::routes::router;
 
 /// Wait after an accept that failed, for want of descriptors mostly.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// The smallest buffer that hyper takes.
+const MIN_BUFFER: usize = 8 << 10;
 /// Time in which connections may write their last bytes.
 const CLOSE_TIME: Duration = Duration::from_secs(1);
 /// Time that answers have beyond the engine's own deadline to reach their clients.
@@ -95,7 +97,8 @@ impl Connection {
             .timer(TokioTimer::new())
             .header_read_timeout(config.timeouts.header_read)
             .max_headers(config.limits.max_headers)
-            .max_buf_size(config.limits.max_header_bytes);
+            .max_header_size(config.limits.max_header_bytes)
+            .max_buf_size(config.limits.max_header_bytes.max(MIN_BUFFER));
         let connection = builder.serve_connection(TokioIo::new(stream), service);
         tokio::pin!(connection);
         tokio::select! {
