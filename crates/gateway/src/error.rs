@@ -356,7 +356,10 @@ pub(crate) fn from_submit(
             max_tokens,
             max_model_len,
         },
-        SubmitError::Invalid(reason) => ApiError::field(param, "invalid_value", reason),
+        // The readers have checked everything else; how many sequences run, only the engine knows.
+        SubmitError::Invalid(reason) => {
+            ApiError::field("n", "invalid_value", format!("n does not fit: {reason}"))
+        }
         SubmitError::Draining => ApiError::Draining,
         SubmitError::Dead => ApiError::EngineDead,
     }

@@ -51,7 +51,13 @@ impl Reading<'_> {
             message.insert("name".into(), json!(name));
         }
         match role.as_str() {
-            "assistant" => assistant_fields(&mut fields, &mut message)?,
+            "assistant" => {
+                assistant_fields(&mut fields, &mut message)?;
+                // Part of every answer, which clients send back as it came.
+                if fields.array("annotations")?.is_some() {
+                    self.ignored.push(fields.path("annotations"));
+                }
+            }
             "tool" => {
                 let id_path = fields.path("tool_call_id");
                 let id = fields.string("tool_call_id")?;

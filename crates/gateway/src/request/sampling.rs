@@ -201,7 +201,9 @@ fn logit_bias(fields: &mut Fields, context: &Context) -> Result<Vec<(TokenId, f3
     for (key, value) in map {
         let shown: String = key.chars().take(32).collect();
         let path = format!("logit_bias.{shown}");
-        let id = key.parse::<u32>().ok();
+        // Parsing alone would let a sign pass.
+        let is_number = key.bytes().all(|b| b.is_ascii_digit());
+        let id = key.parse::<u32>().ok().filter(|_| is_number);
         let id = id.filter(|id| (*id as usize) < context.num_token_ids);
         let id = id.ok_or_else(|| {
             invalid(
@@ -227,7 +229,7 @@ fn seed(fields: &mut Fields) -> Result<Option<u64>, ApiError> {
 fn stop_strings(fields: &mut Fields, limits: &RequestLimits) -> Result<Vec<String>, ApiError> {
     let stops = match fields.take("stop") {
         None => return Ok(Vec::new()),
-        Some(Value::String(stop)) => vec![Value::String(stop)],
+        Some(Value::String(stop)) => return Ok(vec![stop_string(stop, "stop", limits)?]),
         Some(Value::Array(stops)) => stops,
         Some(other) => {
             return Err(wrong_type(
@@ -242,28 +244,25 @@ fn stop_strings(fields: &mut Fields, limits: &RequestLimits) -> Result<Vec<Strin
     }
     let read = |(i, stop): (usize, Value)| {
         let path = format!("stop[{i}]");
-        let stop = string(stop, &path)?;
-        if stop.is_empty() {
-            return Err(ApiError::field(
-                &path,
-                "string_below_min_length",
-                format!("{path} must not be empty"),
-            ));
-        }
-        if stop.len() > limits.max_stop_bytes {
-            return Err(ApiError::field(
-                &path,
-                "string_above_max_length",
-                format!(
-                    "{path} has {} bytes, more than the limit of {}",
-                    stop.len(),
-                    limits.max_stop_bytes
-                ),
-            ));
-        }
-        Ok(stop)
+        stop_string(string(stop, &path)?, &path, limits)
     };
     stops.into_iter().enumerate().map(read).collect()
+}
+
+fn stop_string(stop: String, path: &str, limits: &RequestLimits) -> Result<String, ApiError> {
+    let (len, max) = (stop.len(), limits.max_stop_bytes);
+    let (code, message) = match len {
+        0 => (
+            "string_below_min_length",
+            format!("{path} must not be empty"),
+        ),
+        _ if len > max => (
+            "string_above_max_length",
+            format!("{path} has {len} bytes, more than the limit of {max}"),
+        ),
+        _ => return Ok(stop),
+    };
+    Err(ApiError::field(path, code, message))
 }
 
 fn stop_token_ids(fields: &mut Fields, context: &Context) -> Result<Vec<TokenId>, ApiError> {
@@ -310,6 +309,10 @@ fn stream_options(
             "stream_options.continuous_usage_stats",
             "this version does not have it yet",
         ));
+    }
+    // Padding against traffic analysis changes no output.
+    if options.boolean("include_obfuscation")?.is_some() {
+        ignored.push(options.path("include_obfuscation"));
     }
     ignored.extend(options.rest(strict)?);
     Ok(include_usage)

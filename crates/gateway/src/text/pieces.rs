@@ -62,9 +62,7 @@ impl Pieces {
             let bytes = decoder
                 .spelling
                 .bytes(&spelling, added.is_some(), &stand_ins);
-            if added.is_none() {
-                pieces.longest = pieces.longest.max(bytes.len());
-            }
+            pieces.longest = pieces.longest.max(bytes.len());
             pieces.special[id as usize] = added == Some(true);
             pieces.bytes[id as usize] = Some(bytes.into());
         }
@@ -94,8 +92,7 @@ impl Pieces {
         self.bytes.len()
     }
 
-    /// Bytes of the longest token that is not an added one. Added tokens may be longer, but plain
-    /// text of a message yields few of them.
+    /// Bytes of the longest token.
     pub(crate) fn longest(&self) -> usize {
         self.longest
     }
