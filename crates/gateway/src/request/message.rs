@@ -54,7 +54,7 @@ impl Reading<'_> {
             "assistant" => {
                 assistant_fields(&mut fields, &mut message)?;
                 // Part of every answer, which clients send back as it came.
-                if fields.array("annotations")?.is_some() {
+                if fields.take("annotations").is_some() {
                     self.ignored.push(fields.path("annotations"));
                 }
             }

@@ -311,7 +311,7 @@ fn stream_options(
         ));
     }
     // Padding against traffic analysis changes no output.
-    if options.boolean("include_obfuscation")?.is_some() {
+    if options.take("include_obfuscation").is_some() {
         ignored.push(options.path("include_obfuscation"));
     }
     ignored.extend(options.rest(strict)?);

@@ -1,35 +1,95 @@
 //! Whole answers and streams hold the same.
 
+use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use super::support::Rig;
+use super::errors::{CHAT, COMPLETIONS};
+use super::support::{Rig, cases_without_files, chat, completion, merge};
 
-fn chat(extra: Value) -> Value {
-    let mut body = json!({"messages": [{"role": "user", "content": "hello"}], "seed": 7,
-                          "max_tokens": 24});
-    let fields = body.as_object_mut().expect("an object");
-    fields.extend(extra.as_object().expect("an object").clone());
-    body
+/// What a choice of a stream adds up to.
+#[derive(Debug, Default, PartialEq)]
+struct Gathered {
+    text: String,
+    finish_reason: Value,
+    stop_reason: Value,
+    /// Entries of the chat format, or the lists of the other one, each put together.
+    logprobs: [Vec<Value>; 5],
 }
 
-/// The text and finish reason of a choice, put together from a stream.
-fn gather(chunks: &[Value], index: usize) -> (String, Value) {
-    let mut text = String::new();
-    let mut finish = Value::Null;
-    for choice in chunks
+const LISTS: [&str; 5] = [
+    "content",
+    "tokens",
+    "token_logprobs",
+    "top_logprobs",
+    "text_offset",
+];
+
+impl Gathered {
+    /// Takes a choice of an answer or of a chunk.
+    fn add(&mut self, choice: &Value) {
+        assert!(self.finish_reason.is_null(), "nothing follows the finish");
+        let texts = [
+            &choice["delta"]["content"],
+            &choice["message"]["content"],
+            &choice["text"],
+        ];
+        let text = texts.into_iter().find_map(Value::as_str);
+        self.text.push_str(text.unwrap_or_default());
+        for (list, name) in self.logprobs.iter_mut().zip(LISTS) {
+            list.extend(
+                choice["logprobs"][name]
+                    .as_array()
+                    .cloned()
+                    .unwrap_or_default(),
+            );
+        }
+        self.finish_reason = choice["finish_reason"].clone();
+        self.stop_reason = choice["stop_reason"].clone();
+    }
+}
+
+/// All choices of some events, by index.
+fn gather(events: &[Value]) -> Vec<Gathered> {
+    let mut gathered: Vec<Gathered> = Vec::new();
+    for choice in events
         .iter()
-        .flat_map(|c| c["choices"].as_array().expect("choices"))
+        .flat_map(|e| e["choices"].as_array().expect("choices"))
     {
-        if choice["index"] == index {
-            let piece = choice["delta"].get("content").unwrap_or(&choice["text"]);
-            text.push_str(piece.as_str().unwrap_or_default());
-            if !choice["finish_reason"].is_null() {
-                assert!(finish.is_null(), "one finish per choice");
-                finish = choice["finish_reason"].clone();
-            }
+        let index = choice["index"].as_u64().expect("an index") as usize;
+        if gathered.len() <= index {
+            gathered.resize_with(index + 1, Gathered::default);
+        }
+        gathered[index].add(choice);
+    }
+    gathered
+}
+
+/// Asks for the same as a whole and as a stream, and compares everything.
+async fn compare(rig: &Rig, path: &str, body: &Value, salt: &str) {
+    // A salt of its own for each: cached tokens are equal too.
+    let salted = |kind: &str| merge(body, &json!({"cache_salt": format!("{salt} {kind}")}));
+    let whole = rig.post(path, &salted("whole")).await;
+    assert_eq!(whole.status, 200, "{}", whole.text);
+    let whole = whole.json();
+    let options = json!({"stream": true, "stream_options": {"include_usage": true}});
+    let streamed = rig.post(path, &merge(&salted("stream"), &options)).await;
+    let chunks = streamed.chunks();
+    assert_eq!(
+        gather(std::slice::from_ref(&whole)),
+        gather(&chunks),
+        "{body}"
+    );
+    let last = chunks.last().expect("chunks");
+    assert_eq!(
+        (&last["usage"], &last["choices"]),
+        (&whole["usage"], &json!([])),
+        "{body}"
+    );
+    for chunk in &chunks {
+        for field in ["id", "object", "created", "model", "system_fingerprint"] {
+            assert_eq!(chunk[field], chunks[0][field]);
         }
     }
-    (text, finish)
 }
 
 #[tokio::test]
@@ -44,44 +104,57 @@ async fn a_stream_holds_what_the_whole_answer_holds() {
     .into_iter()
     .enumerate()
     {
-        // A salt of its own per case, and the same for both: cached tokens are equal too.
-        let salted = |salt: String| chat(merge(&extra, &json!({"cache_salt": salt})));
-        let whole = rig
-            .post("/v1/chat/completions", &salted(format!("{i}a")))
-            .await;
-        assert_eq!(whole.status, 200, "{}", whole.text);
-        let whole = whole.json();
-        let streamed = merge(
-            &salted(format!("{i}b")),
-            &json!({"stream": true, "stream_options": {"include_usage": true}}),
-        );
-        let answer = rig.post("/v1/chat/completions", &streamed).await;
-        let chunks = answer.chunks();
-        for (index, choice) in whole["choices"]
-            .as_array()
-            .expect("choices")
-            .iter()
-            .enumerate()
-        {
-            let (text, finish) = gather(&chunks, index);
-            assert_eq!(choice["message"]["content"], text);
-            assert_eq!(choice["finish_reason"], finish);
-            let entries: Vec<Value> = chunks
-                .iter()
-                .flat_map(|c| c["choices"].as_array().expect("choices"))
-                .filter(|c| c["index"] == index)
-                .filter_map(|c| c["logprobs"]["content"].as_array().cloned())
-                .flatten()
-                .collect();
-            let expected = choice["logprobs"]["content"].as_array().cloned();
-            assert_eq!(expected.unwrap_or_default(), entries);
-        }
-        assert_eq!(chunks.last().expect("chunks")["usage"], whole["usage"]);
+        compare(&rig, CHAT, &chat(extra), &i.to_string()).await;
     }
 }
 
-fn merge(a: &Value, b: &Value) -> Value {
-    let mut fields = a.as_object().expect("an object").clone();
-    fields.extend(b.as_object().expect("an object").clone());
-    Value::Object(fields)
+/// Fields of both routes that steer how an answer comes about.
+fn fields() -> impl Strategy<Value = Value> {
+    let stop = prop::collection::vec("[a-e\u{fffd} ]{1,2}", 0..4);
+    let counts = (0..3_usize, 1..60_usize, 1..4_usize, any::<i64>());
+    (stop, counts, any::<[bool; 4]>(), 0..=2_i32).prop_map(|(stop, counts, flags, temperature)| {
+        let (min_tokens, more, n, seed) = counts;
+        let [ignore_eos, include, skip, penalty] = flags;
+        json!({
+            "stop": stop, "min_tokens": min_tokens, "max_tokens": min_tokens + more, "n": n,
+            "seed": seed, "ignore_eos": ignore_eos, "include_stop_str_in_output": include,
+            "skip_special_tokens": skip, "temperature": temperature,
+            "presence_penalty": f64::from(penalty),
+        })
+    })
+}
+
+/// Fields of one route, with its path.
+fn request() -> impl Strategy<Value = (&'static str, Value)> {
+    let own = (
+        fields(),
+        any::<bool>(),
+        any::<bool>(),
+        0..3_u32,
+        "[aé😀]{0,3}",
+    );
+    own.prop_map(|(fields, is_chat, wants, top, text)| {
+        if is_chat {
+            let logprobs = json!({"logprobs": wants, "top_logprobs": wants.then_some(top)});
+            let messages = json!({"messages": [{"role": "user", "content": text}]});
+            return (CHAT, chat(merge(&merge(&fields, &logprobs), &messages)));
+        }
+        let own = json!({"logprobs": wants.then_some(top), "echo": top == 1,
+                         "prompt": [text, "b"]});
+        (COMPLETIONS, completion(merge(&fields, &own)))
+    })
+}
+
+#[test]
+fn so_it_is_whatever_the_parameters() {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    let runtime = runtime.expect("a runtime");
+    let rig = Rig::new();
+    let cases = std::cell::Cell::new(0);
+    proptest!(cases_without_files(100), |((path, body) in request())| {
+        cases.set(cases.get() + 1);
+        runtime.block_on(compare(&rig, path, &body, &format!("case {}", cases.get())));
+    });
 }

@@ -9,7 +9,8 @@ use engine::fake::FakeModel;
 use engine::{Engine, EngineConfig, EngineHandle};
 use http_body_util::BodyExt;
 use metrics::Metrics;
-use model::TextFiles;
+use model::{CausalLm, TextFiles};
+use proptest::test_runner::Config as ProptestConfig;
 use serde_json::{Value, json};
 use tower::ServiceExt;
 
@@ -74,7 +75,21 @@ impl Rig {
     }
 
     /// A rig of chosen parts.
-    pub(super) fn with(config: GatewayConfig, engine: EngineConfig, model: FakeModel) -> Self {
+    pub(super) fn with(
+        config: GatewayConfig,
+        engine: EngineConfig,
+        model: impl CausalLm + Send + 'static,
+    ) -> Self {
+        Self::with_text(config, engine, model, text_files())
+    }
+
+    /// A rig of chosen parts with a chosen tokenizer and template.
+    pub(super) fn with_text(
+        config: GatewayConfig,
+        engine: EngineConfig,
+        model: impl CausalLm + Send + 'static,
+        text: TextFiles,
+    ) -> Self {
         let metrics = Metrics::new(&config.served_model_names[0]);
         let gateway = Gateway::new(config, metrics.clone());
         let build = move || Ok::<_, std::convert::Infallible>(Box::new(model) as _);
@@ -84,7 +99,7 @@ impl Rig {
         }
         let served = ServedModel {
             engine: engine.clone(),
-            text: text_files(),
+            text,
             root: "org/test-model".into(),
             fingerprint: vec!["weights".into(), "f32".into()],
         };
@@ -131,6 +146,35 @@ impl Rig {
         let line = line.unwrap_or_else(|| panic!("no series {name}"));
         let value = line.rsplit(' ').next().expect("a value");
         value.parse().expect("a number")
+    }
+}
+
+/// A short chat request with a fixed seed, and further or other fields.
+pub(super) fn chat(extra: Value) -> Value {
+    let body = json!({"messages": [{"role": "user", "content": "hello"}], "seed": 7,
+                      "max_tokens": 24});
+    merge(&body, &extra)
+}
+
+/// A short completions request with a fixed seed, and further or other fields.
+pub(super) fn completion(extra: Value) -> Value {
+    let body = json!({"prompt": "hello", "seed": 7, "max_tokens": 24});
+    merge(&body, &extra)
+}
+
+/// The fields of both objects; those of `b` win.
+pub(super) fn merge(a: &Value, b: &Value) -> Value {
+    let mut fields = a.as_object().expect("an object").clone();
+    fields.extend(b.as_object().expect("an object").clone());
+    Value::Object(fields)
+}
+
+/// So many random cases; failures are printed and not written beside the sources.
+pub(super) fn cases_without_files(cases: u32) -> ProptestConfig {
+    ProptestConfig {
+        cases,
+        failure_persistence: None,
+        ..ProptestConfig::default()
     }
 }
 
