@@ -78,20 +78,14 @@ pub enum ApiError {
         /// The methods that are.
         allow: String,
     },
-    /// Body, headers or URI exceed a limit.
+    /// Body or URI exceed a limit. Headers that do never become a request.
     #[error("the {what} is larger than the limit of {limit} bytes")]
     TooLarge {
-        /// 413, 414 or 431.
+        /// 413 or 414.
         status: StatusCode,
         /// What is too large.
         what: &'static str,
         /// The limit in bytes.
-        limit: usize,
-    },
-    /// Too many header fields.
-    #[error("the request has more than {limit} header fields")]
-    TooManyHeaders {
-        /// The limit.
         limit: usize,
     },
     /// The body arrived too slowly.
@@ -198,11 +192,6 @@ impl ApiError {
                 "method_not_allowed",
             ),
             Self::TooLarge { status, .. } => Kind(*status, INVALID, "request_too_large"),
-            Self::TooManyHeaders { .. } => Kind(
-                StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
-                INVALID,
-                "request_too_large",
-            ),
             Self::RequestTimeout => Kind(StatusCode::REQUEST_TIMEOUT, INVALID, "request_timeout"),
             Self::QueueFull { .. } => Kind(
                 StatusCode::TOO_MANY_REQUESTS,
@@ -299,7 +288,7 @@ impl ApiError {
                     headers.insert(header::ALLOW, value);
                 }
             }
-            Self::RequestTimeout | Self::TooLarge { .. } | Self::TooManyHeaders { .. } => {
+            Self::RequestTimeout | Self::TooLarge { .. } => {
                 headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
             _ => {}

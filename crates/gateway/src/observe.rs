@@ -17,6 +17,7 @@ use hyper::body::{Frame, SizeHint};
 use crate::error::ApiError;
 use crate::gateway::Gateway;
 use crate::routes::{Arrived, Route};
+use crate::serve::{Answering, Turn};
 
 /// The status that stands for a client that left before the answer was complete.
 const CLIENT_LEFT: u16 = 499;
@@ -39,6 +40,7 @@ pub(crate) async fn observe(
     }
     let id = request_id(request.headers());
     let mut exchange = Exchange::new(&gateway, endpoint, arrived, &id);
+    exchange._turn = request.extensions().get().map(Turn::answering);
     let answer = AssertUnwindSafe(next.run(request)).catch_unwind().await;
     let mut response = answer.unwrap_or_else(|_| {
         gateway.metrics.panics_total.inc();
@@ -85,6 +87,8 @@ struct Exchange {
     id: String,
     /// The status sent; [`CLIENT_LEFT`] until there is one.
     status: u16,
+    /// The server's turn on the connection, where there is one.
+    _turn: Option<Answering>,
 }
 
 impl Exchange {
@@ -98,6 +102,7 @@ impl Exchange {
             arrived,
             id: id.to_owned(),
             status: CLIENT_LEFT,
+            _turn: None,
         }
     }
 }

@@ -1,19 +1,27 @@
 //! Connections: accepted under a limit, with timeouts, until the server is told to stop and nothing
 //! is being answered any more.
 
+mod head_timeout;
+
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::Router;
+use axum::body::Body;
+use axum::http::Request;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
+use tower::ServiceExt;
 
 use crate::gateway::Gateway;
 use crate::routes::router;
+use head_timeout::HeadTimeout;
+pub(crate) use head_timeout::{Answering, Turn};
 
 /// Wait after an accept that failed, for want of descriptors mostly.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -91,15 +99,21 @@ impl Connection {
         // Tokens are small and must not wait for more.
         let _ = stream.set_nodelay(true);
         let config = &self.gateway.config;
-        let service = TowerToHyperService::new(self.router);
+        let turn = Turn::default();
+        let socket = HeadTimeout::new(stream, turn.clone(), config.timeouts.header_read);
+        let router = self.router;
+        let service = service_fn(move |mut request: Request<Incoming>| {
+            request.extensions_mut().insert(turn.clone());
+            router.clone().oneshot(request.map(Body::new))
+        });
         let mut builder = hyper::server::conn::http1::Builder::new();
         builder
             .timer(TokioTimer::new())
-            .header_read_timeout(config.timeouts.header_read)
+            .header_read_timeout(config.timeouts.keep_alive)
             .max_headers(config.limits.max_headers)
             .max_header_size(config.limits.max_header_bytes)
             .max_buf_size(config.limits.max_header_bytes.max(MIN_BUFFER));
-        let connection = builder.serve_connection(TokioIo::new(stream), service);
+        let connection = builder.serve_connection(TokioIo::new(socket), service);
         tokio::pin!(connection);
         tokio::select! {
             result = connection.as_mut() => {

@@ -1,6 +1,11 @@
 //! Steps that fail: before an answer has begun, in mid-stream, for one request alone.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use backend::{BackendError, Batch, SampleBatch, SampleOutput};
 use engine::fake::Fault;
+use model::{CausalLm, ModelInfo};
 use serde_json::json;
 
 use super::errors::{CHAT, COMPLETIONS};
@@ -89,4 +94,45 @@ async fn numbers_that_are_none_fail_their_request_alone() {
         rig.post(CHAT, &chat(json!({"max_tokens": 3}))).await.status,
         200
     );
+}
+
+/// A model that takes the engine's thread down, outside of any step.
+struct Falling {
+    info: ModelInfo,
+    falls: Arc<AtomicBool>,
+}
+
+impl CausalLm for Falling {
+    fn info(&self) -> &ModelInfo {
+        assert!(!self.falls.load(Ordering::Relaxed), "scripted");
+        &self.info
+    }
+
+    fn forward(&mut self, _: &Batch, _: &SampleBatch) -> Result<SampleOutput, BackendError> {
+        Ok(SampleOutput::default())
+    }
+
+    fn reset(&mut self) -> Result<(), BackendError> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn an_engine_that_falls_silent_has_not_answered() {
+    for stream in [false, true] {
+        let falls = Arc::new(AtomicBool::new(false));
+        let falling = Falling {
+            info: model().info().clone(),
+            falls: Arc::clone(&falls),
+        };
+        let rig = Rig::with(GatewayConfig::new("test-model"), engine_config(), falling);
+        falls.store(true, Ordering::Relaxed);
+        let answer = rig.post(CHAT, &chat(json!({"stream": stream}))).await;
+        assert_eq!(answer.status, 500, "{}", answer.text);
+        assert_eq!(answer.json()["error"]["code"], "internal_error");
+        // The thread may still be on its way down.
+        while rig.get("/health/live").await.status != 503 {
+            tokio::task::yield_now().await;
+        }
+    }
 }
