@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use bundled::dataset::held_out;
 use bundled::tokenizer::Tokenizer;
 use bundled::train::checkpoint::Checkpoint;
-use bundled::train::decode::score;
+use bundled::train::decode::{answers, score};
 use bundled::train::export::export;
 use bundled::train::model::Shape;
 use bundled::train::run::{Config, report, train};
@@ -34,7 +34,11 @@ enum Command {
     /// Train, or go on training
     Train(TrainArgs),
     /// Decode the held-out set and print the score
-    Score,
+    Score {
+        /// Print every wrong answer beside the right one
+        #[arg(long)]
+        wrong: bool,
+    },
     /// Write the model in the Hugging Face layout
     Export {
         /// Where to
@@ -48,7 +52,7 @@ enum Command {
 #[derive(Args)]
 struct TrainArgs {
     /// Minutes of training in all, over every resumed run
-    #[arg(long, default_value_t = 180.0)]
+    #[arg(long, default_value_t = 90.0)]
     minutes: f64,
     /// Workers
     #[arg(long, default_value_t = 2)]
@@ -69,12 +73,12 @@ fn main() -> Result<()> {
     match &cli.command {
         Command::Tokenizer => build_tokenizer(&cli.run),
         Command::Train(args) => run_training(&cli.run, args),
-        Command::Score => print_score(&cli.run),
+        Command::Score { wrong } => print_score(&cli.run, *wrong),
         Command::Export { to } => write_model(&cli.run, to),
         Command::All(args) => {
             build_tokenizer(&cli.run)?;
             run_training(&cli.run, args)?;
-            print_score(&cli.run)?;
+            print_score(&cli.run, false)?;
             write_model(&cli.run, Path::new("crates/bundled/model"))
         }
     }
@@ -106,7 +110,7 @@ fn run_training(run: &Path, args: &TrainArgs) -> Result<()> {
 }
 
 #[expect(clippy::print_stdout, reason = "the score is what this command is for")]
-fn print_score(run: &Path) -> Result<()> {
+fn print_score(run: &Path, wrong: bool) -> Result<()> {
     let (tokenizer, state) = (load_tokenizer(run)?, Checkpoint::load(run)?);
     let shape = Shape::bundled(tokenizer.len());
     for (name, params) in [("average", &state.average), ("last", &state.params)] {
@@ -114,6 +118,20 @@ fn print_score(run: &Path) -> Result<()> {
             "{name}: {}",
             report(&score(&shape, params, &tokenizer, &held_out()))
         );
+    }
+    if wrong {
+        let prompts = held_out();
+        let answers = answers(&shape, &state.average, &tokenizer, &prompts);
+        for (prompt, answer) in prompts.iter().zip(answers) {
+            if answer.as_ref() != Some(&prompt.answer) {
+                let asked = prompt.messages.last().map(|message| &message.content);
+                let skill = prompt.skill.name();
+                println!(
+                    "{skill}: {asked:?}\n  right {:?}\n  said  {answer:?}",
+                    prompt.answer
+                );
+            }
+        }
     }
     Ok(())
 }

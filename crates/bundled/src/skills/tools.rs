@@ -25,9 +25,10 @@ struct Tool {
     phrasings: &'static [&'static str],
 }
 
-/// Names, description, parameter names, kind and phrasings of an everyday tool.
+/// Name, description, parameter names, kind and phrasings of an everyday tool. The name is always the
+/// same one; other names are learned with invented tools.
 type Everyday = (
-    &'static [&'static str],
+    &'static str,
     &'static str,
     &'static [&'static str],
     Kind,
@@ -36,9 +37,9 @@ type Everyday = (
 
 const EVERYDAY: &[Everyday] = &[
     (
-        &["get_weather", "get_current_weather", "weather"],
+        "get_weather",
         "Get the weather in a city",
-        &["city", "location", "place"],
+        &["city", "location"],
         Kind::Name,
         &[
             "What is the weather in {}?",
@@ -49,9 +50,9 @@ const EVERYDAY: &[Everyday] = &[
         ],
     ),
     (
-        &["get_time", "get_current_time", "clock"],
+        "get_time",
         "Get the time in a city",
-        &["city", "location", "place"],
+        &["city", "location"],
         Kind::Name,
         &[
             "What time is it in {}?",
@@ -60,9 +61,9 @@ const EVERYDAY: &[Everyday] = &[
         ],
     ),
     (
-        &["search", "web_search", "search_web"],
+        "search_web",
         "Search the web",
-        &["query", "text", "q"],
+        &["query", "text"],
         Kind::Text,
         &[
             "Search for {}",
@@ -72,14 +73,14 @@ const EVERYDAY: &[Everyday] = &[
         ],
     ),
     (
-        &["add_note", "create_note", "save_note"],
+        "save_note",
         "Save a note",
-        &["text", "note", "content"],
+        &["text", "note"],
         Kind::Text,
         &["Make a note: {}", "Save a note: {}", "Note: {}"],
     ),
     (
-        &["set_timer", "start_timer", "timer"],
+        "set_timer",
         "Start a timer",
         &["minutes", "time"],
         Kind::Number,
@@ -90,9 +91,9 @@ const EVERYDAY: &[Everyday] = &[
         ],
     ),
     (
-        &["get_price", "find_price", "price"],
+        "get_price",
         "Get the price of a product",
-        &["product", "item", "name"],
+        &["product", "item"],
         Kind::Word,
         &[
             "What is the price of {}?",
@@ -101,16 +102,16 @@ const EVERYDAY: &[Everyday] = &[
         ],
     ),
     (
-        &["call_person", "phone_call", "call"],
+        "call_person",
         "Call a person by phone",
-        &["name", "person"],
+        &["person", "name"],
         Kind::Name,
         &["Call {}.", "Please call {}.", "Phone {}."],
     ),
     (
-        &["set_volume", "volume", "change_volume"],
+        "set_volume",
         "Set the volume",
-        &["level", "volume", "value"],
+        &["level", "volume"],
         Kind::Number,
         &[
             "Set the volume to {}.",
@@ -223,10 +224,9 @@ const DIRECT: &[&str] = &[
 
 fn tool(prng: &mut Prng, split: Split) -> Tool {
     if prng.chance(0.65) {
-        let (names, description, parameters, kind, phrasings) = prng.pick(EVERYDAY);
-        let name = (*prng.pick(names)).to_owned();
+        let (name, description, parameters, kind, phrasings) = prng.pick(EVERYDAY);
         return Tool {
-            name,
+            name: (*name).to_owned(),
             description: (*description).to_owned(),
             parameter: prng.pick::<&str>(parameters),
             kind: *kind,

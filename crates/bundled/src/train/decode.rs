@@ -20,21 +20,36 @@ pub type Score = [(usize, usize); Skill::ALL.len()];
 /// Decodes every prompt and compares with its answer, letter for letter.
 pub fn score(shape: &Shape, params: &[f32], tokenizer: &Tokenizer, prompts: &[HeldOut]) -> Score {
     let mut score = Score::default();
+    for (prompt, answer) in prompts
+        .iter()
+        .zip(answers(shape, params, tokenizer, prompts))
+    {
+        let entry = &mut score[prompt.skill.index()];
+        entry.1 += 1;
+        entry.0 += usize::from(answer.as_ref() == Some(&prompt.answer));
+    }
+    score
+}
+
+/// What the model says to every prompt; none where it does not end its turn.
+pub fn answers(
+    shape: &Shape,
+    params: &[f32],
+    tokenizer: &Tokenizer,
+    prompts: &[HeldOut],
+) -> Vec<Option<String>> {
+    let mut texts = Vec::with_capacity(prompts.len());
     for batch in prompts.chunks(BATCH) {
         let ids: Vec<Vec<u32>> = batch
             .iter()
             .map(|p| tokenizer.encode(&render_prompt(&p.tools, &p.messages)))
             .collect();
-        for (prompt, answer) in batch.iter().zip(generate(shape, params, &ids, MAX_ANSWER)) {
-            let entry = &mut score[prompt.skill.index()];
-            entry.1 += 1;
-            entry.0 += usize::from(
-                answer.last() == Some(&IM_END_ID)
-                    && tokenizer.decode(&answer[..answer.len() - 1]) == prompt.answer,
-            );
+        for answer in generate(shape, params, &ids, MAX_ANSWER) {
+            let ended = answer.split_last().filter(|(last, _)| **last == IM_END_ID);
+            texts.push(ended.map(|(_, ids)| tokenizer.decode(ids)));
         }
     }
-    score
+    texts
 }
 
 /// The most likely continuation of each prompt, up to its `<|im_end|>`, which is included.
