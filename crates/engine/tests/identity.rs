@@ -1,0 +1,142 @@
+//! Real models through the whole engine: a request has the same greedy tokens and the same bits of
+//! log-probability alone, in a batch, in chunks, with the prefix cache, and after preemption.
+
+mod support;
+
+use engine::TokenId;
+use support::{Drawn, Rig, Setup, Subject, greedy};
+
+const NUM_TOKENS: usize = 40;
+const NUM_PROMPTS: u32 = 3;
+const MAX_MODEL_LEN: usize = 192;
+
+/// Prompts that end just before a block border, so that decoding soon needs another block.
+fn prompt(i: u32) -> Vec<TokenId> {
+    (0..30).map(|t| (137 + 37 * t + 11 * i) % 1000).collect()
+}
+
+fn answer(rig: &Rig, prompt: Vec<TokenId>) -> Vec<Drawn> {
+    let answers = rig.answers(vec![greedy(prompt, NUM_TOKENS, Vec::new())]);
+    answers.into_iter().next().expect("one answer per request")
+}
+
+fn together(rig: &Rig) -> Vec<Vec<Drawn>> {
+    let request = |i| greedy(prompt(i), NUM_TOKENS, Vec::new());
+    rig.answers((0..NUM_PROMPTS).map(request).collect())
+}
+
+fn check(subject: &Subject) {
+    let roomy = Setup {
+        max_num_seqs: 8,
+        max_num_batched_tokens: 64,
+        enable_prefix_caching: false,
+        num_blocks: 48,
+        max_model_len: MAX_MODEL_LEN,
+    };
+    let rig = subject.start(&roomy);
+    let alone: Vec<_> = (0..NUM_PROMPTS).map(|i| answer(&rig, prompt(i))).collect();
+    assert!(alone.iter().all(|tokens| tokens.len() == NUM_TOKENS));
+    assert_ne!(alone[0], alone[1], "{}: prompts differ", subject.name);
+    assert_eq!(together(&rig), alone, "{}: in a batch", subject.name);
+    drop(rig);
+
+    let chunks = Setup {
+        max_num_batched_tokens: 7,
+        ..roomy
+    };
+    let rig = subject.start(&chunks);
+    assert_eq!(
+        together(&rig),
+        alone,
+        "{}: in chunks of seven",
+        subject.name
+    );
+    drop(rig);
+
+    check_prefix_cache(subject);
+    check_preemption(subject, &alone);
+}
+
+/// What is in the cache is not computed again, and changes nothing.
+fn check_prefix_cache(subject: &Subject) {
+    let setup = |enable_prefix_caching| Setup {
+        max_num_seqs: 8,
+        max_num_batched_tokens: 64,
+        enable_prefix_caching,
+        num_blocks: 48,
+        max_model_len: MAX_MODEL_LEN,
+    };
+    let long: Vec<TokenId> = (0..NUM_PROMPTS).flat_map(prompt).collect();
+    let off = subject.start(&setup(false));
+    let expected = answer(&off, long.clone());
+    drop(off);
+    let rig = subject.start(&setup(true));
+    let before = rig.computed_tokens();
+    assert_eq!(
+        answer(&rig, long.clone()),
+        expected,
+        "{}: a cold cache",
+        subject.name
+    );
+    let cold = rig.computed_tokens() - before;
+    assert_eq!(rig.metrics.prefix_cache_hits_total.get(), 0);
+    assert_eq!(
+        answer(&rig, long),
+        expected,
+        "{}: a warm cache",
+        subject.name
+    );
+    let warm = rig.computed_tokens() - before - cold;
+    let cached = rig.metrics.prefix_cache_hits_total.get();
+    assert_eq!(
+        cached, 64,
+        "{}: two whole blocks of 90 tokens",
+        subject.name
+    );
+    assert_eq!(
+        cold - warm,
+        cached,
+        "{}: cached tokens were computed",
+        subject.name
+    );
+}
+
+/// The younger of two requests loses its blocks; every prompt has its turn at being the younger.
+fn check_preemption(subject: &Subject, alone: &[Vec<Drawn>]) {
+    let tight = Setup {
+        max_num_seqs: 8,
+        max_num_batched_tokens: 64,
+        enable_prefix_caching: false,
+        // Both start with one block; each needs three in the end.
+        num_blocks: 4,
+        max_model_len: 96,
+    };
+    let rig = subject.start(&tight);
+    for (i, expected) in alone.iter().enumerate() {
+        let before = rig.metrics.preemptions_total.get();
+        let older: Vec<TokenId> = prompt(100);
+        let answers = rig.answers(vec![
+            greedy(older, NUM_TOKENS, Vec::new()),
+            greedy(prompt(i as u32), NUM_TOKENS, Vec::new()),
+        ]);
+        let preemptions = rig.metrics.preemptions_total.get() - before;
+        assert!(
+            preemptions > 0,
+            "{}: request {i} kept its blocks",
+            subject.name
+        );
+        assert_eq!(answers[1], *expected, "{}: after preemption", subject.name);
+    }
+}
+
+#[test]
+fn the_bundled_model_gives_the_same_bits() {
+    check(&support::bundled());
+}
+
+#[test]
+fn smollm2_gives_the_same_bits() {
+    if let Some(subject) = support::smollm2() {
+        check(&subject);
+    }
+}
