@@ -10,7 +10,6 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 #[command(
     name = "octet",
     version,
-    about,
     args_conflicts_with_subcommands = true,
     subcommand_negates_reqs = true,
     after_help = "Run without arguments to serve the bundled model on http://127.0.0.1:8000."
@@ -38,6 +37,8 @@ pub enum Command {
     Devices(DeviceArgs),
     /// Talk to a running server from the terminal.
     Chat(ChatArgs),
+    /// Measure the engine without HTTP, beside what the machine can do.
+    Bench(Box<BenchArgs>),
 }
 
 /// Where a model is computed.
@@ -109,6 +110,32 @@ pub struct DeviceArgs {
     /// Compute threads.
     #[arg(long, env = "OCTET_THREADS", value_name = "N")]
     pub threads: Option<usize>,
+}
+
+/// Flags of `octet bench`.
+#[derive(Debug, Clone, Args)]
+pub struct BenchArgs {
+    /// Prompt tokens of the prefill test.
+    #[arg(long, value_name = "TOKENS", default_value_t = 512)]
+    pub prompt_tokens: usize,
+    /// Tokens in the cache when the decode test begins.
+    #[arg(long, value_name = "TOKENS", default_value_t = 16)]
+    pub context_tokens: usize,
+    /// Tokens that each sequence of the decode test generates.
+    #[arg(long, value_name = "TOKENS", default_value_t = 128)]
+    pub generate_tokens: usize,
+    /// Sequences side by side.
+    #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [1, 8, 32])]
+    pub batch: Vec<usize>,
+    /// Runs of each test.
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    pub repetitions: usize,
+    /// Write the results as JSON.
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Model, device and limits, as for `serve`.
+    #[command(flatten)]
+    pub serve: ServeArgs,
 }
 
 /// Flags of `octet chat`.

@@ -6,6 +6,7 @@
 
 mod args;
 mod banner;
+mod bench;
 mod chat;
 mod config;
 mod devices;
@@ -52,6 +53,7 @@ fn run(cli: Cli) -> Result<()> {
         }
         Some(Command::Devices(args)) => devices::print_devices(&args),
         Some(Command::Chat(args)) => chat::run(&args),
+        Some(Command::Bench(args)) => bench::run(*args),
     }
 }
 

@@ -18,6 +18,8 @@ pub struct Target {
     pub device: &'static str,
     /// What was found, for people.
     pub found: String,
+    /// Threads that compute.
+    pub threads: usize,
     /// Precision of the weights.
     pub precision: &'static str,
     /// Why that precision.
@@ -65,6 +67,7 @@ impl Target {
                 }
             },
             device: "cpu",
+            threads: found.threads,
             found: format!(
                 "{}, {}, {} threads on {} physical cores",
                 found.model, found.isa, found.threads, found.physical_cores
@@ -86,6 +89,7 @@ impl Target {
             kind: Kind::Reference,
             kv_dtype: KvDtype::F32,
             device: "reference",
+            threads: 1,
             found: "plain loops on one thread, the yardstick of the tests".to_owned(),
             precision: "f32",
             why: "the only one it has",
@@ -108,8 +112,7 @@ impl Target {
                 Box::new(model::load(checkpoint, backend, options, report)?)
             }
             Kind::Reference => {
-                let backend = ReferenceBackend::default();
-                Box::new(model::load(checkpoint, backend, options, report)?)
+                Box::new(model::load(checkpoint, ReferenceBackend, options, report)?)
             }
         })
     }

@@ -35,6 +35,7 @@ const DIRECTIONS: &[(&str, &[&str])] = &[
             "bundled",
             "engine",
             "gateway",
+            "kernels-cpu",
             "metrics",
             "model",
         ],
@@ -116,6 +117,11 @@ fn top_level(violations: &mut Vec<String>) -> Result<()> {
         let name = entry?.file_name().to_string_lossy().into_owned();
         if !name.starts_with('.') && !TOP_LEVEL.contains(&name.as_str()) {
             violations.push(format!("{name} does not belong at the top level"));
+        }
+    }
+    for name in TOP_LEVEL.iter().filter(|name| **name != "target") {
+        if !root().join(name).exists() {
+            violations.push(format!("{name} is missing at the top level"));
         }
     }
     Ok(())

@@ -18,6 +18,7 @@ mod isa;
 mod linear;
 mod math;
 mod norm;
+pub mod peak;
 mod rope;
 mod runner;
 mod simd;

@@ -1,0 +1,226 @@
+//! `octet bench`: how fast the engine itself is, without HTTP, beside what the machine could do.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use engine::{EngineHandle, GenerateRequest, SamplingParams, StreamEvent, TokenStream};
+use gateway::Gateway;
+use kernels_cpu::peak::{self, Peak};
+use metrics::Metrics;
+use serde::Serialize;
+use tokio::task::JoinSet;
+
+use crate::args::BenchArgs;
+use crate::config::Config;
+use crate::load::load;
+use crate::progress::Progress;
+
+/// One row of the table.
+#[derive(Debug, Clone, Copy, Serialize)]
+struct Row {
+    /// `prefill` or `decode`.
+    test: &'static str,
+    /// Prompt tokens of each sequence.
+    prompt_tokens: usize,
+    /// Generated tokens of each sequence.
+    output_tokens: usize,
+    /// Sequences side by side.
+    batch: usize,
+    /// Tokens per second of every repetition, the slowest first.
+    #[serde(rename = "tokens_per_second_min")]
+    min: f64,
+    #[serde(rename = "tokens_per_second_median")]
+    median: f64,
+    #[serde(rename = "tokens_per_second_max")]
+    max: f64,
+}
+
+/// Everything in the JSON file.
+#[derive(Debug, Serialize)]
+struct Report {
+    version: &'static str,
+    model: String,
+    device: String,
+    precision: &'static str,
+    threads: usize,
+    int8_gops_before_after: [Option<f64>; 2],
+    f32_gflops_before_after: [Option<f64>; 2],
+    read_gb_per_second_before_after: [f64; 2],
+    rows: Vec<Row>,
+}
+
+/// Runs every combination and prints the table.
+///
+/// # Errors
+/// A bad configuration, a model that cannot be loaded, sequences that do not fit.
+pub fn run(args: BenchArgs) -> Result<()> {
+    for (flag, value, min) in [
+        ("--prompt-tokens", args.prompt_tokens, 1),
+        ("--context-tokens", args.context_tokens, 1),
+        ("--generate-tokens", args.generate_tokens, 2),
+        ("--repetitions", args.repetitions, 1),
+        ("--batch", args.batch.iter().copied().min().unwrap_or(0), 1),
+    ] {
+        if value < min {
+            bail!("{flag} {value} is below {min}");
+        }
+    }
+    let mut config = Config::resolve(args.serve.clone())?;
+    let largest = args.batch.iter().copied().max().unwrap_or(1);
+    config.engine.max_num_seqs = config.engine.max_num_seqs.max(largest);
+    config.engine.enable_prefix_caching = false;
+    let name = config.gateway.served_model_names[0].clone();
+    let metrics = Metrics::new(&name);
+    let gateway = Gateway::new(config.gateway.clone(), metrics.clone());
+    let loaded = load(&config, &gateway, &metrics)?;
+    let threads = loaded.target.threads;
+    let isa = kernels_cpu::Isa::detect();
+    let before = peak::measure(isa, threads);
+    let mut rows = Vec::new();
+    let mut progress = Progress::new("measuring", false);
+    let total = (args.batch.len() * 2 * args.repetitions) as u64;
+    for &batch in &args.batch {
+        for (test, prompt, output) in [
+            ("prefill", args.prompt_tokens, 1),
+            ("decode", args.context_tokens, args.generate_tokens),
+        ] {
+            let mut rates = Vec::new();
+            for _ in 0..args.repetitions {
+                rates.push(once(&loaded.engine, test, prompt, output, batch)?);
+                progress.set((rows.len() * args.repetitions + rates.len()) as u64, total);
+            }
+            rates.sort_by(f64::total_cmp);
+            rows.push(Row {
+                test,
+                prompt_tokens: prompt,
+                output_tokens: output,
+                batch,
+                min: rates[0],
+                median: rates[rates.len() / 2],
+                max: rates[rates.len() - 1],
+            });
+        }
+    }
+    drop(progress);
+    let after = peak::measure(isa, threads);
+    let report = Report {
+        version: env!("CARGO_PKG_VERSION"),
+        model: name,
+        device: loaded.target.found.clone(),
+        precision: loaded.target.precision,
+        threads,
+        int8_gops_before_after: [before, after].map(|p| p.int8_ops.map(|ops| ops / 1e9)),
+        f32_gflops_before_after: [before, after].map(|p| p.f32_ops.map(|ops| ops / 1e9)),
+        read_gb_per_second_before_after: [before, after].map(|p| p.read_bytes / 1e9),
+        rows,
+    };
+    print_table(&report, [before, after]);
+    if let Some(path) = &args.json {
+        write_json(path, &report)?;
+    }
+    Ok(())
+}
+
+/// Tokens per second of one repetition.
+fn once(
+    engine: &EngineHandle,
+    test: &str,
+    prompt: usize,
+    output: usize,
+    batch: usize,
+) -> Result<f64> {
+    let info = engine.info().context("the model is loaded")?;
+    let request = |i: usize| GenerateRequest {
+        // Ids spread over the vocabulary, other ones for every sequence.
+        prompt: (0..prompt)
+            .map(|t| ((t * 7919 + i * 104_729) % info.vocab_size) as u32)
+            .collect(),
+        sampling: SamplingParams::greedy(),
+        num_choices: 1,
+        max_tokens: output,
+        min_tokens: 0,
+        stop_token_ids: Vec::new(),
+        prompt_logprobs: None,
+        seed: 0,
+        cache_salt: 0,
+    };
+    let start = Instant::now();
+    let streams: Vec<TokenStream> = (0..batch)
+        .map(|i| engine.submit(request(i)))
+        .collect::<Result<_, _>>()?;
+    // One thread reads every stream: more would take the cores that compute.
+    let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+    let times = runtime.block_on(async {
+        let mut readers = JoinSet::new();
+        streams
+            .into_iter()
+            .for_each(|stream| drop(readers.spawn(read(stream))));
+        readers
+            .join_all()
+            .await
+            .into_iter()
+            .collect::<Result<Vec<_>>>()
+    })?;
+    let end = times.iter().flatten().max().copied().context("no tokens")?;
+    if test == "prefill" {
+        return Ok((prompt * batch) as f64 / (end - start).as_secs_f64());
+    }
+    // Decoding begins when the last sequence has its first token.
+    let begin = times
+        .iter()
+        .filter_map(|t| t.first())
+        .max()
+        .copied()
+        .context("no tokens")?;
+    let num_tokens = times.iter().flatten().filter(|time| **time > begin).count();
+    Ok(num_tokens as f64 / (end - begin).as_secs_f64())
+}
+
+/// When each token arrived.
+async fn read(mut stream: TokenStream) -> Result<Vec<Instant>> {
+    let mut times = Vec::new();
+    while let Some(event) = stream.recv().await {
+        match event {
+            StreamEvent::Token { .. } => times.push(Instant::now()),
+            StreamEvent::Failed(error) => bail!("{error}"),
+            _ => {}
+        }
+    }
+    Ok(times)
+}
+
+fn print_table(report: &Report, peaks: [Peak; 2]) {
+    println!(
+        "{} in {}, {}",
+        report.model, report.precision, report.device
+    );
+    println!(
+        "\n{:<8} {:>7} {:>9} {:>6} {:>12} {:>23}",
+        "test", "prompt", "generate", "batch", "tokens/s", "slowest to fastest"
+    );
+    for row in &report.rows {
+        println!(
+            "{:<8} {:>7} {:>9} {:>6} {:>12.1} {:>11.1} to {:>8.1}",
+            row.test, row.prompt_tokens, row.output_tokens, row.batch, row.median, row.min, row.max
+        );
+    }
+    let rates = |name: &str, unit: &str, rate: fn(&Peak) -> Option<f64>| {
+        if let (Some(before), Some(after)) = (rate(&peaks[0]), rate(&peaks[1])) {
+            println!(
+                "{name:<28} {:>8.1} {unit} before, {:.1} after",
+                before / 1e9,
+                after / 1e9
+            );
+        }
+    };
+    println!("\nThis machine now, on {} threads:", report.threads);
+    rates("  8-bit multiply-add", "Gop/s", |p| p.int8_ops);
+    rates("  f32 multiply-add", "Gflop/s", |p| p.f32_ops);
+    rates("  memory read", "GB/s", |p| Some(p.read_bytes));
+}
+
+fn write_json(path: &PathBuf, report: &Report) -> Result<()> {
+    let text = serde_json::to_string_pretty(report)? + "\n";
+    std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
+}
