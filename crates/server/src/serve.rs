@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail};
 use gateway::Gateway;
 use metrics::{BuildInfo, Metrics};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket, lookup_host};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
@@ -17,6 +17,8 @@ use crate::{banner, logging};
 
 /// Threads that speak HTTP; the compute threads are the engine's.
 const HTTP_THREADS: usize = 2;
+/// Connections that may wait to be accepted; a burst of clients must not run into retransmissions.
+const BACKLOG: u32 = 1024;
 
 /// How the server's life ended.
 #[derive(Debug, Clone)]
@@ -43,8 +45,7 @@ pub fn run(args: ServeArgs) -> Result<()> {
 
 async fn serve(config: Config) -> Result<()> {
     let started = Instant::now();
-    let address = (config.host.trim_matches(['[', ']']), config.port);
-    let listener = TcpListener::bind(address)
+    let listener = bind(&config.host, config.port)
         .await
         .map_err(|error| bind_error(&config, &error))?;
     let address = listener.local_addr()?;
@@ -66,6 +67,21 @@ async fn serve(config: Config) -> Result<()> {
         Some(End::Failed(reason)) => bail!(reason),
         Some(End::Asked) | None => Ok(()),
     }
+}
+
+/// Listens on the first address that the host has.
+async fn bind(host: &str, port: u16) -> std::io::Result<TcpListener> {
+    let mut addresses = lookup_host((host.trim_matches(['[', ']']), port)).await?;
+    let address = addresses
+        .next()
+        .ok_or_else(|| std::io::Error::other("the host has no address"))?;
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 fn bind_error(config: &Config, error: &std::io::Error) -> anyhow::Error {

@@ -13,6 +13,8 @@ struct Run {
     flags: Vec<String>,
     suites: &'static [&'static str],
     suite_flags: &'static [&'static str],
+    /// Flags of load tests; each must end with equal counts on both sides.
+    loads: &'static [&'static [&'static str]],
 }
 
 /// Runs every client suite against a fresh server.
@@ -27,18 +29,54 @@ pub fn run() -> Result<()> {
             flags: Vec::new(),
             suites: &["openai_sdk.py", "langchain_client.py", "page.py"],
             suite_flags: &["--bundled"],
+            loads: &[
+                &[
+                    "--users",
+                    "64",
+                    "--requests",
+                    "256",
+                    "--prompt-tokens",
+                    "uniform:16..256",
+                    "--output-tokens",
+                    "uniform:8..64",
+                ],
+                &[
+                    "--rate",
+                    "40",
+                    "--requests",
+                    "120",
+                    "--api",
+                    "completions",
+                    "--ignore-eos",
+                    "--temperature",
+                    "1",
+                    "--output-tokens",
+                    "uniform:4..24",
+                ],
+            ],
         },
         Run {
             what: "bundled model behind a key",
             flags: vec!["--api-key".into(), "a-test-key".into()],
             suites: &["openai_sdk.py", "page.py"],
             suite_flags: &["--bundled", "--api-key", "a-test-key"],
+            loads: &[],
         },
         Run {
             what: "SmolLM2",
             flags: vec!["--model".into(), smollm2.display().to_string()],
             suites: &["openai_sdk.py", "langchain_client.py"],
             suite_flags: &[],
+            loads: &[&[
+                "--users",
+                "64",
+                "--requests",
+                "64",
+                "--prompt-tokens",
+                "uniform:8..48",
+                "--output-tokens",
+                "uniform:4..16",
+            ]],
         },
     ];
     for run in runs {
@@ -51,6 +89,14 @@ pub fn run() -> Result<()> {
                     .args(["--url", &server.url])
                     .args(run.suite_flags)
                     .env("PYTHONDONTWRITEBYTECODE", "1"),
+            )?;
+        }
+        for load in run.loads {
+            println!("-- loadtest {} on {}", load.join(" "), run.what);
+            install::run(
+                Command::new(target_dir().join("release/loadtest"))
+                    .args(["--quiet", "--url", &server.url])
+                    .args(*load),
             )?;
         }
     }

@@ -14,7 +14,7 @@ MESSAGES = [SystemMessage("You are a helpful assistant."), HumanMessage("What is
 def main():
     args = arguments(__doc__)
     chat = ChatOpenAI(base_url=f"{args.url}/v1", api_key=args.api_key or "none", model=args.model, temperature=0,
-                      max_completion_tokens=24, timeout=300)
+                      max_completion_tokens=40, timeout=300)
 
     answer = chat.invoke(MESSAGES)
     check("invoke returns a text", bool(answer.content), answer)
