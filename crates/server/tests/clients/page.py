@@ -308,7 +308,7 @@ def keyboard(page, browser):
 def looks(page, browser, folder):
     """Both schemes and phone width: nothing overflows; pictures are kept when a folder is given."""
     page.answer(QUESTION)
-    page.answer("Please say something about the sea, and show a little code.")
+    page.answer("Give me a JSON object with name Anna and age 30.")
     for name, width, height, scheme, mobile in (
         ("desktop-light", 1280, 800, "light", False),
         ("desktop-dark", 1280, 800, "dark", False),
