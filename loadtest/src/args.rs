@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{ArgGroup, Parser, ValueEnum};
+use clap::{ArgGroup, Parser, Subcommand, ValueEnum};
 use serde::Serialize;
 
 use crate::lengths::Lengths;
@@ -31,6 +31,32 @@ holds, 1 when not, 2 when the run could not start.";
 /// Measures an OpenAI-compatible server under load and checks its own counts against the server's.
 #[derive(Debug, Clone, Parser)]
 #[command(name = "loadtest", version, after_help = EXAMPLES, max_term_width = 100)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct Cli {
+    /// Something else than a run.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// The run.
+    #[command(flatten)]
+    pub run: Args,
+}
+
+/// What is done with runs.
+#[derive(Debug, Clone, Subcommand)]
+pub enum Command {
+    /// Make a page of HTML from the JSON files of one run or several
+    Report {
+        /// Files that --json wrote; the first is what the others are compared with
+        #[arg(required = true, value_name = "RUN.json")]
+        runs: Vec<PathBuf>,
+        /// The page
+        #[arg(short, long, value_name = "FILE", default_value = "report.html")]
+        output: PathBuf,
+    },
+}
+
+/// Flags of a run.
+#[derive(Debug, Clone, Parser)]
 #[command(group(ArgGroup::new("arrival").args(["users", "rate"])))]
 pub struct Args {
     /// Address of the server, with or without /v1
@@ -205,12 +231,12 @@ mod tests {
 
     #[test]
     fn the_command_line_is_consistent() {
-        Args::command().debug_assert();
+        Cli::command().debug_assert();
     }
 
     #[test]
     fn the_help_groups_its_flags_and_ends_in_examples() {
-        let help = Args::command().render_help().to_string();
+        let help = Cli::command().render_help().to_string();
         let mut at = 0;
         for heading in [
             "Target:",

@@ -13,6 +13,7 @@ pub mod exposition;
 pub mod lengths;
 pub mod observe;
 pub mod outcome;
+pub mod page;
 pub mod probe;
 pub mod progress;
 pub mod reconcile;

@@ -7,17 +7,22 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Parser;
 use loadtest::app;
-use loadtest::args::Args;
+use loadtest::args::{Args, Cli, Command};
 use loadtest::config::Config;
+use loadtest::page;
 use loadtest::report::Report;
 use loadtest::table::Table;
 
 fn main() -> ExitCode {
-    let args = Args::parse();
+    let cli = Cli::parse();
     let mut err = std::io::stderr();
-    match run(args) {
-        Ok(report) if report.is_clean() => ExitCode::SUCCESS,
-        Ok(_) => ExitCode::from(1),
+    let is_clean = match cli.command {
+        Some(Command::Report { runs, output }) => page::write(&runs, &output).map(|()| true),
+        None => run(cli.run).map(|report| report.is_clean()),
+    };
+    match is_clean {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(1),
         Err(error) => {
             let _ = writeln!(err, "error: {error:#}");
             ExitCode::from(2)

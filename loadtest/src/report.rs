@@ -55,6 +55,8 @@ pub struct Report {
     pub client: ClientQuality,
     /// The server's side.
     pub server: ServerInfo,
+    /// The measured successes one by one, in the order of their planned starts.
+    pub samples: Vec<RequestSample>,
     /// Whether the numbers can be trusted.
     pub verdict: RunVerdict,
     /// What speaks against them.
@@ -215,6 +217,37 @@ pub struct Latency {
     pub tail: Summary,
 }
 
+/// One measured success; times in seconds.
+#[derive(Debug, Clone, Serialize)]
+pub struct RequestSample {
+    /// Planned start, from the beginning of the window.
+    pub t: f64,
+    /// First token, from the planned start.
+    pub ttft: Option<f64>,
+    /// Time per output token after the first.
+    pub tpot: Option<f64>,
+    /// End of the text, from the planned start.
+    pub e2e: Option<f64>,
+    /// Prompt tokens by usage.
+    pub prompt_tokens: u64,
+    /// Generated tokens by usage.
+    pub output_tokens: u64,
+}
+
+fn samples(records: &[&RequestRecord], begin: Nanos) -> Vec<RequestSample> {
+    let mut ordered: Vec<&RequestRecord> = records.to_vec();
+    ordered.sort_by_key(|record| (record.t_plan, record.index));
+    let sample = |record: &&RequestRecord| RequestSample {
+        t: seconds(record.t_plan.saturating_sub(begin)),
+        ttft: record.ttft().map(seconds),
+        tpot: record.tpot().map(seconds),
+        e2e: record.e2e().map(seconds),
+        prompt_tokens: record.prompt_tokens(),
+        output_tokens: record.output_tokens(),
+    };
+    ordered.iter().map(sample).collect()
+}
+
 /// How well the client kept its plan.
 #[derive(Debug, Clone, Serialize)]
 pub struct ClientQuality {
@@ -301,6 +334,7 @@ impl Report {
             latency,
             client,
             server,
+            samples: samples(&good, result.window.0),
             verdict: RunVerdict::Valid,
             reasons: Vec::new(),
         };

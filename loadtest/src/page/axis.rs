@@ -1,0 +1,137 @@
+//! From values to places on an axis, and where its ticks stand.
+
+/// How values are laid out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scale {
+    /// From zero.
+    Linear,
+    /// By powers of ten.
+    Log,
+    /// Shares from 0 to 1, with room for the tail: by −log₁₀(1 − share).
+    Percentile,
+}
+
+/// An axis, once its range is known.
+#[derive(Debug, Clone)]
+pub struct Axis {
+    pub label: &'static str,
+    scale: Scale,
+    low: f64,
+    high: f64,
+}
+
+/// Ticks of a percentile axis.
+const SHARES: [f64; 7] = [0.0, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999];
+
+impl Axis {
+    /// An axis without values.
+    pub fn new(label: &'static str, scale: Scale) -> Self {
+        Self {
+            label,
+            scale,
+            low: f64::INFINITY,
+            high: f64::NEG_INFINITY,
+        }
+    }
+
+    /// Widens the range to hold a value.
+    pub fn include(&mut self, value: f64) {
+        if self.scale != Scale::Log || value > 0.0 {
+            self.low = self.low.min(value);
+            self.high = self.high.max(value);
+        }
+    }
+
+    /// Rounds the range outwards to where ticks stand.
+    pub fn finish(&mut self) {
+        if self.low > self.high {
+            (self.low, self.high) = (0.1, 1.0);
+        }
+        match self.scale {
+            Scale::Linear => {
+                self.low = 0.0;
+                self.high = if self.high > 0.0 { self.high } else { 1.0 };
+            }
+            Scale::Log => {
+                let ticks = one_two_five(self.low, self.high);
+                self.low = ticks
+                    .iter()
+                    .rev()
+                    .find(|t| **t <= self.low)
+                    .copied()
+                    .unwrap_or(self.low);
+                self.high = ticks
+                    .iter()
+                    .find(|t| **t >= self.high)
+                    .copied()
+                    .unwrap_or(self.high);
+                if self.high <= self.low {
+                    self.high = self.low * 10.0;
+                }
+            }
+            Scale::Percentile => self.low = 0.0,
+        }
+    }
+
+    /// The place of a value, 0 to 1.
+    pub fn place(&self, value: f64) -> f64 {
+        let place = |f: fn(f64) -> f64| (f(value) - f(self.low)) / (f(self.high) - f(self.low));
+        let place = match self.scale {
+            Scale::Linear => place(|v| v),
+            Scale::Log => place(|v| v.max(f64::MIN_POSITIVE).log10()),
+            Scale::Percentile => place(|v| -(1.0 - v.min(0.999_999)).log10()),
+        };
+        if place.is_finite() {
+            place.clamp(0.0, 1.0)
+        } else {
+            0.0
+        }
+    }
+
+    /// Values with their labels.
+    pub fn ticks(&self) -> Vec<(f64, String)> {
+        match self.scale {
+            Scale::Linear => {
+                let step = linear_step(self.high);
+                (0..)
+                    .map(|i| f64::from(i) * step)
+                    .take_while(|value| *value <= self.high * 1.000_001)
+                    .map(|value| (value, super::number(value)))
+                    .collect()
+            }
+            Scale::Log => one_two_five(self.low, self.high)
+                .into_iter()
+                .filter(|value| (self.low * 0.999..=self.high * 1.001).contains(value))
+                .filter(|value| self.high / self.low < 100.0 || is_power_of_ten(*value))
+                .map(|value| (value, super::milliseconds(Some(value))))
+                .collect(),
+            Scale::Percentile => SHARES
+                .into_iter()
+                .filter(|share| *share <= self.high)
+                .map(|share| (share, format!("{} %", (share * 1000.0).round() / 10.0)))
+                .collect(),
+        }
+    }
+}
+
+/// 1, 2 and 5 times powers of ten around a range.
+fn one_two_five(low: f64, high: f64) -> Vec<f64> {
+    let (first, last) = (low.log10().floor() as i32, high.log10().ceil() as i32);
+    (first..=last)
+        .flat_map(|power| [1.0, 2.0, 5.0].map(|digit| digit * 10f64.powi(power)))
+        .collect()
+}
+
+fn is_power_of_ten(value: f64) -> bool {
+    (value.log10() - value.log10().round()).abs() < 1e-9
+}
+
+/// A round step that gives four to eight ticks.
+fn linear_step(high: f64) -> f64 {
+    let rough = high / 5.0;
+    let power = 10f64.powf(rough.log10().floor());
+    let digit = [1.0, 2.0, 5.0, 10.0]
+        .into_iter()
+        .find(|d| d * power >= rough);
+    digit.unwrap_or(10.0) * power
+}
