@@ -153,6 +153,8 @@ fn bad_configuration_is_refused_with_its_reason() {
         let output = Command::new(env!("CARGO_BIN_EXE_octet"))
             .arg("serve")
             .args(&flags)
+            // Where a flag does not say, no port that somebody else may use.
+            .env("OCTET_PORT", "0")
             .output()
             .expect("the binary starts");
         let text = String::from_utf8_lossy(&output.stderr);
