@@ -22,6 +22,8 @@ pub unsafe trait Element: Copy + Send + Sync + 'static {}
 // SAFETY: plain numbers; every bit pattern is a value, and zero bytes are the number zero.
 unsafe impl Element for f32 {}
 // SAFETY: as above.
+unsafe impl Element for u8 {}
+// SAFETY: as above.
 unsafe impl Element for u32 {}
 // SAFETY: as above; `bf16` is a transparent `u16`.
 unsafe impl Element for bf16 {}

@@ -14,11 +14,14 @@
 mod activation;
 mod aligned;
 mod attention;
+mod dot;
 mod isa;
 mod linear;
+mod linear_w8a8;
 mod math;
 mod norm;
 pub mod peak;
+mod quantise;
 mod rope;
 mod runner;
 mod simd;
@@ -32,9 +35,12 @@ pub use aligned::{AlignedBuf, Element};
 pub use attention::{
     AttentionShape, KvElement, KvLayer, MAX_HEAD_DIM, QUERY_TILE, QueryTile, attention,
 };
+pub use dot::Int8Level;
 pub use isa::Isa;
 pub use linear::{Epilogue, LinearWeight, PANEL_WIDTH, linear};
+pub use linear_w8a8::{PackError, QuantisedWeight, linear_w8a8};
 pub use norm::{NormKind, NormParams, norm};
+pub use quantise::{QuantisedRows, RowLayout, quantise};
 pub use rope::rope;
-pub use runner::{Serial, TaskRunner, for_each_chunk};
+pub use runner::{Serial, TaskRunner, for_each_chunk, for_each_chunk_pair};
 pub use store_kv::{KEY_BLOCK, KvGeometry, copy_block, store_keys, store_values};

@@ -49,6 +49,31 @@ pub fn for_each_chunk<T: Send>(
     });
 }
 
+/// Calls `f(i, a, b)` for every pair of chunks of `a_len` and `b_len` elements (the last may be
+/// shorter), each pair being one task.
+///
+/// # Panics
+/// When a length is zero, or the slices are not cut into equally many chunks.
+pub fn for_each_chunk_pair<A: Send, B: Send>(
+    runner: &dyn TaskRunner,
+    (a, a_len): (&mut [A], usize),
+    (b, b_len): (&mut [B], usize),
+    f: impl Fn(usize, &mut [A], &mut [B]) + Sync,
+) {
+    assert!(a_len > 0 && b_len > 0, "chunks hold at least one element");
+    assert_eq!(a.len().div_ceil(a_len), b.len().div_ceil(b_len));
+    let b_total = b.len();
+    let b_start = Shared(b.as_mut_ptr());
+    for_each_chunk(runner, a, a_len, |index, a| {
+        let first = index * b_len;
+        let count = b_len.min(b_total - first);
+        // SAFETY: `b` has as many chunks as `a`, so the range lies inside it; it stays borrowed until
+        // `for_each_chunk` returns, and each index comes once, so no two chunks overlap.
+        let b = unsafe { std::slice::from_raw_parts_mut(b_start.get().add(first), count) };
+        f(index, a, b);
+    });
+}
+
 /// A pointer that tasks on several threads may use. The code that creates one answers for every
 /// access being disjoint.
 pub(crate) struct Shared<T>(pub(crate) *mut T);
@@ -76,5 +101,16 @@ mod tests {
             let expected: Vec<usize> = (0..len).map(|i| i / chunk_len + 1).collect();
             assert_eq!(data, expected);
         }
+    }
+
+    #[test]
+    fn pairs_of_chunks_go_together() {
+        let (mut a, mut b) = (vec![0; 10], vec![0; 7]);
+        for_each_chunk_pair(&Serial, (&mut a, 3), (&mut b, 2), |index, a, b| {
+            a.fill(index + 1);
+            b.fill(index + 1);
+        });
+        assert_eq!(a, [1, 1, 1, 2, 2, 2, 3, 3, 3, 4]);
+        assert_eq!(b, [1, 1, 2, 2, 3, 3, 4]);
     }
 }

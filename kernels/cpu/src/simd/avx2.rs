@@ -136,6 +136,21 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn store_i8_ptr(self, to: *mut i8, x: Self::F) {
+        // SAFETY: features checked in `new`; the caller answers for sixteen bytes.
+        unsafe {
+            let words = _mm256_packs_epi32(_mm256_cvtps_epi32(x[0]), _mm256_cvtps_epi32(x[1]));
+            // The pack works in halves: its 64-bit parts come as 0, 2, 1, 3.
+            let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(words);
+            let (low, high) = (
+                _mm256_castsi256_si128(words),
+                _mm256_extracti128_si256::<1>(words),
+            );
+            _mm_storeu_si128(to.cast(), _mm_packs_epi16(low, high));
+        }
+    }
+
+    #[inline(always)]
     unsafe fn load_bf16_ptr(self, from: *const u16) -> Self::F {
         // SAFETY: features checked in `new`; the caller answers for sixteen 16-bit numbers.
         unsafe {

@@ -121,6 +121,15 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    unsafe fn store_i8_ptr(self, to: *mut i8, x: __m512) {
+        // SAFETY: features checked in `new`; the caller answers for sixteen bytes.
+        unsafe {
+            let bytes = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(x));
+            _mm_storeu_si128(to.cast(), bytes);
+        }
+    }
+
+    #[inline(always)]
     unsafe fn load_bf16_ptr(self, from: *const u16) -> __m512 {
         // SAFETY: features checked in `new`; the caller answers for sixteen 16-bit numbers.
         unsafe {

@@ -65,6 +65,12 @@ pub trait Simd: Copy {
     /// Sixteen 32-bit numbers can be read at `from`.
     unsafe fn load_bf16_pairs_ptr(self, from: *const u32) -> (Self::F, Self::F);
 
+    /// The lanes, integers between −127 and 127, as bytes.
+    ///
+    /// # Safety
+    /// Sixteen bytes can be written at `to`.
+    unsafe fn store_i8_ptr(self, to: *mut i8, x: Self::F);
+
     #[inline(always)]
     fn load(self, from: &[f32; LANES]) -> Self::F {
         // SAFETY: the array holds sixteen floats.

@@ -66,6 +66,16 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
+    unsafe fn store_i8_ptr(self, to: *mut i8, x: Self::F) {
+        let mut bytes = [0; LANES];
+        for lane in 0..LANES {
+            bytes[lane] = x[lane] as i8;
+        }
+        // SAFETY: the caller answers for sixteen bytes; no alignment is assumed.
+        unsafe { to.cast::<[i8; LANES]>().write_unaligned(bytes) }
+    }
+
+    #[inline(always)]
     unsafe fn load_bf16_ptr(self, from: *const u16) -> Self::F {
         // SAFETY: the caller answers for sixteen 16-bit numbers; no alignment is assumed.
         let halves = unsafe { from.cast::<[u16; LANES]>().read_unaligned() };

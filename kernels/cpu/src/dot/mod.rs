@@ -1,0 +1,182 @@
+//! Products of bytes, summed exactly in 32 bits: sixteen outputs by four inputs at a time.
+//!
+//! Activations are in ±127. Weights may be anything in −128…127 and are stored with 128 added, which
+//! is the unsigned operand that VNNI wants. Every level gives the same integers; what differs is how
+//! the offset is taken back.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512_vnni;
+mod scalar;
+
+use std::fmt;
+
+use crate::isa::Isa;
+#[cfg(target_arch = "x86_64")]
+use crate::simd::Avx2;
+use crate::simd::{Scalar, Simd};
+#[cfg(target_arch = "x86_64")]
+use avx512_vnni::Avx512Vnni;
+
+/// Inputs that one step covers.
+pub(crate) const STEP: usize = 4;
+/// What is added to a weight.
+pub(crate) const OFFSET: u8 = 128;
+
+/// Operations on sixteen 32-bit sums. A value is the proof that the CPU can execute them.
+pub(crate) trait Dot: Copy {
+    /// The level's floating-point half.
+    type S: Simd;
+    /// Sixteen sums.
+    type Sums: Copy;
+    /// Sixteen outputs by four inputs, ready to be multiplied.
+    type Weights: Copy;
+
+    /// Whether 32 registers of sixteen lanes exist; smaller tiles are used otherwise.
+    const WIDE: bool = <Self::S as Simd>::WIDE;
+
+    fn simd(self) -> Self::S;
+    /// What sums start from; `offset` is −128 times the sum of the activations that will be taken.
+    fn start(self, offset: i32) -> Self::Sums;
+    /// # Safety
+    /// 64 bytes can be read at `from`.
+    unsafe fn load(self, from: *const u8) -> Self::Weights;
+    /// Adds the products of four inputs, the bytes of `x`, to the sums.
+    fn add(self, sums: Self::Sums, weights: Self::Weights, x: i32) -> Self::Sums;
+    fn to_f32(self, sums: Self::Sums) -> <Self::S as Simd>::F;
+}
+
+/// The instructions that multiply bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Int8Level {
+    /// No vector instructions.
+    Scalar,
+    /// AVX2: signs moved to the activations, so that 16-bit sums of pairs cannot saturate.
+    Avx2,
+    /// AVX-512 with VNNI.
+    Avx512Vnni,
+}
+
+impl Int8Level {
+    /// The best there is on this machine below or at a level of vector instructions.
+    pub fn of(isa: Isa) -> Self {
+        match isa {
+            Isa::Scalar => Self::Scalar,
+            Isa::Avx2 => Self::Avx2,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 if Avx512Vnni::new().is_some() => Self::Avx512Vnni,
+            Isa::Avx512 => Self::Avx2,
+        }
+    }
+
+    /// Runs a kernel compiled for this level.
+    ///
+    /// # Panics
+    /// When the machine cannot execute the level.
+    pub(crate) fn dispatch<K: DotKernel>(self, kernel: K) {
+        match self {
+            Self::Scalar => kernel.run(Scalar),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => {
+                let level = Avx2::new().expect("the level was checked when it was chosen");
+                // SAFETY: an `Avx2` exists only where the CPU has the features (`Avx2::new`).
+                unsafe { run_avx2(level, kernel) }
+            }
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Vnni => {
+                let level = Avx512Vnni::new().expect("the level was checked when it was chosen");
+                // SAFETY: the value exists only where the CPU has the features (`Avx512Vnni::new`).
+                unsafe { run_avx512_vnni(level, kernel) }
+            }
+            #[cfg(not(target_arch = "x86_64"))]
+            Self::Avx2 | Self::Avx512Vnni => panic!("{self} cannot run on this machine"),
+        }
+    }
+}
+
+impl fmt::Display for Int8Level {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Scalar => "scalar",
+            Self::Avx2 => "avx2",
+            Self::Avx512Vnni => "avx512-vnni",
+        })
+    }
+}
+
+/// A piece of work that is compiled once per level, under the rules of `isa::Kernel`.
+pub(crate) trait DotKernel {
+    fn run<D: Dot>(self, level: D);
+}
+
+/// # Safety
+/// The CPU has AVX2 and FMA.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn run_avx2<K: DotKernel>(level: Avx2, kernel: K) {
+    kernel.run(level);
+}
+
+/// # Safety
+/// The CPU has AVX-512 F, BW, DQ, VL and VNNI, AVX2 and FMA.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma")]
+unsafe fn run_avx512_vnni<K: DotKernel>(level: Avx512Vnni, kernel: K) {
+    kernel.run(level);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::simd::LANES;
+
+    struct Products<'a> {
+        x: [i8; STEP],
+        weights: &'a [u8; LANES * STEP],
+        out: &'a mut [f32; LANES],
+    }
+
+    impl DotKernel for Products<'_> {
+        #[inline(always)]
+        fn run<D: Dot>(self, d: D) {
+            let mut sum = 0;
+            for x in self.x {
+                sum += i32::from(x);
+            }
+            // SAFETY: the array holds 64 bytes.
+            let weights = unsafe { d.load(self.weights.as_ptr()) };
+            let x = i32::from_ne_bytes(self.x.map(|x| x as u8));
+            let sums = d.add(d.start(-i32::from(OFFSET) * sum), weights, x);
+            d.simd().store(self.out, d.to_f32(sums));
+        }
+    }
+
+    /// Every weight against the activations where products are largest and cancel least.
+    #[test]
+    fn every_level_is_exact_at_the_ends_of_the_range() {
+        for x in [[127; 4], [-127; 4], [127, -127, 127, -127], [0, 1, -1, 126]] {
+            for first in 0..=255u8 {
+                let weights: [u8; LANES * STEP] =
+                    std::array::from_fn(|i| if i < 40 { first } else { (i * 5) as u8 ^ first });
+                let expected: [f32; LANES] = std::array::from_fn(|lane| {
+                    let products = weights[STEP * lane..].iter().zip(&x);
+                    let sum: i32 = products
+                        .map(|(w, x)| (i32::from(*w) - 128) * i32::from(*x))
+                        .sum();
+                    sum as f32
+                });
+                for isa in Isa::supported() {
+                    let level = Int8Level::of(isa);
+                    let mut out = [0.0; LANES];
+                    level.dispatch(Products {
+                        x,
+                        weights: &weights,
+                        out: &mut out,
+                    });
+                    assert_eq!(out, expected, "{level}, {x:?}, weights {first} − 128");
+                }
+            }
+        }
+    }
+}

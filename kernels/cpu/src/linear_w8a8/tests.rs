@@ -1,0 +1,246 @@
+use quant::{Granularity, Quantised, linear};
+
+use super::*;
+use crate::test_data::{random, same_bits};
+use crate::{Isa, Serial, quantise};
+
+const BOTH: [Granularity; 2] = [Granularity::Row, Granularity::Group];
+
+/// One multiplication and what `quant` says it gives.
+struct Case {
+    x: Vec<f32>,
+    inputs: usize,
+    weight: Quantised,
+    bias: Option<Vec<f32>>,
+}
+
+impl Case {
+    fn new(inputs: usize, outputs: usize, rows: usize, with_bias: bool) -> Self {
+        let weight = random(1, inputs * outputs);
+        Self {
+            x: random(2 + rows as u64, rows * inputs),
+            inputs,
+            weight: Quantised::new(&weight, outputs, inputs, Granularity::Row).expect("finite"),
+            bias: with_bias.then(|| random(3, outputs)),
+        }
+    }
+
+    fn rows(&self) -> usize {
+        self.x.len() / self.inputs
+    }
+
+    fn packed(&self) -> QuantisedWeight {
+        QuantisedWeight::from_quantised(&Serial, &self.weight).expect("memory")
+    }
+
+    fn expected(&self, granularity: Granularity) -> Vec<f32> {
+        let x = Quantised::new(&self.x, self.rows(), self.inputs, granularity).expect("finite");
+        linear(&x, &self.weight, self.bias.as_deref()).expect("fits")
+    }
+
+    fn run(&self, isa: Isa, granularity: Granularity, packed: &QuantisedWeight) -> Vec<f32> {
+        let x = quantised(isa, granularity, &self.x, self.inputs);
+        let mut out = vec![f32::NAN; x.rows() * packed.outputs()];
+        let (level, bias) = (Int8Level::of(isa), self.bias.as_deref());
+        linear_w8a8(level, &Serial, &x, packed, bias, &mut out, Epilogue::Store);
+        out
+    }
+
+    /// Every level of this machine against `quant`, on bits.
+    fn check(&self, granularity: Granularity) {
+        let expected = self.expected(granularity);
+        let packed = self.packed();
+        let (rows, outputs) = (self.rows(), self.weight.rows());
+        for isa in Isa::supported() {
+            let level = Int8Level::of(isa);
+            let what = format!(
+                "{rows} × {} → {outputs}, {granularity:?}, {level}",
+                self.inputs
+            );
+            same_bits(&self.run(isa, granularity, &packed), &expected, &what);
+        }
+    }
+}
+
+fn quantised(isa: Isa, granularity: Granularity, x: &[f32], inputs: usize) -> QuantisedRows {
+    let layout = RowLayout::new(inputs, granularity);
+    let mut rows = QuantisedRows::new(x.len() / inputs, layout).expect("memory");
+    quantise(isa, layout, x, rows.words_mut());
+    rows
+}
+
+#[test]
+fn every_level_follows_the_definition() {
+    let shapes = [
+        (1, 1),
+        (3, 33),
+        (4, 1),
+        (16, 31),
+        (63, 65),
+        (64, 64),
+        (127, 17),
+        (128, 32),
+        (129, 1),
+        (258, 47),
+        (576, 49),
+        (1023, 5),
+    ];
+    for (i, (inputs, outputs)) in shapes.into_iter().enumerate() {
+        for rows in [0, 1, 2, 3, 4, 5, 7, 8, 11, 12, 13, 23, 65] {
+            for granularity in BOTH {
+                Case::new(inputs, outputs, rows, i % 2 == 0).check(granularity);
+            }
+        }
+    }
+}
+
+#[test]
+fn every_number_of_rows() {
+    for rows in 1..=65 {
+        for granularity in BOTH {
+            Case::new(300, 35, rows, true).check(granularity);
+        }
+    }
+    for rows in [TASK_ROWS - 1, TASK_ROWS, 2 * TASK_ROWS + 5] {
+        Case::new(20, 33, rows, false).check(Granularity::Group);
+    }
+}
+
+#[test]
+fn rows_of_zeros_outliers_and_the_ends_of_the_range() {
+    for granularity in BOTH {
+        let (inputs, outputs, rows) = (261, 37, 9);
+        let mut case = Case::new(inputs, outputs, rows, true);
+        case.x[..inputs].fill(0.0);
+        case.x[inputs + 3] = 1e6;
+        case.x[2 * inputs..3 * inputs].fill(-7.0);
+        case.x[3 * inputs..4 * inputs].fill(1e-35);
+        case.x[4 * inputs + 200] = f32::MAX / 1e6;
+        // Integers from outside: −128 everywhere, ±127 in turns, a row without scale.
+        let mut values = case.weight.values().to_vec();
+        let mut scales = case.weight.scales().to_vec();
+        values[..inputs].fill(-128);
+        for (k, value) in values[inputs..2 * inputs].iter_mut().enumerate() {
+            *value = if k % 2 == 0 { 127 } else { -128 };
+        }
+        values[2 * inputs..3 * inputs].fill(127);
+        scales[3] = 0.0;
+        case.weight =
+            Quantised::from_parts(values, scales, outputs, inputs, Granularity::Row).expect("fits");
+        case.check(granularity);
+        let zero_row = &case.expected(granularity)[..outputs];
+        assert_eq!(Some(zero_row), case.bias.as_deref());
+    }
+}
+
+/// The largest 32-bit sums there can be, one product below overflow.
+#[test]
+fn the_longest_rows_are_exact() {
+    for value in [-128, 127] {
+        let inputs = MAX_INPUTS;
+        let scales = vec![1.0];
+        let weight =
+            Quantised::from_parts(vec![value; inputs], scales, 1, inputs, Granularity::Row);
+        for x in [1.0, -1.0] {
+            let case = Case {
+                x: vec![x; inputs],
+                inputs,
+                weight: weight.clone().expect("fits"),
+                bias: None,
+            };
+            for granularity in BOTH {
+                case.check(granularity);
+            }
+        }
+    }
+}
+
+#[test]
+fn quantising_at_load_equals_packing_what_quant_made() {
+    for (inputs, outputs) in [(1, 1), (70, 33), (300, 64)] {
+        let mut weight = random(5, inputs * outputs);
+        weight[..inputs].fill(0.0);
+        let known = Quantised::new(&weight, outputs, inputs, Granularity::Row).expect("finite");
+        let expected = QuantisedWeight::from_quantised(&Serial, &known).expect("memory");
+        for isa in Isa::supported() {
+            let read = |row: usize, out: &mut [f32]| {
+                out.copy_from_slice(&weight[row * inputs..(row + 1) * inputs]);
+            };
+            let found = QuantisedWeight::quantise(isa, &Serial, [outputs, inputs], read);
+            let found = found.expect("finite");
+            for output in 0..outputs {
+                let (panel, column) = (output / PANEL_WIDTH, output % PANEL_WIDTH);
+                let of = |weight: &QuantisedWeight| -> Vec<u8> {
+                    let steps = weight.panel(panel).chunks(STEP_BYTES);
+                    let columns = steps.map(|step| &step[column * STEP..][..STEP]);
+                    columns.flatten().copied().collect()
+                };
+                assert_eq!(of(&found), of(&expected), "output {output}, {isa}");
+            }
+            assert_eq!(found.scales()[..outputs], expected.scales()[..outputs]);
+            assert_eq!(found.bytes(), expected.bytes());
+        }
+    }
+}
+
+#[test]
+fn weights_take_a_byte_each() {
+    let packed = Case::new(512, 320, 1, false).packed();
+    assert_eq!(packed.bytes(), 512 * 320 + 4 * 320);
+}
+
+#[test]
+fn weights_that_are_not_finite_are_named() {
+    for bad in [f32::NAN, f32::INFINITY] {
+        let read = |row: usize, out: &mut [f32]| {
+            out.fill(1.0);
+            if row == 40 || row == 50 {
+                out[2] = bad;
+            }
+        };
+        let refused = QuantisedWeight::quantise(Isa::detect(), &Serial, [64, 5], read);
+        let error = refused.expect_err("not finite");
+        assert_eq!(error, PackError::NonFinite { output: 40 });
+    }
+}
+
+#[test]
+fn adding_equals_storing_then_adding() {
+    for granularity in BOTH {
+        let case = Case::new(140, 50, 9, true);
+        let packed = case.packed();
+        for isa in Isa::supported() {
+            let mut residual = random(4, 9 * 50);
+            let y = case.run(isa, granularity, &packed);
+            let expected: Vec<f32> = residual.iter().zip(&y).map(|(r, y)| r + y).collect();
+            let x = quantised(isa, granularity, &case.x, case.inputs);
+            let (level, bias) = (Int8Level::of(isa), case.bias.as_deref());
+            let epilogue = Epilogue::Add;
+            linear_w8a8(level, &Serial, &x, &packed, bias, &mut residual, epilogue);
+            same_bits(&residual, &expected, &level.to_string());
+        }
+    }
+}
+
+#[test]
+fn numbers_that_are_not_finite_reach_their_row_and_no_other() {
+    for granularity in BOTH {
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let mut case = Case::new(200, 40, 14, true);
+            let clean = case.expected(granularity);
+            case.x[6 * 200 + 5] = bad;
+            let packed = case.packed();
+            for isa in Isa::supported() {
+                let y = case.run(isa, granularity, &packed);
+                let rows = y.chunks_exact(40).zip(clean.chunks_exact(40));
+                for (row, (y, clean)) in rows.enumerate() {
+                    if row == 6 {
+                        assert!(y.iter().all(|y| y.is_nan()), "{isa}, {bad}");
+                    } else {
+                        same_bits(y, clean, "beside a row that is not finite");
+                    }
+                }
+            }
+        }
+    }
+}
