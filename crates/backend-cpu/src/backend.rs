@@ -3,19 +3,20 @@
 
 use ::backend::{
     Activation, AttentionSpec, Backend, BackendError, Batch, BlockCopy, HostTensor, Ids,
-    KvCacheSpec, LinearWeight, Norm, NormKind, Result, Rope, RowOutput, SampleBatch, SampleOutput,
-    WeightData, sample_row,
+    KvCacheSpec, LinearRole, LinearWeight, Norm, NormKind, Result, Rope, RowOutput, SampleBatch,
+    SampleOutput, sample_row,
 };
-use half::bf16;
 use kernels_cpu::{
-    AttentionShape, Epilogue, NormParams, Serial, TaskRunner, activate, for_each_chunk, gated,
-    linear, norm, rope,
+    AttentionShape, Epilogue, NormParams, Serial, TaskRunner, activate, for_each_chunk,
+    for_each_chunk_pair, gated, norm, quantise, rope,
 };
+use quant::Granularity;
 
 use crate::kv_cache::{CpuKvCache, Queries};
 use crate::step::CpuStep;
-use crate::tensor::{CpuLinear, CpuTensor, Data};
-use crate::{CpuBackend, Precision};
+use crate::tensor::{CpuTensor, Data};
+use crate::twin::Twin;
+use crate::{CpuBackend, CpuLinear};
 
 /// Elements that one task of an element-wise operation takes at least: some microseconds of work.
 const TASK_ELEMENTS: usize = 16 * 1024;
@@ -78,23 +79,64 @@ impl CpuBackend {
     fn multiply(
         &self,
         x: &CpuTensor,
-        linear_: &CpuLinear,
+        linear: &CpuLinear,
         out: &mut CpuTensor,
         epilogue: Epilogue,
     ) -> Result<()> {
-        expect_equal("linear input", x.columns, linear_.weight.inputs())?;
-        expect_equal("linear output", out.columns, linear_.weight.outputs())?;
+        expect_equal("linear input", x.columns, linear.inputs())?;
+        expect_equal("linear output", out.columns, linear.outputs())?;
         expect_equal("linear rows", out.rows, x.rows)?;
-        linear(
-            self.isa,
-            &self.team,
-            x.elements()?,
-            &linear_.weight,
-            linear_.bias.as_deref(),
-            out.elements_mut()?,
-            epilogue,
-        );
-        Ok(())
+        linear.multiply(self, x, out.elements_mut()?, epilogue)
+    }
+
+    /// The 8-bit form of activations.
+    pub(crate) fn quantise(&self, x: &CpuTensor, granularity: Granularity) -> Result<Twin> {
+        let mut twin = self.pool.twin(x.rows, x.columns, granularity)?;
+        let (isa, layout, columns) = (self.isa, twin.rows().layout(), x.columns);
+        let elements = x.elements()?;
+        let chunk_len = Self::row_chunk(columns);
+        let chunk_words = chunk_len / columns * layout.row_words();
+        let words = twin.rows_mut().words_mut();
+        for_each_chunk(&self.team, words, chunk_words, |chunk, words| {
+            let rows = words.len() / layout.row_words();
+            let x = &elements[chunk * chunk_len..][..rows * columns];
+            quantise(isa, layout, x, words);
+        });
+        Ok(twin)
+    }
+
+    /// Fills a new tensor of whole rows, chunk by chunk with the index of the chunk's first element,
+    /// and makes the 8-bit form of each chunk right after it where this precision wants one.
+    fn produce(
+        &self,
+        rows: usize,
+        columns: usize,
+        fill: impl Fn(usize, &mut [f32]) + Sync,
+    ) -> Result<CpuTensor> {
+        let isa = self.isa;
+        let mut out = self.pool.tensor(rows, columns)?;
+        let chunk_len = Self::row_chunk(columns);
+        match self.precision.granularity(LinearRole::Projection) {
+            Some(granularity) if columns > 0 => {
+                let mut twin = self.pool.twin(rows, columns, granularity)?;
+                let layout = twin.rows().layout();
+                let chunk_words = chunk_len / columns * layout.row_words();
+                for_each_chunk_pair(
+                    &self.team,
+                    (out.elements_mut()?, chunk_len),
+                    (twin.rows_mut().words_mut(), chunk_words),
+                    |chunk, out, words| {
+                        fill(chunk * chunk_len, out);
+                        quantise(isa, layout, out, words);
+                    },
+                );
+                out.set_twin(twin);
+            }
+            _ => for_each_chunk(&self.team, out.elements_mut()?, chunk_len, |chunk, out| {
+                fill(chunk * chunk_len, out);
+            }),
+        }
+        Ok(out)
     }
 
     /// `f(x, y)` for every pair of elements, in place.
@@ -136,34 +178,7 @@ impl Backend for CpuBackend {
     }
 
     fn load_linear(&mut self, weight: LinearWeight) -> Result<CpuLinear> {
-        let HostTensor {
-            rows,
-            columns,
-            data,
-        } = weight.weight;
-        if rows == 0 || columns == 0 {
-            return Err(BackendError::Shape(format!(
-                "a weight matrix of [{rows}, {columns}]"
-            )));
-        }
-        let packed = match (data, self.precision) {
-            (WeightData::Bf16(data), _) => pack_bf16(self, &data, rows, columns),
-            (data, Precision::F32) => {
-                kernels_cpu::LinearWeight::pack_f32(&self.team, &data.into_f32(), rows, columns)
-            }
-            (data, Precision::Bf16) => {
-                let wide = data.into_f32();
-                let rounded: Vec<bf16> = wide.iter().map(|w| bf16::from_f32(*w)).collect();
-                pack_bf16(self, &rounded, rows, columns)
-            }
-        };
-        Ok(CpuLinear {
-            weight: packed.ok_or(BackendError::OutOfMemory {
-                requested: rows.saturating_mul(columns).saturating_mul(4),
-                purpose: "weights",
-            })?,
-            bias: weight.bias,
-        })
+        CpuLinear::load(self, weight)
     }
 
     fn alloc_kv_cache(&mut self, spec: &KvCacheSpec) -> Result<CpuKvCache> {
@@ -218,7 +233,7 @@ impl Backend for CpuBackend {
     }
 
     fn linear(&mut self, x: &CpuTensor, linear: &CpuLinear, _step: &CpuStep) -> Result<CpuTensor> {
-        let mut out = self.pool.tensor(x.rows, linear.weight.outputs())?;
+        let mut out = self.pool.tensor(x.rows, linear.outputs())?;
         self.multiply(x, linear, &mut out, Epilogue::Store)?;
         Ok(out)
     }
@@ -372,6 +387,19 @@ impl Backend for CpuBackend {
         Ok(SampleOutput { rows })
     }
 
+    fn norm_quant(
+        &mut self,
+        x: &CpuTensor,
+        norm_: &Norm<CpuTensor>,
+        _step: &CpuStep,
+    ) -> Result<CpuTensor> {
+        let params = norm_params(norm_, x.columns)?;
+        let (isa, elements) = (self.isa, x.elements()?);
+        self.produce(x.rows, x.columns, |first, out| {
+            norm(isa, params, &elements[first..][..out.len()], out);
+        })
+    }
+
     fn linear_add(
         &mut self,
         residual: &mut CpuTensor,
@@ -390,24 +418,17 @@ impl Backend for CpuBackend {
     ) -> Result<CpuTensor> {
         expect_equal("gate and up", gate_up.columns, 2 * width)?;
         let activation = kernel_activation(activation);
-        let mut out = self.pool.tensor(gate_up.rows, width)?;
-        let x = gate_up.elements()?;
-        let chunk_len = Self::row_chunk(width);
-        for_each_chunk(&self.team, out.elements_mut()?, chunk_len, |chunk, out| {
-            let x = &x[2 * chunk * chunk_len..][..2 * out.len()];
-            gated(self.isa, x, width, activation, out);
-        });
-        Ok(out)
+        let (isa, x) = (self.isa, gate_up.elements()?);
+        self.produce(gate_up.rows, width, |first, out| {
+            gated(
+                isa,
+                &x[2 * first..][..2 * out.len()],
+                width,
+                activation,
+                out,
+            );
+        })
     }
-}
-
-fn pack_bf16(
-    backend: &CpuBackend,
-    data: &[bf16],
-    rows: usize,
-    columns: usize,
-) -> Option<kernels_cpu::LinearWeight> {
-    kernels_cpu::LinearWeight::pack_bf16(&backend.team, data, rows, columns)
 }
 
 fn norm_params(norm: &Norm<CpuTensor>, columns: usize) -> Result<NormParams<'_>> {

@@ -7,23 +7,27 @@
 mod backend;
 mod cores;
 mod kv_cache;
+mod linear;
 mod step;
 mod team;
 mod tensor;
 #[cfg(test)]
 mod tests;
+mod twin;
 
 use std::fmt;
 use std::num::NonZeroUsize;
 
-pub use kernels_cpu::Isa;
+pub use kernels_cpu::{Int8Level, Isa};
 
-use ::backend::{BackendError, Result};
+use ::backend::{BackendError, LinearRole, Result};
 pub use kv_cache::CpuKvCache;
+pub use linear::CpuLinear;
+use quant::Granularity;
 pub use step::CpuStep;
 use team::Team;
+pub use tensor::CpuTensor;
 use tensor::Pool;
-pub use tensor::{CpuLinear, CpuTensor};
 
 /// In what weights are kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -33,6 +37,22 @@ pub enum Precision {
     F32,
     /// Rounded to bfloat16.
     Bf16,
+    /// 8-bit weights with a scale per output, and 8-bit activations with a scale per token and group
+    /// of 128 features.
+    Int8,
+    /// As [`Self::Int8`], with one scale per token; the head keeps groups.
+    Int8Fast,
+}
+
+impl Precision {
+    /// How activations are quantised for a matrix, where they are.
+    fn granularity(self, role: LinearRole) -> Option<Granularity> {
+        match (self, role) {
+            (Self::F32 | Self::Bf16, _) => None,
+            (Self::Int8Fast, LinearRole::Projection) => Some(Granularity::Row),
+            (Self::Int8, _) | (Self::Int8Fast, LinearRole::Head) => Some(Granularity::Group),
+        }
+    }
 }
 
 /// How the target runs.
@@ -50,6 +70,7 @@ pub struct CpuConfig {
 #[derive(Debug)]
 pub struct CpuBackend {
     isa: Isa,
+    int8: Int8Level,
     precision: Precision,
     team: Team,
     pool: Pool,
@@ -70,6 +91,8 @@ pub struct CpuDescription {
     pub isa: Isa,
     /// The highest level of this machine.
     pub detected_isa: Isa,
+    /// The instructions that 8-bit products use.
+    pub int8: Int8Level,
     /// In what weights are kept.
     pub precision: Precision,
 }
@@ -93,6 +116,7 @@ impl CpuBackend {
         })?;
         Ok(Self {
             isa,
+            int8: Int8Level::of(isa),
             precision: config.precision,
             team,
             pool: Pool::default(),
@@ -108,6 +132,7 @@ impl CpuBackend {
             threads: self.team.threads(),
             isa: self.isa,
             detected_isa: Isa::detect(),
+            int8: self.int8,
             precision: self.precision,
         }
     }
@@ -118,6 +143,8 @@ impl fmt::Display for Precision {
         f.write_str(match self {
             Self::F32 => "f32",
             Self::Bf16 => "bf16",
+            Self::Int8 => "int8",
+            Self::Int8Fast => "int8-fast",
         })
     }
 }
@@ -127,13 +154,14 @@ impl fmt::Display for CpuDescription {
         let plural = |n: usize| if n == 1 { "" } else { "s" };
         write!(
             f,
-            "{}, {} physical core{}; {} thread{}, {} kernels",
+            "{}, {} physical core{}; {} thread{}, {} kernels, {} for 8 bits",
             self.model,
             self.physical_cores,
             plural(self.physical_cores),
             self.threads,
             plural(self.threads),
             self.isa,
+            self.int8,
         )?;
         if self.isa != self.detected_isa {
             write!(f, " (forced; {} is there)", self.detected_isa)?;

@@ -1,11 +1,14 @@
-//! Tensors, packed weights, and the pool that their memory comes from and returns to.
+//! Tensors, and the pool that their memory comes from and returns to.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, Ref, RefCell};
 use std::rc::Rc;
 
 use backend::{BackendError, HostTensor, Result, WeightData};
 use half::bf16;
-use kernels_cpu::{AlignedBuf, LinearWeight};
+use kernels_cpu::{AlignedBuf, RowLayout};
+use quant::Granularity;
+
+use crate::twin::{Twin, TwinShelves};
 
 /// `[rows, columns]`, row-major: activations in 32 bits, or a loaded table.
 #[derive(Debug)]
@@ -13,6 +16,9 @@ pub struct CpuTensor {
     pub(crate) rows: usize,
     pub(crate) columns: usize,
     pub(crate) data: Data,
+    /// The 8-bit form of the elements, made by the operation that made them or by the first product
+    /// that wants it. It goes when the elements change.
+    twin: RefCell<Option<Twin>>,
 }
 
 /// Elements of a tensor.
@@ -24,13 +30,6 @@ pub(crate) enum Data {
     F32(AlignedBuf<f32>),
     /// Tables of bfloat16 checkpoints stay as they are; only gathering reads them.
     Bf16(AlignedBuf<bf16>),
-}
-
-/// A packed weight matrix with its bias.
-#[derive(Debug)]
-pub struct CpuLinear {
-    pub(crate) weight: LinearWeight,
-    pub(crate) bias: Option<Vec<f32>>,
 }
 
 /// 32-bit floats that go back to their pool when dropped.
@@ -51,6 +50,7 @@ pub(crate) struct Pool(Rc<Shelves>);
 struct Shelves {
     /// Entry `i` holds buffers of `2^i` elements.
     free: RefCell<Vec<Vec<AlignedBuf<f32>>>>,
+    twins: Rc<TwinShelves>,
     num_allocations: Cell<usize>,
 }
 
@@ -79,7 +79,25 @@ impl Pool {
             rows,
             columns,
             data: Data::Pooled(self.take(rows * columns)?),
+            twin: RefCell::default(),
         })
+    }
+
+    /// An 8-bit form of `rows` rows with arbitrary contents.
+    pub(crate) fn twin(
+        &self,
+        rows: usize,
+        columns: usize,
+        granularity: Granularity,
+    ) -> Result<Twin> {
+        TwinShelves::take(
+            &self.0.twins,
+            rows,
+            RowLayout::new(columns, granularity),
+            || {
+                self.0.num_allocations.set(self.0.num_allocations.get() + 1);
+            },
+        )
     }
 
     /// How often memory was asked for so far.
@@ -142,6 +160,7 @@ impl CpuTensor {
             rows: tensor.rows,
             columns: tensor.columns,
             data,
+            twin: RefCell::default(),
         })
     }
 
@@ -157,13 +176,38 @@ impl CpuTensor {
         }
     }
 
-    /// As [`Self::elements`], to be changed.
+    /// As [`Self::elements`], to be changed; the 8-bit form goes.
     pub(crate) fn elements_mut(&mut self) -> Result<&mut [f32]> {
+        *self.twin.get_mut() = None;
         match &mut self.data {
             Data::Pooled(buffer) => Ok(buffer.as_mut_slice()),
             Data::F32(memory) => Ok(memory),
             Data::Bf16(_) => Err(sixteen_bits()),
         }
+    }
+
+    /// The 8-bit form, made now by `make` where there is none of this granularity.
+    pub(crate) fn twin(
+        &self,
+        granularity: Granularity,
+        make: impl FnOnce() -> Result<Twin>,
+    ) -> Result<Ref<'_, Twin>> {
+        let known = self.twin.borrow();
+        if known
+            .as_ref()
+            .is_none_or(|twin| twin.granularity() != granularity)
+        {
+            drop(known);
+            self.twin.replace(Some(make()?));
+        }
+        Ok(Ref::map(self.twin.borrow(), |twin| {
+            twin.as_ref().expect("present or just made")
+        }))
+    }
+
+    /// Keeps the 8-bit form of the elements as they are now.
+    pub(crate) fn set_twin(&mut self, twin: Twin) {
+        *self.twin.get_mut() = Some(twin);
     }
 
     /// Number of rows, usually tokens.

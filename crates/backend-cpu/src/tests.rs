@@ -13,6 +13,8 @@ use half::bf16;
 
 use super::*;
 
+mod int8;
+
 impl TestBackend for CpuBackend {
     fn read(&mut self, x: &CpuTensor) -> Vec<f32> {
         x.elements().expect("activations are 32-bit").to_vec()
@@ -256,6 +258,8 @@ fn threads_and_levels_do_not_change_bits() {
     for (precision, dtype) in [
         (Precision::F32, KvDtype::F32),
         (Precision::Bf16, KvDtype::Bf16),
+        (Precision::Int8, KvDtype::F32),
+        (Precision::Int8Fast, KvDtype::Bf16),
     ] {
         let expected = bits(Isa::Scalar, precision, dtype, 1);
         for isa in Isa::supported() {
@@ -283,7 +287,7 @@ fn bfloat16_weights_stay_narrow_and_exact() {
         let weight = LinearWeight::new(weight, None).expect("no bias");
         let linear = backend.load_linear(weight).expect("memory");
         let y = backend.linear(&x, &linear, &step).expect("fits");
-        (linear.weight.bytes(), backend.read(&y))
+        (linear.bytes(), backend.read(&y))
     };
     let (narrow_bytes, narrow) = run(WeightData::Bf16(weight));
     let (wide_bytes, wide) = run(wide);
@@ -293,7 +297,12 @@ fn bfloat16_weights_stay_narrow_and_exact() {
 
 #[test]
 fn steps_of_one_shape_allocate_no_activations() {
-    let mut backend = target(Isa::Avx512, Precision::F32, 2);
+    for precision in [Precision::F32, Precision::Int8, Precision::Int8Fast] {
+        same_memory_again(target(Isa::Avx512, precision, 2));
+    }
+}
+
+fn same_memory_again(mut backend: CpuBackend) {
     let mut layer = Layer::load(&mut backend, KvDtype::F32);
     let run = |backend: &mut CpuBackend, layer: &mut Layer| {
         for batch in steps() {
@@ -343,7 +352,10 @@ fn what_cannot_run_is_refused() {
 fn the_description_names_what_runs() {
     let backend = target(Isa::Scalar, Precision::F32, 2);
     let text = backend.describe().to_string();
-    assert!(text.contains("2 threads, scalar kernels"), "{text}");
+    assert!(
+        text.contains("2 threads, scalar kernels, scalar for 8 bits"),
+        "{text}"
+    );
     assert_eq!(
         text.contains("forced"),
         Isa::detect() != Isa::Scalar,

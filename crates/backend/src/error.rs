@@ -17,6 +17,9 @@ pub enum BackendError {
         /// What they were for.
         purpose: &'static str,
     },
+    /// Weights that this target cannot hold in its precision.
+    #[error("weights cannot be used: {0}")]
+    InvalidWeights(String),
     /// The target does not support what was asked.
     #[error("{0} is not supported by this device")]
     Unsupported(String),

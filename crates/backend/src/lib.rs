@@ -21,7 +21,7 @@ pub use reference::{ReferenceBackend, sample_row};
 pub use sampling::{
     RowOutput, RowTask, SampleBatch, SampleOutput, SampleRow, Sampled, SamplingParams, TokenCount,
 };
-pub use weights::{HostTensor, LinearWeight, WeightData};
+pub use weights::{HostTensor, LinearRole, LinearWeight, WeightData};
 
 /// What every method of a target returns.
 pub type Result<T> = std::result::Result<T, BackendError>;

@@ -87,6 +87,18 @@ pub struct LinearWeight {
     pub weight: HostTensor,
     /// As long as `weight.rows`.
     pub bias: Option<Vec<f32>>,
+    /// What it is for.
+    pub role: LinearRole,
+}
+
+/// Where a matrix stands in the model, which a quantising target may want to know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum LinearRole {
+    /// Inside a layer.
+    #[default]
+    Projection,
+    /// Makes the logits.
+    Head,
 }
 
 impl LinearWeight {
@@ -101,7 +113,19 @@ impl LinearWeight {
                 b.len(),
                 weight.rows
             ))),
-            _ => Ok(Self { weight, bias }),
+            _ => Ok(Self {
+                weight,
+                bias,
+                role: LinearRole::default(),
+            }),
+        }
+    }
+
+    /// The same matrix as the one that makes the logits.
+    pub fn into_head(self) -> Self {
+        Self {
+            role: LinearRole::Head,
+            ..self
         }
     }
 }

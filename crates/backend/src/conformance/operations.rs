@@ -189,6 +189,7 @@ fn absolute(weight: &LinearWeight) -> LinearWeight {
             ..weight.weight
         },
         bias: weight.bias.clone().map(magnitudes),
+        role: weight.role,
     }
 }
 

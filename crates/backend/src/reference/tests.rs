@@ -1,6 +1,6 @@
 use super::*;
 use crate::conformance::Tolerances;
-use crate::{BatchSequence, WeightData};
+use crate::{BatchSequence, LinearRole, WeightData};
 
 crate::conformance_suite!(ReferenceBackend, Tolerances::F32);
 
@@ -70,6 +70,7 @@ fn malformed_weights_and_impossible_caches_are_errors() {
     let weight = LinearWeight {
         weight: HostTensor::vector(vec![0.0; 3]),
         bias: Some(vec![0.0; 2]),
+        role: LinearRole::Projection,
     };
     assert!(backend.load_linear(weight).is_err());
     let spec = KvCacheSpec {

@@ -179,7 +179,7 @@ impl Llama {
             }])?
         };
         let embed = backend.load_tensor(embed)?;
-        let head = backend.load_linear(head)?;
+        let head = backend.load_linear(head.into_head())?;
         progress.advance(1);
         let mut layers = Vec::with_capacity(self.num_layers);
         for index in 0..self.num_layers {

@@ -1,0 +1,178 @@
+//! Packed weight matrices: how a checkpoint's matrix is brought to the target's precision, and which
+//! kernel multiplies with it.
+
+use backend::{BackendError, HostTensor, LinearWeight, Result, WeightData};
+use half::bf16;
+use kernels_cpu::{Epilogue, PackError, QuantisedWeight, linear, linear_w8a8};
+use quant::{Granularity, MAX_INPUTS};
+
+use crate::tensor::CpuTensor;
+use crate::{CpuBackend, Precision};
+
+/// A packed weight matrix with its bias.
+#[derive(Debug)]
+pub struct CpuLinear {
+    weight: Packed,
+    bias: Option<Vec<f32>>,
+}
+
+#[derive(Debug)]
+enum Packed {
+    /// 32 or 16 bits, multiplied with 32-bit activations.
+    Float(kernels_cpu::LinearWeight),
+    /// 8 bits; nothing wider is kept.
+    Int8 {
+        weight: QuantisedWeight,
+        /// How the activations that it meets are quantised.
+        activations: Granularity,
+    },
+}
+
+impl CpuLinear {
+    /// Packs, and quantises where the precision says so.
+    pub(crate) fn load(backend: &CpuBackend, linear: LinearWeight) -> Result<Self> {
+        let HostTensor {
+            rows,
+            columns,
+            data,
+        } = linear.weight;
+        if rows == 0 || columns == 0 {
+            return Err(BackendError::Shape(format!(
+                "a weight matrix of [{rows}, {columns}]"
+            )));
+        }
+        let weight = match backend.precision.granularity(linear.role) {
+            Some(_) if columns > MAX_INPUTS => {
+                pack_int8(backend, &data, [rows, columns], Granularity::Group)?
+            }
+            Some(activations) => pack_int8(backend, &data, [rows, columns], activations)?,
+            None => {
+                let packed = pack_float(backend, data, [rows, columns]);
+                Packed::Float(
+                    packed.ok_or_else(|| out_of_memory(4 * rows.saturating_mul(columns)))?,
+                )
+            }
+        };
+        Ok(Self {
+            weight,
+            bias: linear.bias,
+        })
+    }
+
+    /// Rows of the matrix.
+    pub fn outputs(&self) -> usize {
+        match &self.weight {
+            Packed::Float(weight) => weight.outputs(),
+            Packed::Int8 { weight, .. } => weight.outputs(),
+        }
+    }
+
+    /// Columns of the matrix.
+    pub fn inputs(&self) -> usize {
+        match &self.weight {
+            Packed::Float(weight) => weight.inputs(),
+            Packed::Int8 { weight, .. } => weight.inputs(),
+        }
+    }
+
+    /// Bytes that the packed matrix takes, padding and scales included.
+    pub fn bytes(&self) -> usize {
+        match &self.weight {
+            Packed::Float(weight) => weight.bytes(),
+            Packed::Int8 { weight, .. } => weight.bytes(),
+        }
+    }
+
+    /// `x · Wᵀ + bias` into or onto `out`; the shapes fit.
+    pub(crate) fn multiply(
+        &self,
+        backend: &CpuBackend,
+        x: &CpuTensor,
+        out: &mut [f32],
+        epilogue: Epilogue,
+    ) -> Result<()> {
+        let (team, bias) = (&backend.team, self.bias.as_deref());
+        match &self.weight {
+            Packed::Float(weight) => {
+                linear(
+                    backend.isa,
+                    team,
+                    x.elements()?,
+                    weight,
+                    bias,
+                    out,
+                    epilogue,
+                );
+            }
+            Packed::Int8 {
+                weight,
+                activations,
+            } => {
+                let twin = x.twin(*activations, || backend.quantise(x, *activations))?;
+                linear_w8a8(backend.int8, team, twin.rows(), weight, bias, out, epilogue);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn pack_float(
+    backend: &CpuBackend,
+    data: WeightData,
+    [rows, columns]: [usize; 2],
+) -> Option<kernels_cpu::LinearWeight> {
+    let pack_bf16 =
+        |data: &[bf16]| kernels_cpu::LinearWeight::pack_bf16(&backend.team, data, rows, columns);
+    match (data, backend.precision) {
+        (WeightData::Bf16(data), _) => pack_bf16(&data),
+        (data, Precision::Bf16) => {
+            let wide = data.into_f32();
+            let rounded: Vec<bf16> = wide.iter().map(|w| bf16::from_f32(*w)).collect();
+            pack_bf16(&rounded)
+        }
+        (data, _) => {
+            kernels_cpu::LinearWeight::pack_f32(&backend.team, &data.into_f32(), rows, columns)
+        }
+    }
+}
+
+/// Quantises row by row, each widened alone.
+fn pack_int8(
+    backend: &CpuBackend,
+    data: &WeightData,
+    shape: [usize; 2],
+    activations: Granularity,
+) -> Result<Packed> {
+    let read_row = |row: usize, out: &mut [f32]| {
+        let elements = row * out.len()..(row + 1) * out.len();
+        match data {
+            WeightData::F32(data) => out.copy_from_slice(&data[elements]),
+            WeightData::Bf16(data) => {
+                for (out, w) in out.iter_mut().zip(&data[elements]) {
+                    *out = w.to_f32();
+                }
+            }
+            WeightData::F16(data) => {
+                for (out, w) in out.iter_mut().zip(&data[elements]) {
+                    *out = w.to_f32();
+                }
+            }
+        }
+    };
+    let packed = QuantisedWeight::quantise(backend.isa, &backend.team, shape, read_row);
+    let weight = packed.map_err(|error| match error {
+        PackError::OutOfMemory { requested } => out_of_memory(requested),
+        PackError::NonFinite { .. } => BackendError::InvalidWeights(error.to_string()),
+    })?;
+    Ok(Packed::Int8 {
+        weight,
+        activations,
+    })
+}
+
+fn out_of_memory(requested: usize) -> BackendError {
+    BackendError::OutOfMemory {
+        requested,
+        purpose: "weights",
+    }
+}

@@ -1,0 +1,182 @@
+//! What 8-bit precisions promise: the arithmetic of `quant` bit for bit, a byte per weight, and no
+//! number that is not finite served as a result.
+
+use ::backend::RowOutput;
+use quant::{GROUP, Granularity, Quantised};
+
+use super::*;
+
+/// Activations of the suite lie between ±1 with one outlier of 50, whose group rounds the others to
+/// steps of 0.4; a narrow matrix with a small weight under the outlier then errs by a tenth of what its
+/// products add up to without signs. The tests below compare with `quant` bit for bit.
+const INT8: Tolerances = Tolerances {
+    linear_f32: 0.2,
+    linear_bf16: 0.2,
+    linear_f16: 0.2,
+    ..Tolerances::F32
+};
+
+mod scalar {
+    use super::*;
+    ::backend::conformance_suite!(target(Isa::Scalar, Precision::Int8, 1), INT8);
+}
+
+mod avx2 {
+    use super::*;
+    ::backend::conformance_suite!(target(Isa::Avx2, Precision::Int8, 2), INT8);
+}
+
+mod avx512 {
+    use super::*;
+    ::backend::conformance_suite!(target(Isa::Avx512, Precision::Int8, 3), INT8);
+}
+
+mod scalar_fast {
+    use super::*;
+    ::backend::conformance_suite!(target(Isa::Scalar, Precision::Int8Fast, 3), INT8);
+}
+
+mod avx2_fast {
+    use super::*;
+    ::backend::conformance_suite!(target(Isa::Avx2, Precision::Int8Fast, 1), INT8);
+}
+
+mod avx512_fast {
+    use super::*;
+    ::backend::conformance_suite!(target(Isa::Avx512, Precision::Int8Fast, 2), INT8);
+}
+
+const INPUTS: usize = 3 * GROUP + 5;
+const OUTPUTS: usize = 45;
+
+fn weight(data: WeightData) -> LinearWeight {
+    let weight = HostTensor::new(OUTPUTS, INPUTS, data).expect("a matrix");
+    LinearWeight::new(weight, Some(numbers(3, OUTPUTS))).expect("a bias")
+}
+
+/// What `quant` makes of the same numbers.
+fn definition(w: &[f32], x: &[f32], granularity: Granularity) -> Vec<f32> {
+    let w = Quantised::new(w, OUTPUTS, INPUTS, Granularity::Row).expect("finite");
+    let x = Quantised::new(x, x.len() / INPUTS, INPUTS, granularity).expect("finite");
+    quant::linear(&x, &w, Some(&numbers(3, OUTPUTS))).expect("fits")
+}
+
+#[test]
+fn layers_follow_the_definition_in_every_checkpoint_type() {
+    let rows = 7;
+    let x = numbers(2, rows * INPUTS);
+    let halves: Vec<bf16> = numbers(1, OUTPUTS * INPUTS)
+        .into_iter()
+        .map(bf16::from_f32)
+        .collect();
+    let wide: Vec<f32> = halves.iter().map(|w| w.to_f32()).collect();
+    for (precision, granularity) in [
+        (Precision::Int8, Granularity::Group),
+        (Precision::Int8Fast, Granularity::Row),
+    ] {
+        let mut backend = target(Isa::Avx512, precision, 2);
+        let step = backend
+            .begin_step(&batch(&[(0, rows, &[0])]))
+            .expect("a step");
+        let x_tensor = backend.upload(rows, INPUTS, &x);
+        for data in [
+            WeightData::F32(wide.clone()),
+            WeightData::Bf16(halves.clone()),
+            WeightData::F16(wide.iter().map(|w| half::f16::from_f32(*w)).collect()),
+        ] {
+            let expected = definition(&data.clone().into_f32(), &x, granularity);
+            let linear = backend.load_linear(weight(data)).expect("memory");
+            let y = backend.linear(&x_tensor, &linear, &step).expect("fits");
+            assert_eq!(backend.read(&y), expected, "{precision}");
+        }
+        // The head has groups in both precisions, whatever form its input already has.
+        let head = weight(WeightData::F32(wide.clone())).into_head();
+        let head = backend.load_linear(head).expect("memory");
+        let y = backend.linear(&x_tensor, &head, &step).expect("fits");
+        let expected = definition(&wide, &x, Granularity::Group);
+        assert_eq!(backend.read(&y), expected, "{precision}");
+    }
+}
+
+/// The form that a tensor carries is that of its elements as they are now.
+#[test]
+fn changed_elements_are_quantised_again() {
+    let mut backend = target(Isa::Avx512, Precision::Int8, 1);
+    let wide = numbers(1, OUTPUTS * INPUTS);
+    let linear = weight(WeightData::F32(wide.clone()));
+    let linear = backend.load_linear(linear).expect("memory");
+    let step = backend.begin_step(&batch(&[(0, 2, &[0])])).expect("a step");
+    let (x, more) = (numbers(4, 2 * INPUTS), numbers(5, 2 * INPUTS));
+    let mut tensor = backend.upload(2, INPUTS, &x);
+    backend.linear(&tensor, &linear, &step).expect("fits");
+    let added = backend.upload(2, INPUTS, &more);
+    backend.add(&mut tensor, &added).expect("fits");
+    let y = backend.linear(&tensor, &linear, &step).expect("fits");
+    let sum: Vec<f32> = x.iter().zip(&more).map(|(x, more)| x + more).collect();
+    assert_eq!(
+        backend.read(&y),
+        definition(&wide, &sum, Granularity::Group)
+    );
+}
+
+/// Every matrix of a layer and the head hold a byte per weight and a scale per output, and no copy in
+/// another type.
+#[test]
+fn resident_weights_are_bytes() {
+    for precision in [Precision::Int8, Precision::Int8Fast] {
+        let mut backend = target(Isa::Avx512, precision, 1);
+        let layer = Layer::load(&mut backend, KvDtype::F32);
+        let linears = [
+            &layer.qkv,
+            &layer.out,
+            &layer.gate_up,
+            &layer.down,
+            &layer.head,
+        ];
+        for linear in linears {
+            let padded = linear.outputs().next_multiple_of(kernels_cpu::PANEL_WIDTH);
+            assert_eq!(
+                linear.bytes(),
+                padded * (linear.inputs() + 4),
+                "{precision}"
+            );
+        }
+    }
+}
+
+#[test]
+fn weights_that_are_not_finite_are_refused() {
+    for precision in [Precision::Int8, Precision::Int8Fast] {
+        for bad in [f32::NAN, f32::INFINITY] {
+            let mut data = numbers(1, OUTPUTS * INPUTS);
+            data[7 * INPUTS] = bad;
+            let mut backend = target(Isa::Avx512, precision, 1);
+            let refused = backend.load_linear(weight(WeightData::F32(data)));
+            let error = refused.expect_err("not finite");
+            assert!(matches!(error, BackendError::InvalidWeights(_)));
+            assert!(error.to_string().contains("output 7"), "{error}");
+        }
+    }
+}
+
+/// NaN in an embedding reaches the sampler as such: its row is reported, its neighbour is served.
+#[test]
+fn what_is_not_finite_is_reported() {
+    for precision in [Precision::Int8, Precision::Int8Fast] {
+        for bad in [bf16::NAN, bf16::INFINITY] {
+            let mut backend = target(Isa::Avx512, precision, 2);
+            let mut layer = Layer::load(&mut backend, KvDtype::F32);
+            let mut table = numbers(6, VOCAB * HIDDEN);
+            let mut batch = batch(&[(0, 1, &[0]), (0, 1, &[1])]);
+            batch.token_ids = vec![5, 6];
+            table[5 * HIDDEN + 9] = bad.to_f32();
+            let table = HostTensor::new(VOCAB, HIDDEN, WeightData::F32(table));
+            layer.embedding = backend
+                .load_tensor(table.expect("a table"))
+                .expect("memory");
+            let rows = layer.sample(&mut backend, &batch).rows;
+            assert!(matches!(rows[0], RowOutput::NonFinite), "{precision}");
+            assert!(!matches!(rows[1], RowOutput::NonFinite), "{precision}");
+        }
+    }
+}
