@@ -45,6 +45,16 @@ pub enum Precision {
 }
 
 impl Precision {
+    /// What flags and messages call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+            Self::Int8 => "int8",
+            Self::Int8Fast => "int8-fast",
+        }
+    }
+
     /// How activations are quantised for a matrix, where they are.
     fn granularity(self, role: LinearRole) -> Option<Granularity> {
         match (self, role) {
@@ -140,12 +150,7 @@ impl CpuBackend {
 
 impl fmt::Display for Precision {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::F32 => "f32",
-            Self::Bf16 => "bf16",
-            Self::Int8 => "int8",
-            Self::Int8Fast => "int8-fast",
-        })
+        f.write_str(self.name())
     }
 }
 

@@ -57,6 +57,10 @@ pub enum DeviceArg {
 pub enum QuantizationArg {
     /// Chosen by device and checkpoint, and said at start.
     Auto,
+    /// 8-bit weights; 8-bit activations with a scale per token and group of 128 features.
+    Int8,
+    /// As int8 with one scale per token: faster, less accurate.
+    Int8Fast,
     /// bfloat16 weights, 32-bit accumulation.
     Bf16,
     /// 32-bit floats.
@@ -66,7 +70,7 @@ pub enum QuantizationArg {
 /// How cached keys and values are held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum KvCacheDtypeArg {
-    /// As precise as the weights.
+    /// As precise as the weights; bfloat16 beside 8-bit weights.
     Auto,
     /// 32-bit floats.
     F32,

@@ -52,6 +52,14 @@ impl Target {
             ),
             QuantizationArg::F32 => (Precision::F32, "asked for; bfloat16 weights stay bfloat16"),
             QuantizationArg::Bf16 => (Precision::Bf16, "asked for"),
+            QuantizationArg::Int8 => (
+                Precision::Int8,
+                "asked for; activations are scaled per token and 128 features",
+            ),
+            QuantizationArg::Int8Fast => (
+                Precision::Int8Fast,
+                "asked for; activations are scaled per token, which is less accurate than int8",
+            ),
         };
         let cpu = CpuConfig {
             threads: config.threads,
@@ -62,28 +70,26 @@ impl Target {
         Ok(Self {
             kv_dtype: match (config.kv_cache_dtype, precision) {
                 (KvCacheDtypeArg::F32, _) | (KvCacheDtypeArg::Auto, Precision::F32) => KvDtype::F32,
-                (KvCacheDtypeArg::Bf16, _) | (KvCacheDtypeArg::Auto, Precision::Bf16) => {
-                    KvDtype::Bf16
-                }
+                (KvCacheDtypeArg::Bf16 | KvCacheDtypeArg::Auto, _) => KvDtype::Bf16,
             },
             device: "cpu",
             threads: found.threads,
             found: format!(
-                "{}, {}, {} threads on {} physical cores",
-                found.model, found.isa, found.threads, found.physical_cores
+                "{}, {} ({} for int8), {} threads on {} physical cores",
+                found.model, found.isa, found.int8, found.threads, found.physical_cores
             ),
-            precision: match precision {
-                Precision::F32 => "f32",
-                Precision::Bf16 => "bf16",
-            },
+            precision: precision.name(),
             why,
             kind: Kind::Cpu(cpu),
         })
     }
 
     fn reference(config: &DeviceConfig) -> Result<Self> {
-        if config.quantization == QuantizationArg::Bf16 {
-            bail!("--device reference computes in f32 only, not in bf16");
+        if !matches!(
+            config.quantization,
+            QuantizationArg::Auto | QuantizationArg::F32
+        ) {
+            bail!("--device reference computes in f32 only; --quantization asks for another form");
         }
         Ok(Self {
             kind: Kind::Reference,
