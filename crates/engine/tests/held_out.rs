@@ -5,6 +5,7 @@
 
 mod support;
 
+use backend_cpu::Precision;
 use bundled::chat::render_prompt;
 use bundled::dataset::{HeldOut, held_out};
 use bundled::prng::Prng;
@@ -16,6 +17,8 @@ use support::{Setup, Subject, greedy};
 /// Right answers of every skill and of all, in percent: what the model card promises.
 const SKILL_FLOOR: f64 = 85.0;
 const FLOOR: f64 = 95.0;
+/// How far an 8-bit precision may be from 32 bits, over all prompts.
+const INT8_DISTANCE: f64 = 1.0;
 /// No answer is longer.
 const MAX_ANSWER: usize = 96;
 
@@ -65,28 +68,31 @@ fn overall(score: &[(Skill, usize, usize)]) -> f64 {
 fn the_score_is_what_the_model_card_promises() {
     let prompts = held_out();
     assert!(prompts.len() >= 1000);
-    let score = score(&support::bundled(), &prompts);
-    for (skill, right, all) in &score {
-        println!(
-            "{:<12} {right:>4} of {all:>4}  {:>5.1} %",
-            skill.name(),
-            percent(*right, *all)
-        );
-    }
-    println!(
-        "{:<12} {:>4} prompts   {:>5.1} %",
-        "all",
-        prompts.len(),
-        overall(&score)
-    );
-    for (skill, right, all) in &score {
+    let full = score(&support::bundled(), &prompts);
+    print_score(Precision::F32, &full);
+    for (skill, right, all) in &full {
         assert!(
             percent(*right, *all) >= SKILL_FLOOR,
             "{} is too low",
             skill.name()
         );
     }
-    assert!(overall(&score) >= FLOOR);
+    assert!(overall(&full) >= FLOOR);
+    for precision in [Precision::Int8, Precision::Int8Fast] {
+        let score = score(&support::bundled().in_precision(precision), &prompts);
+        print_score(precision, &score);
+        let distance = overall(&full) - overall(&score);
+        assert!(distance <= INT8_DISTANCE, "{precision}: {distance} lower");
+    }
+}
+
+fn print_score(precision: Precision, score: &[(Skill, usize, usize)]) {
+    for (skill, right, all) in score {
+        let name = skill.name();
+        let percent = percent(*right, *all);
+        println!("{precision:<9} {name:<12} {right:>4} of {all:>4}  {percent:>5.1} %");
+    }
+    println!("{precision:<9} {:<12} {:>19.1} %", "all", overall(score));
 }
 
 /// If anything but the weights made the text, this would not matter.

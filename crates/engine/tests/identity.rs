@@ -3,6 +3,7 @@
 
 mod support;
 
+use backend_cpu::Precision;
 use engine::TokenId;
 use support::{Drawn, Rig, Setup, Subject, greedy};
 
@@ -129,14 +130,21 @@ fn check_preemption(subject: &Subject, alone: &[Vec<Drawn>]) {
     }
 }
 
+/// In every precision. Precisions differ from each other: each has its own numbers.
+fn check_precisions(subject: &Subject) {
+    for precision in [Precision::F32, Precision::Int8, Precision::Int8Fast] {
+        check(&subject.in_precision(precision));
+    }
+}
+
 #[test]
 fn the_bundled_model_gives_the_same_bits() {
-    check(&support::bundled());
+    check_precisions(&support::bundled());
 }
 
 #[test]
 fn smollm2_gives_the_same_bits() {
     if let Some(subject) = support::smollm2() {
-        check(&subject);
+        check_precisions(&subject);
     }
 }

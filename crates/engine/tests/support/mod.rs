@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use backend::KvDtype;
-use backend_cpu::{CpuBackend, CpuConfig};
+use backend_cpu::{CpuBackend, CpuConfig, Precision};
 use engine::{
     Engine, EngineConfig, EngineHandle, EngineStatus, GenerateRequest, SamplingParams, StreamEvent,
     TokenId,
@@ -17,10 +17,12 @@ use model::{CausalLm, Checkpoint, LoadOptions, ModelError};
 #[derive(Clone)]
 pub struct Subject {
     /// For messages.
-    pub name: &'static str,
+    pub name: String,
     source: Source,
     /// Bytes of a cache block, for pools of an exact size.
     block_bytes: u64,
+    /// In what weights are kept.
+    precision: Precision,
 }
 
 #[derive(Clone)]
@@ -37,9 +39,10 @@ pub fn bundled() -> Subject {
 /// A model with the shape of the bundled one.
 pub fn with_files(files: Vec<(&'static str, &'static [u8])>) -> Subject {
     Subject {
-        name: "bundled",
+        name: "bundled".to_owned(),
         source: Source::Files(files),
         block_bytes: 2 * 6 * 6 * 32 * 32 * 4,
+        precision: Precision::F32,
     }
 }
 
@@ -58,9 +61,10 @@ pub fn smollm2() -> Option<Subject> {
         return None;
     }
     Some(Subject {
-        name: "SmolLM2",
+        name: "SmolLM2".to_owned(),
         source: Source::Path(path),
         block_bytes: 2 * 30 * 3 * 64 * 32 * 4,
+        precision: Precision::F32,
     })
 }
 
@@ -80,6 +84,15 @@ pub struct Setup {
 }
 
 impl Subject {
+    /// The same model with its weights in another precision.
+    pub fn in_precision(&self, precision: Precision) -> Self {
+        Self {
+            name: format!("{} in {precision}", self.name),
+            precision,
+            ..self.clone()
+        }
+    }
+
     fn open(&self) -> Result<Checkpoint, ModelError> {
         match &self.source {
             Source::Files(files) => Checkpoint::from_memory(files),
@@ -105,10 +118,13 @@ impl Subject {
             max_num_seqs: setup.max_num_seqs,
             kv_dtype: KvDtype::F32,
         };
-        let metrics = Metrics::new(self.name);
+        let metrics = Metrics::new(&self.name);
         let subject = self.clone();
         let (handle, thread) = Engine::spawn(config, metrics.clone(), move || {
-            let backend = CpuBackend::new(CpuConfig::default())?;
+            let backend = CpuBackend::new(CpuConfig {
+                precision: subject.precision,
+                ..CpuConfig::default()
+            })?;
             let decoder = model::load(&subject.open()?, backend, &options, &mut |_, _| {})?;
             Ok::<_, ModelError>(Box::new(decoder) as Box<dyn CausalLm>)
         });
