@@ -3,7 +3,7 @@
 
 mod support;
 
-use backend_cpu::Precision;
+use backend_cpu::{Isa, Precision};
 use engine::TokenId;
 use support::{Drawn, Rig, Setup, Subject, greedy};
 
@@ -130,9 +130,11 @@ fn check_preemption(subject: &Subject, alone: &[Vec<Drawn>]) {
     }
 }
 
+const PRECISIONS: [Precision; 3] = [Precision::F32, Precision::Int8, Precision::Int8Fast];
+
 /// In every precision. Precisions differ from each other: each has its own numbers.
 fn check_precisions(subject: &Subject) {
-    for precision in [Precision::F32, Precision::Int8, Precision::Int8Fast] {
+    for precision in PRECISIONS {
         check(&subject.in_precision(precision));
     }
 }
@@ -146,5 +148,26 @@ fn the_bundled_model_gives_the_same_bits() {
 fn smollm2_gives_the_same_bits() {
     if let Some(subject) = support::smollm2() {
         check_precisions(&subject);
+    }
+}
+
+/// Every level that this machine can execute gives the bits of the level without vectors.
+#[test]
+fn levels_of_instructions_give_the_same_bits() {
+    let setup = Setup {
+        max_num_seqs: 8,
+        max_num_batched_tokens: 64,
+        enable_prefix_caching: false,
+        num_blocks: 48,
+        max_model_len: MAX_MODEL_LEN,
+    };
+    for precision in PRECISIONS {
+        let subject = support::bundled().in_precision(precision);
+        let expected = together(&subject.on(Isa::Scalar).start(&setup));
+        for isa in Isa::supported() {
+            let subject = subject.on(isa);
+            let found = together(&subject.start(&setup));
+            assert_eq!(found, expected, "{}", subject.name);
+        }
     }
 }

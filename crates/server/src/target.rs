@@ -67,6 +67,12 @@ impl Target {
             isa: None,
         };
         let found = CpuBackend::new(cpu.clone())?.describe();
+        let kernels = match precision {
+            Precision::F32 | Precision::Bf16 => found.isa.to_string(),
+            Precision::Int8 | Precision::Int8Fast => {
+                format!("{} with {} for int8", found.isa, found.int8)
+            }
+        };
         Ok(Self {
             kv_dtype: match (config.kv_cache_dtype, precision) {
                 (KvCacheDtypeArg::F32, _) | (KvCacheDtypeArg::Auto, Precision::F32) => KvDtype::F32,
@@ -75,8 +81,8 @@ impl Target {
             device: "cpu",
             threads: found.threads,
             found: format!(
-                "{}, {} ({} for int8), {} threads on {} physical cores",
-                found.model, found.isa, found.int8, found.threads, found.physical_cores
+                "{}, {kernels}, {} threads on {} physical cores",
+                found.model, found.threads, found.physical_cores
             ),
             precision: precision.name(),
             why,

@@ -171,10 +171,18 @@ fn bad_configuration_is_refused_with_its_reason() {
 fn models_and_devices_describe_themselves() {
     for (command, expected) in [
         ("models", vec!["LlamaForCausalLM", "qwen3", "gguf"]),
-        ("devices", vec!["cpu", "threads"]),
+        ("devices", vec!["cpu", "threads", "f32"]),
+        (
+            "devices --quantization int8",
+            vec!["for int8", "int8 (asked for"],
+        ),
+        (
+            "devices -q int8-fast",
+            vec!["for int8", "int8-fast (asked for"],
+        ),
     ] {
         let output = Command::new(env!("CARGO_BIN_EXE_octet"))
-            .arg(command)
+            .args(command.split(' '))
             .output()
             .expect("the binary starts");
         assert!(output.status.success());

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use backend::KvDtype;
-use backend_cpu::{CpuBackend, CpuConfig, Precision};
+use backend_cpu::{CpuBackend, CpuConfig, Isa, Precision};
 use engine::{
     Engine, EngineConfig, EngineHandle, EngineStatus, GenerateRequest, SamplingParams, StreamEvent,
     TokenId,
@@ -23,6 +23,8 @@ pub struct Subject {
     block_bytes: u64,
     /// In what weights are kept.
     precision: Precision,
+    /// The level of instructions; the highest of this machine if none.
+    isa: Option<Isa>,
 }
 
 #[derive(Clone)]
@@ -43,6 +45,7 @@ pub fn with_files(files: Vec<(&'static str, &'static [u8])>) -> Subject {
         source: Source::Files(files),
         block_bytes: 2 * 6 * 6 * 32 * 32 * 4,
         precision: Precision::F32,
+        isa: None,
     }
 }
 
@@ -65,6 +68,7 @@ pub fn smollm2() -> Option<Subject> {
         source: Source::Path(path),
         block_bytes: 2 * 30 * 3 * 64 * 32 * 4,
         precision: Precision::F32,
+        isa: None,
     })
 }
 
@@ -89,6 +93,15 @@ impl Subject {
         Self {
             name: format!("{} in {precision}", self.name),
             precision,
+            ..self.clone()
+        }
+    }
+
+    /// The same model on one level of instructions.
+    pub fn on(&self, isa: Isa) -> Self {
+        Self {
+            name: format!("{} on {isa}", self.name),
+            isa: Some(isa),
             ..self.clone()
         }
     }
@@ -123,6 +136,7 @@ impl Subject {
         let (handle, thread) = Engine::spawn(config, metrics.clone(), move || {
             let backend = CpuBackend::new(CpuConfig {
                 precision: subject.precision,
+                isa: subject.isa,
                 ..CpuConfig::default()
             })?;
             let decoder = model::load(&subject.open()?, backend, &options, &mut |_, _| {})?;
