@@ -20,8 +20,8 @@ pub struct Decoder<B: Backend> {
 pub(crate) struct Weights<B: Backend> {
     /// Token embedding `[vocab, hidden]`.
     pub embed: B::Tensor,
-    /// Rotation tables; a layer names its own by index.
-    pub ropes: Vec<Rope<B::Tensor>>,
+    /// How a token learns where it stands.
+    pub position: Position<B::Tensor>,
     /// In order of depth.
     pub layers: Vec<Layer<B>>,
     /// Before the head.
@@ -30,8 +30,15 @@ pub(crate) struct Weights<B: Backend> {
     pub head: B::Linear,
 }
 
-/// One transformer layer: `x ← x + out(attend(qkv(pre_attn(x))))`, then
-/// `x ← x + down(act(gate(n)) ⊙ up(n))` with `n = pre_mlp(x)`.
+/// Where positions enter.
+pub(crate) enum Position<T> {
+    /// A table `[positions, hidden]`; its row is added to the embedding.
+    Learned(T),
+    /// Rotation tables; a layer names its own by index.
+    Rotary(Vec<Rope<T>>),
+}
+
+/// One transformer layer around the residual stream `x`, with `a = out(attend(qkv(pre_attn(x))))`.
 pub(crate) struct Layer<B: Backend> {
     pub pre_attn: Norm<B::Tensor>,
     /// Queries, keys and values as rows of one matrix.
@@ -42,8 +49,17 @@ pub(crate) struct Layer<B: Backend> {
     pub rope: Option<usize>,
     pub attention: AttentionSpec,
     pub out: B::Linear,
-    pub pre_mlp: Norm<B::Tensor>,
+    pub residual: Residual<B::Tensor>,
     pub mlp: Mlp<B>,
+}
+
+/// What the feed-forward half reads, with the norm in front of it.
+pub(crate) enum Residual<T> {
+    /// `x ← x + a`, then `x ← x + mlp(norm(x))`.
+    Sequential(Norm<T>),
+    /// `x ← x + a + mlp(n)`, both halves reading the layer's input: `n` is its own norm of it, or the
+    /// one that attention reads.
+    Parallel(Option<Norm<T>>),
 }
 
 /// Norms over each head, with weights as long as the row.
@@ -53,14 +69,25 @@ pub(crate) struct QkNorm<T> {
 }
 
 /// The feed-forward half of a layer.
-pub(crate) struct Mlp<B: Backend> {
-    /// Gate, then up, as rows of one matrix `[2·width, hidden]`.
-    pub gate_up: B::Linear,
-    /// `[hidden, width]`.
-    pub down: B::Linear,
-    /// Features between.
-    pub width: usize,
-    pub activation: Activation,
+pub(crate) enum Mlp<B: Backend> {
+    /// `down(activation(gate(n)) ⊙ up(n))`.
+    Gated {
+        /// Gate, then up, as rows of one matrix `[2·width, hidden]`.
+        gate_up: B::Linear,
+        /// `[hidden, width]`.
+        down: B::Linear,
+        /// Features between.
+        width: usize,
+        activation: Activation,
+    },
+    /// `down(activation(up(n)))`.
+    Plain {
+        /// `[width, hidden]`.
+        up: B::Linear,
+        /// `[hidden, width]`.
+        down: B::Linear,
+        activation: Activation,
+    },
 }
 
 impl<B: Backend> Decoder<B> {
@@ -108,8 +135,16 @@ impl<B: Backend> Decoder<B> {
             return Ok((logits, step));
         }
         let mut x = backend.embed(&weights.embed, Ids::Tokens, &step)?;
+        let ropes = match &weights.position {
+            Position::Rotary(ropes) => &ropes[..],
+            Position::Learned(table) => {
+                let places = backend.embed(table, Ids::Positions, &step)?;
+                backend.add(&mut x, &places)?;
+                &[]
+            }
+        };
         for (index, layer) in weights.layers.iter().enumerate() {
-            let rope = layer.rope.map(|rope| &weights.ropes[rope]);
+            let rope = layer.rope.map(|rope| &ropes[rope]);
             layer.forward(index, &mut x, rope, cache, backend, &step)?;
         }
         let x = backend.select(&x, &step)?;
@@ -148,12 +183,54 @@ impl<B: Backend> Layer<B> {
         }
         backend.rope_store_kv(cache, index, &mut q, &mut k, &v, rope, step)?;
         let attended = backend.attention(&q, cache, index, spec, step)?;
-        backend.linear_add(x, &attended, &self.out, step)?;
+        let n = match &self.residual {
+            Residual::Sequential(norm) => {
+                backend.linear_add(x, &attended, &self.out, step)?;
+                backend.norm_quant(x, norm, step)?
+            }
+            Residual::Parallel(norm) => {
+                let n = match norm {
+                    Some(norm) => backend.norm_quant(x, norm, step)?,
+                    None => n,
+                };
+                backend.linear_add(x, &attended, &self.out, step)?;
+                n
+            }
+        };
+        self.mlp.forward(&n, x, backend, step)
+    }
+}
 
-        let n = backend.norm_quant(x, &self.pre_mlp, step)?;
-        let gate_up = backend.linear(&n, &self.mlp.gate_up, step)?;
-        let hidden = backend.gated(gate_up, self.mlp.width, self.mlp.activation)?;
-        backend.linear_add(x, &hidden, &self.mlp.down, step)
+impl<B: Backend> Mlp<B> {
+    /// Adds the feed-forward half of `n` to the residual stream.
+    fn forward(
+        &self,
+        n: &B::Tensor,
+        x: &mut B::Tensor,
+        backend: &mut B,
+        step: &B::Step,
+    ) -> Result<(), BackendError> {
+        match self {
+            Self::Gated {
+                gate_up,
+                down,
+                width,
+                activation,
+            } => {
+                let gate_up = backend.linear(n, gate_up, step)?;
+                let hidden = backend.gated(gate_up, *width, *activation)?;
+                backend.linear_add(x, &hidden, down, step)
+            }
+            Self::Plain {
+                up,
+                down,
+                activation,
+            } => {
+                let mut hidden = backend.linear(n, up, step)?;
+                backend.activate(&mut hidden, *activation)?;
+                backend.linear_add(x, &hidden, down, step)
+            }
+        }
     }
 }
 

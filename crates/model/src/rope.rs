@@ -54,7 +54,13 @@ pub(crate) struct Yarn {
 
 impl RopeConfig {
     /// Reads transformers 5's `rope_parameters`, or 4's `rope_theta` and `rope_scaling`.
-    pub fn read(config: &ModelConfig, head_dim: usize, default_theta: f64) -> Result<Self> {
+    /// `default_share` of a head turns where nothing is said.
+    pub fn read(
+        config: &ModelConfig,
+        head_dim: usize,
+        default_theta: f64,
+        default_share: f64,
+    ) -> Result<Self> {
         let parameters = config.object("rope_parameters")?;
         let scaling = match parameters {
             Some(parameters) => Some(parameters),
@@ -87,7 +93,10 @@ impl RopeConfig {
         }
         let share = match scaling.get("partial_rotary_factor") {
             Some(value) => number("partial_rotary_factor", value)?,
-            None => config.number(&["partial_rotary_factor", "rotary_pct", "rope_pct"], 1.0)?,
+            None => config.number(
+                &["partial_rotary_factor", "rotary_pct", "rope_pct"],
+                default_share,
+            )?,
         };
         let rotary_dim = match config.count(&["rotary_dim"])? {
             Some(rotary_dim) => rotary_dim,

@@ -153,6 +153,40 @@ impl<'a> Tensors<'a> {
         Ok(LinearWeight::new(weight, bias)?)
     }
 
+    /// One linear layer whose matrix is stored as `[inputs, outputs]`, turned around.
+    pub fn transposed(&self, part: &LinearSpec) -> Result<LinearWeight> {
+        let name = format!("{}.weight", part.prefix);
+        let stored = self.table(&name, part.rows)?;
+        if stored.rows != part.columns {
+            return Err(ModelError::tensor(
+                &name,
+                format!(
+                    "has shape [{}, {}], expected [{}, {}]",
+                    stored.rows, stored.columns, part.columns, part.rows
+                ),
+            ));
+        }
+        let name = format!("{}.bias", part.prefix);
+        let bias = if part.bias == Bias::Required || self.has(&name) {
+            Some(self.vector(&name, part.rows)?)
+        } else {
+            None
+        };
+        let order = |row: usize, column: usize| column * part.rows + row;
+        let data = match &stored.data {
+            WeightData::F32(data) => WeightData::F32(rearranged(data, part, order)),
+            WeightData::Bf16(data) => WeightData::Bf16(rearranged(data, part, order)),
+            WeightData::F16(data) => WeightData::F16(rearranged(data, part, order)),
+        };
+        let weight = HostTensor::new(part.rows, part.columns, data)?;
+        Ok(LinearWeight::new(weight, bias)?)
+    }
+
+    /// Whether a matrix is stored with these rows and columns.
+    pub fn has_shape(&self, name: &str, rows: usize, columns: usize) -> bool {
+        self.source.shape(name) == Some(&[rows, columns])
+    }
+
     /// Fails when something was never read.
     pub fn finish(self) -> Result<()> {
         let unread = self.unread.into_inner();
@@ -167,6 +201,36 @@ impl<'a> Tensors<'a> {
             )),
         }
     }
+}
+
+/// A matrix of the part's shape whose element `(row, column)` is `data[from(row, column)]`.
+fn rearranged<T: Copy>(
+    data: &[T],
+    part: &LinearSpec,
+    from: impl Fn(usize, usize) -> usize,
+) -> Vec<T> {
+    (0..part.rows)
+        .flat_map(|row| (0..part.columns).map(move |column| (row, column)))
+        .map(|(row, column)| data[from(row, column)])
+        .collect()
+}
+
+/// The same layer with row `i` taken from row `from(i)`, its bias with it.
+pub(crate) fn reorder_rows(mut layer: LinearWeight, from: impl Fn(usize) -> usize) -> LinearWeight {
+    fn reordered<T: Copy>(data: &[T], columns: usize, from: impl Fn(usize) -> usize) -> Vec<T> {
+        (0..data.len() / columns)
+            .flat_map(|row| &data[from(row) * columns..][..columns])
+            .copied()
+            .collect()
+    }
+    let weight = &mut layer.weight;
+    weight.data = match &weight.data {
+        WeightData::F32(data) => WeightData::F32(reordered(data, weight.columns, &from)),
+        WeightData::Bf16(data) => WeightData::Bf16(reordered(data, weight.columns, &from)),
+        WeightData::F16(data) => WeightData::F16(reordered(data, weight.columns, &from)),
+    };
+    layer.bias = layer.bias.map(|bias| reordered(&bias, 1, &from));
+    layer
 }
 
 /// Puts `below` under `above`, in their common type or in 32 bits.

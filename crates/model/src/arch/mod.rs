@@ -1,14 +1,23 @@
 //! The loader registry: which `model_type` is read by which loader.
 
+mod frame;
+mod gpt2;
+mod gpt_neox;
+mod gptj;
 mod llama;
+mod parts;
+mod phi;
+mod stablelm;
 
 use backend::Backend;
 
 use crate::config::ModelConfig;
-use crate::decoder::Weights;
+use crate::decoder::{Layer, Weights};
 use crate::error::{ModelError, Result};
 use crate::load::Progress;
 use crate::tensors::Tensors;
+use frame::Frame;
+use parts::Parts;
 
 /// One supported family, as `octet models` lists it.
 #[derive(Debug, Clone, Copy)]
@@ -21,8 +30,9 @@ pub struct Family {
     pub examples: &'static str,
     /// Whether GGUF files of this architecture are read too.
     pub gguf: bool,
-    /// What the family needs beside the plain Llama layer.
-    quirks: llama::Quirks,
+    /// Older spellings of `model_type`.
+    aliases: &'static [&'static str],
+    read: fn(&ModelConfig) -> Result<Architecture>,
 }
 
 const FAMILIES: &[Family] = &[
@@ -31,28 +41,72 @@ const FAMILIES: &[Family] = &[
         architecture: "LlamaForCausalLM",
         examples: "Llama 1, 2, 3, 3.1, 3.2, 3.3; SmolLM 1 and 2; TinyLlama; Vicuna; Falcon 3",
         gguf: true,
-        quirks: llama::Quirks::LLAMA,
+        aliases: &[],
+        read: |config| llama::read(config, llama::Quirks::LLAMA).map(with(Layers::Llama)),
     },
     Family {
         model_type: "mistral",
         architecture: "MistralForCausalLM",
         examples: "Mistral 7B v0.1 to v0.3, Mistral Nemo",
         gguf: true,
-        quirks: llama::Quirks::MISTRAL,
+        aliases: &[],
+        read: |config| llama::read(config, llama::Quirks::MISTRAL).map(with(Layers::Llama)),
     },
     Family {
         model_type: "qwen2",
         architecture: "Qwen2ForCausalLM",
         examples: "Qwen 2 and 2.5; DeepSeek-R1-Distill-Qwen",
         gguf: true,
-        quirks: llama::Quirks::QWEN2,
+        aliases: &[],
+        read: |config| llama::read(config, llama::Quirks::QWEN2).map(with(Layers::Llama)),
     },
     Family {
         model_type: "qwen3",
         architecture: "Qwen3ForCausalLM",
         examples: "Qwen 3 (dense)",
         gguf: true,
-        quirks: llama::Quirks::QWEN3,
+        aliases: &[],
+        read: |config| llama::read(config, llama::Quirks::QWEN3).map(with(Layers::Llama)),
+    },
+    Family {
+        model_type: "gpt_neox",
+        architecture: "GPTNeoXForCausalLM",
+        examples: "Dolly v2, Pythia, OpenAssistant's Pythia, StableLM alpha, GPT-NeoX 20B, RedPajama-INCITE",
+        gguf: false,
+        aliases: &[],
+        read: |config| gpt_neox::read(config).map(with(Layers::GptNeox)),
+    },
+    Family {
+        model_type: "gpt2",
+        architecture: "GPT2LMHeadModel",
+        examples: "GPT-2 up to XL, exports of nanoGPT",
+        gguf: false,
+        aliases: &[],
+        read: |config| gpt2::read(config).map(with(Layers::Gpt2)),
+    },
+    Family {
+        model_type: "stablelm",
+        architecture: "StableLmForCausalLM",
+        examples: "StableLM 2, StableLM 3B 4E1T, StableLM Zephyr",
+        gguf: false,
+        aliases: &["stablelm_epoch"],
+        read: |config| stablelm::read(config).map(with(Layers::StableLm)),
+    },
+    Family {
+        model_type: "gptj",
+        architecture: "GPTJForCausalLM",
+        examples: "GPT-J 6B, Dolly v1",
+        gguf: false,
+        aliases: &[],
+        read: |config| gptj::read(config).map(with(Layers::GptJ)),
+    },
+    Family {
+        model_type: "phi",
+        architecture: "PhiForCausalLM",
+        examples: "Phi 1, 1.5 and 2",
+        gguf: false,
+        aliases: &[],
+        read: |config| phi::read(config).map(with(Layers::Phi)),
     },
 ];
 
@@ -69,7 +123,28 @@ const REFUSED_SWITCHES: &[&str] = &[
 ];
 
 /// A configuration that a loader understood, before any weight is read.
-pub(crate) struct Architecture(llama::Llama);
+pub(crate) struct Architecture {
+    frame: Frame,
+    layers: Layers,
+}
+
+/// Each family's way to make a layer.
+enum Layers {
+    Llama(llama::Llama),
+    GptNeox(gpt_neox::GptNeox),
+    Gpt2(gpt2::Gpt2),
+    StableLm(stablelm::StableLm),
+    GptJ(gptj::GptJ),
+    Phi(phi::Phi),
+}
+
+/// Puts a family's two halves together.
+fn with<T>(layers: fn(T) -> Layers) -> impl Fn((Frame, T)) -> Architecture {
+    move |(frame, family)| Architecture {
+        frame,
+        layers: layers(family),
+    }
+}
 
 /// The sizes a cache and a scheduler need.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,7 +164,7 @@ impl Architecture {
         let found = config.model_type()?;
         let family = FAMILIES
             .iter()
-            .find(|family| family.model_type == found)
+            .find(|family| family.model_type == found || family.aliases.contains(&found))
             .ok_or_else(|| ModelError::UnknownArchitecture {
                 found: found.to_owned(),
                 supported: FAMILIES
@@ -99,11 +174,11 @@ impl Architecture {
                     .join(", "),
             })?;
         refuse(config)?;
-        llama::Llama::read(config, family.quirks).map(Self)
+        (family.read)(config)
     }
 
     pub fn shape(&self) -> Shape {
-        self.0.shape()
+        self.frame.shape()
     }
 
     /// Loads the weights; returns them with the row count of the embedding.
@@ -114,7 +189,22 @@ impl Architecture {
         max_model_len: usize,
         progress: &mut Progress,
     ) -> Result<(Weights<B>, usize)> {
-        self.0.load(tensors, backend, max_model_len, progress)
+        self.frame
+            .load(tensors, backend, max_model_len, progress, |parts| {
+                self.layer(parts)
+            })
+    }
+
+    fn layer<B: Backend>(&self, parts: &mut Parts<B>) -> Result<Layer<B>> {
+        let frame = &self.frame;
+        match &self.layers {
+            Layers::Llama(family) => family.layer(frame, parts),
+            Layers::GptNeox(family) => family.layer(frame, parts),
+            Layers::Gpt2(family) => family.layer(frame, parts),
+            Layers::StableLm(family) => family.layer(frame, parts),
+            Layers::GptJ(family) => family.layer(frame, parts),
+            Layers::Phi(family) => family.layer(frame, parts),
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use model::CausalLm;
 use safetensors::SafeTensors;
 
 /// Folder, case, and the context to load with where it is not the checkpoint's own.
-const CASES: &[(&str, &str, Option<usize>)] = &[
+pub const CASES: &[(&str, &str, Option<usize>)] = &[
     ("llama", "default", None),
     ("llama", "llama3", None),
     ("llama", "linear", None),
@@ -20,15 +20,29 @@ const CASES: &[(&str, &str, Option<usize>)] = &[
     ("qwen2", "no-window", None),
     ("qwen3", "default", None),
     ("qwen3", "window", None),
+    ("gpt-neox", "parallel", None),
+    ("gpt-neox", "sequential", None),
+    ("gpt-neox", "tanh", None),
+    ("gpt2", "default", None),
+    ("gpt2", "by-layer", None),
+    ("gpt2", "unscaled", None),
+    ("stablelm", "sequential", None),
+    ("stablelm-parallel", "default", None),
+    ("gptj", "default", None),
+    ("phi", "default", None),
+    ("phi-qk-norm", "default", None),
 ];
 
-struct Expected {
-    ids: Vec<u32>,
-    logits: Vec<f32>,
+/// Agreement with transformers, as a share of the largest logit.
+pub const TOLERANCE: f32 = 5e-5;
+
+pub struct Expected {
+    pub ids: Vec<u32>,
+    pub logits: Vec<f32>,
     greedy: Option<Vec<u32>>,
 }
 
-fn expected(name: &str, case: &str) -> Expected {
+pub fn expected(name: &str, case: &str) -> Expected {
     let path = fixtures()
         .join(name)
         .join(format!("{case}.expected.safetensors"));
@@ -56,7 +70,7 @@ fn expected(name: &str, case: &str) -> Expected {
 }
 
 /// The largest difference as a share of the largest logit.
-fn error(found: &[f32], expected: &[f32]) -> f32 {
+pub fn error(found: &[f32], expected: &[f32]) -> f32 {
     assert_eq!(found.len(), expected.len());
     let largest = expected.iter().fold(0.0f32, |max, x| max.max(x.abs()));
     let worst = found
@@ -76,7 +90,7 @@ fn logits_equal_those_of_transformers() {
             let mut decoder = reference(dir.path(), *max_model_len);
             let found = logits_in_chunks(&mut decoder, &expected.ids, expected.ids.len());
             let error = error(&found, &expected.logits);
-            assert!(error < 5e-5, "{name} {case} {spelling}: {error:e}");
+            assert!(error < TOLERANCE, "{name} {case} {spelling}: {error:e}");
             assert_eq!(
                 (decoder.info().logit_width, decoder.info().vocab_size),
                 (96, 90)
@@ -93,7 +107,7 @@ fn gguf_logits_equal_those_of_transformers() {
         let mut decoder = reference(&path, None);
         let found = logits_in_chunks(&mut decoder, &expected.ids, expected.ids.len());
         let error = error(&found, &expected.logits);
-        assert!(error < 5e-5, "{name}: {error:e}");
+        assert!(error < TOLERANCE, "{name}: {error:e}");
     }
 }
 

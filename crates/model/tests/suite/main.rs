@@ -1,5 +1,6 @@
 //! The crate from outside: checkpoints in, logits and text files out.
 
+mod families;
 mod golden;
 mod hub;
 mod malformed;

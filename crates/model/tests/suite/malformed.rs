@@ -4,11 +4,10 @@
 use std::fs;
 use std::path::Path;
 
-use crate::support::{checkpoint_dir, options};
+use crate::support::{checkpoint_dir, edit_config, edit_tensors, options, write};
 use backend::ReferenceBackend;
 use model::{Checkpoint, load};
-use safetensors::tensor::{Dtype, TensorView};
-use safetensors::{SafeTensors, serialize};
+use safetensors::tensor::Dtype;
 use serde_json::{Value, json};
 
 /// Why a folder made from the `llama` fixture does not load after `edit`.
@@ -35,20 +34,6 @@ fn check(found: &str, expected: &str) {
         found.contains(expected),
         "{found:?} does not say {expected:?}"
     );
-}
-
-fn write(dir: &Path, name: &str, bytes: impl AsRef<[u8]>) {
-    fs::write(dir.join(name), bytes).expect("the folder is writable");
-}
-
-fn edit_config(dir: &Path, fields: &Value) {
-    let path = dir.join("config.json");
-    let mut config: Value =
-        serde_json::from_slice(&fs::read(&path).expect("readable")).expect("JSON");
-    for (key, value) in fields.as_object().expect("fields") {
-        config[key] = value.clone();
-    }
-    write(dir, "config.json", config.to_string());
 }
 
 #[test]
@@ -158,34 +143,6 @@ fn wrong_settings() {
     check(
         &refusal(|dir| write(dir, "config.json", &deep)),
         "config.json: recursion limit",
-    );
-}
-
-/// Rewrites the weights after `edit` changed the list of names, types, shapes and bytes.
-fn edit_tensors(dir: &Path, edit: impl FnOnce(&mut Vec<(String, Dtype, Vec<usize>, Vec<u8>)>)) {
-    let bytes = fs::read(dir.join("model.safetensors")).expect("readable");
-    let mut tensors: Vec<_> = SafeTensors::deserialize(&bytes)
-        .expect("the fixture is right")
-        .tensors()
-        .into_iter()
-        .map(|(name, view)| {
-            (
-                name,
-                view.dtype(),
-                view.shape().to_vec(),
-                view.data().to_vec(),
-            )
-        })
-        .collect();
-    edit(&mut tensors);
-    let views = tensors.iter().map(|(name, dtype, shape, data)| {
-        let view = TensorView::new(*dtype, shape.clone(), data).expect("the edit keeps sizes");
-        (name.clone(), view)
-    });
-    write(
-        dir,
-        "model.safetensors",
-        serialize(views, None).expect("serialisable"),
     );
 }
 

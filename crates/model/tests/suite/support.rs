@@ -1,9 +1,13 @@
 //! Checkpoints, batches and logits for the tests of this crate.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use backend::{BLOCK_SIZE, Backend, Batch, BatchSequence, BlockId, KvDtype, ReferenceBackend};
 use model::{Checkpoint, Decoder, LoadOptions, load};
+use safetensors::tensor::{Dtype, TensorView};
+use safetensors::{SafeTensors, serialize};
+use serde_json::Value;
 
 /// The folder of the committed checkpoints.
 pub fn fixtures() -> PathBuf {
@@ -27,6 +31,53 @@ pub fn checkpoint_dir(name: &str, config: &str) -> tempfile::TempDir {
     let config = fixtures().join(name).join(config);
     std::fs::copy(config, dir.path().join("config.json")).expect("the configuration is committed");
     dir
+}
+
+/// Writes one file of a folder.
+pub fn write(dir: &Path, name: &str, bytes: impl AsRef<[u8]>) {
+    fs::write(dir.join(name), bytes).expect("the folder is writable");
+}
+
+/// Puts fields into a folder's configuration.
+pub fn edit_config(dir: &Path, fields: &Value) {
+    let path = dir.join("config.json");
+    let mut config: Value =
+        serde_json::from_slice(&fs::read(&path).expect("readable")).expect("JSON");
+    for (key, value) in fields.as_object().expect("fields") {
+        config[key] = value.clone();
+    }
+    write(dir, "config.json", config.to_string());
+}
+
+/// Name, type, shape and bytes of one tensor.
+pub type Stored = (String, Dtype, Vec<usize>, Vec<u8>);
+
+/// Rewrites the weights after `edit` changed the list of names, types, shapes and bytes.
+pub fn edit_tensors(dir: &Path, edit: impl FnOnce(&mut Vec<Stored>)) {
+    let bytes = fs::read(dir.join("model.safetensors")).expect("readable");
+    let mut tensors: Vec<_> = SafeTensors::deserialize(&bytes)
+        .expect("the fixture is right")
+        .tensors()
+        .into_iter()
+        .map(|(name, view)| {
+            (
+                name,
+                view.dtype(),
+                view.shape().to_vec(),
+                view.data().to_vec(),
+            )
+        })
+        .collect();
+    edit(&mut tensors);
+    let views = tensors.iter().map(|(name, dtype, shape, data)| {
+        let view = TensorView::new(*dtype, shape.clone(), data).expect("the edit keeps sizes");
+        (name.clone(), view)
+    });
+    write(
+        dir,
+        "model.safetensors",
+        serialize(views, None).expect("serialisable"),
+    );
 }
 
 /// Room for a few short sequences.

@@ -1,0 +1,428 @@
+//! What tells one family's equations from another's: that each setting and each tensor shows in the
+//! golden logits, which layouts of the same weights are the same model, and what is refused.
+
+use std::num::NonZeroUsize;
+use std::path::Path;
+use std::sync::Arc;
+
+use backend::{ReferenceBackend, RowOutput, RowTask, SampleBatch, SampleRow, SamplingParams};
+use backend_cpu::{CpuBackend, CpuConfig, Precision};
+use model::{CausalLm, Checkpoint, load};
+use serde_json::{Value, json};
+
+use crate::golden::{CASES, TOLERANCE, error, expected};
+use crate::support::{
+    Span, Stored, argmax, batch, checkpoint_dir, edit_config, edit_tensors, logits_in_chunks,
+    options, reference,
+};
+
+/// The distance between the golden logits and what a folder gives.
+fn distance(dir: &Path, name: &str, case: &str) -> f32 {
+    let expected = expected(name, case);
+    let mut decoder = reference(dir, None);
+    let found = logits_in_chunks(&mut decoder, &expected.ids, expected.ids.len());
+    error(&found, &expected.logits)
+}
+
+/// Why a fixture does not load after `edit`; nothing when it does.
+fn refusal(name: &str, case: &str, edit: impl FnOnce(&Path)) -> Option<String> {
+    let dir = checkpoint_dir(name, &format!("{case}.tf5.json"));
+    edit(dir.path());
+    let checkpoint = match Checkpoint::open(dir.path()) {
+        Ok(checkpoint) => checkpoint,
+        Err(error) => return Some(error.to_string()),
+    };
+    load(
+        &checkpoint,
+        ReferenceBackend,
+        &options(None),
+        &mut |_, _| {},
+    )
+    .err()
+    .map(|error| error.to_string())
+}
+
+fn share(share: f64) -> Value {
+    json!({"rope_parameters":
+        {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": share}})
+}
+
+#[test]
+fn every_setting_shows_in_the_logits() {
+    let cases = [
+        (
+            "gpt-neox",
+            "parallel",
+            json!({"use_parallel_residual": false}),
+        ),
+        (
+            "gpt-neox",
+            "sequential",
+            json!({"use_parallel_residual": null}),
+        ),
+        ("gpt-neox", "parallel", json!({"hidden_act": "gelu_new"})),
+        ("gpt-neox", "tanh", json!({"hidden_act": null})),
+        ("gpt-neox", "parallel", json!({"layer_norm_eps": 1e-4})),
+        ("gpt-neox", "parallel", share(0.4)),
+        ("gpt2", "default", json!({"activation_function": "gelu"})),
+        ("gpt2", "unscaled", json!({"activation_function": null})),
+        ("gpt2", "default", json!({"layer_norm_epsilon": 1e-4})),
+        ("gpt2", "unscaled", json!({"scale_attn_weights": null})),
+        (
+            "gpt2",
+            "by-layer",
+            json!({"scale_attn_by_inverse_layer_idx": null}),
+        ),
+        ("stablelm", "sequential", share(0.4)),
+        ("stablelm", "sequential", json!({"layer_norm_eps": 1e-4})),
+        ("stablelm", "sequential", json!({"hidden_act": "gelu"})),
+        ("gptj", "default", json!({"rotary_dim": 10})),
+        ("gptj", "default", json!({"rotary_dim": null})),
+        ("gptj", "default", json!({"activation_function": "gelu"})),
+        ("phi", "default", json!({"hidden_act": "gelu"})),
+        ("phi", "default", json!({"rope_parameters": null})),
+        ("phi-qk-norm", "default", json!({"layer_norm_eps": 1e-4})),
+    ];
+    for (name, case, fields) in cases {
+        let dir = checkpoint_dir(name, &format!("{case}.tf5.json"));
+        edit_config(dir.path(), &fields);
+        let distance = distance(dir.path(), name, case);
+        assert!(distance > TOLERANCE, "{name} {case} {fields}: {distance:e}");
+    }
+}
+
+#[test]
+fn every_tensor_shows_in_the_logits() {
+    for (name, case) in [
+        ("gpt-neox", "parallel"),
+        ("gpt-neox", "sequential"),
+        ("gpt2", "default"),
+        ("stablelm", "sequential"),
+        ("stablelm-parallel", "default"),
+        ("gptj", "default"),
+        ("phi", "default"),
+        ("phi-qk-norm", "default"),
+    ] {
+        let mut names = Vec::new();
+        let config = format!("{case}.tf5.json");
+        edit_tensors(checkpoint_dir(name, &config).path(), |tensors| {
+            names.extend(tensors.iter().map(|tensor| tensor.0.clone()));
+        });
+        for tensor in names {
+            let dir = checkpoint_dir(name, &config);
+            // Every second element goes: a part of whatever is fused, and half of each norm.
+            edit_tensors(dir.path(), |tensors| {
+                let found = tensors.iter_mut().find(|stored| stored.0 == tensor);
+                let data = &mut found.expect("the name was listed").3;
+                for element in data.as_chunks_mut::<4>().0 {
+                    element[2..].fill(0);
+                }
+            });
+            let distance = distance(dir.path(), name, case);
+            assert!(distance > TOLERANCE, "{name} {case} {tensor}: {distance:e}");
+        }
+    }
+}
+
+#[test]
+fn missing_and_surplus_tensors_are_named() {
+    for (name, case, tensor) in [
+        (
+            "gpt-neox",
+            "parallel",
+            "gpt_neox.layers.1.attention.query_key_value.bias",
+        ),
+        (
+            "gpt-neox",
+            "parallel",
+            "gpt_neox.layers.1.attention.dense.bias",
+        ),
+        (
+            "gpt-neox",
+            "parallel",
+            "gpt_neox.layers.1.mlp.dense_4h_to_h.bias",
+        ),
+        (
+            "gpt-neox",
+            "sequential",
+            "gpt_neox.layers.3.post_attention_layernorm.bias",
+        ),
+        ("gpt2", "default", "transformer.h.2.attn.c_attn.bias"),
+        ("gpt2", "default", "transformer.h.0.mlp.c_proj.bias"),
+        ("gpt2", "default", "transformer.wpe.weight"),
+        (
+            "stablelm",
+            "sequential",
+            "model.layers.0.self_attn.v_proj.bias",
+        ),
+        ("stablelm", "sequential", "model.norm.bias"),
+        (
+            "stablelm-parallel",
+            "default",
+            "model.layers.0.self_attn.q_layernorm.norms.3.weight",
+        ),
+        ("gptj", "default", "lm_head.bias"),
+        ("phi", "default", "lm_head.bias"),
+        ("phi", "default", "model.layers.3.self_attn.dense.bias"),
+    ] {
+        let found = refusal(name, case, |dir| {
+            edit_tensors(dir, |tensors| tensors.retain(|stored| stored.0 != tensor));
+        });
+        assert_eq!(
+            found,
+            Some(format!("tensor {tensor}: is missing")),
+            "{name}"
+        );
+    }
+    for (name, case, fields, expected) in [
+        (
+            "stablelm",
+            "sequential",
+            json!({"use_parallel_residual": true}),
+            "model.layers.0.post_attention_layernorm.bias: is not used",
+        ),
+        (
+            "stablelm-parallel",
+            "default",
+            json!({"qk_layernorm": false}),
+            "k_layernorm.norms.0.weight: is not used",
+        ),
+        (
+            "stablelm-parallel",
+            "default",
+            json!({"use_parallel_residual": false}),
+            "post_attention_layernorm.weight: is missing",
+        ),
+        (
+            "phi-qk-norm",
+            "default",
+            json!({"qk_layernorm": null}),
+            "is not used",
+        ),
+    ] {
+        let found = refusal(name, case, |dir| edit_config(dir, &fields));
+        assert!(
+            found.as_ref().is_some_and(|found| found.contains(expected)),
+            "{found:?}"
+        );
+    }
+}
+
+#[test]
+fn what_is_not_computed_is_refused() {
+    for (name, case, fields, expected) in [
+        (
+            "gpt-neox",
+            "parallel",
+            json!({"hidden_act": "quick_gelu"}),
+            "hidden_act = quick_gelu",
+        ),
+        (
+            "gpt-neox",
+            "parallel",
+            json!({"num_attention_heads": 7}),
+            "heads do not divide",
+        ),
+        (
+            "gpt-neox",
+            "parallel",
+            json!({"head_dim": 24}),
+            "does not share out the hidden size",
+        ),
+        (
+            "gpt-neox",
+            "parallel",
+            share(0.25),
+            "gives 5 rotated features",
+        ),
+        // A quarter turns where nothing is said.
+        (
+            "gpt-neox",
+            "parallel",
+            json!({"rope_parameters": null}),
+            "gives 5 rotated features",
+        ),
+        (
+            "stablelm",
+            "sequential",
+            json!({"rope_parameters": null}),
+            "gives 5 rotated features",
+        ),
+        (
+            "gpt2",
+            "default",
+            json!({"add_cross_attention": true}),
+            "add_cross_attention = true",
+        ),
+        (
+            "gpt2",
+            "default",
+            json!({"activation_function": "mish"}),
+            "activation_function = mish",
+        ),
+        (
+            "gpt2",
+            "default",
+            json!({"n_positions": 65}),
+            "has 64 rows for 65 positions",
+        ),
+        (
+            "gpt2",
+            "default",
+            json!({"n_positions": 63}),
+            "has 64 rows for 63 positions",
+        ),
+        (
+            "gptj",
+            "default",
+            json!({"rotary_dim": 22}),
+            "gives 22 rotated features",
+        ),
+        (
+            "phi",
+            "default",
+            json!({"model_type": "phi-msft"}),
+            "phi-msft is not supported",
+        ),
+    ] {
+        let found = refusal(name, case, |dir| edit_config(dir, &fields));
+        assert!(
+            found.as_ref().is_some_and(|found| found.contains(expected)),
+            "{name} {fields}: {found:?}"
+        );
+    }
+}
+
+#[test]
+fn positions_without_a_row_are_refused() {
+    let dir = checkpoint_dir("gpt2", "default.tf5.json");
+    let checkpoint = Checkpoint::open(dir.path()).expect("the checkpoint opens");
+    let longer = options(Some(65));
+    let error = load(&checkpoint, ReferenceBackend, &longer, &mut |_, _| {})
+        .err()
+        .expect("the table has 64 rows");
+    assert_eq!(
+        error.to_string(),
+        "a context of 65 tokens exceeds the model's 64"
+    );
+}
+
+#[test]
+fn layouts_of_the_same_gpt2_are_the_same_model() {
+    let bare = |tensors: &mut Vec<Stored>| {
+        for stored in tensors {
+            stored.0 = stored.0.replace("transformer.", "");
+        }
+    };
+    let rows_as_outputs = |tensors: &mut Vec<Stored>| {
+        for stored in tensors {
+            if ["c_attn.weight", "c_proj.weight", "c_fc.weight"]
+                .iter()
+                .any(|end| stored.0.ends_with(end))
+            {
+                transpose(stored);
+            }
+        }
+    };
+    for (what, nano) in [("without prefix", false), ("of nanoGPT", true)] {
+        let dir = checkpoint_dir("gpt2", "default.tf5.json");
+        edit_tensors(dir.path(), |tensors| match nano {
+            true => rows_as_outputs(tensors),
+            false => bare(tensors),
+        });
+        let distance = distance(dir.path(), "gpt2", "default");
+        assert!(distance < TOLERANCE, "{what}: {distance:e}");
+    }
+}
+
+#[test]
+fn a_gpt2_may_have_no_bias_at_all() {
+    // Biases of zero and no biases are the same model.
+    let ids: Vec<u32> = (0..20).collect();
+    let [zeros, none] = [false, true].map(|drop| {
+        let dir = checkpoint_dir("gpt2", "default.tf5.json");
+        edit_tensors(dir.path(), |tensors| {
+            tensors.retain(|stored| !drop || !stored.0.ends_with(".bias"));
+            for stored in tensors
+                .iter_mut()
+                .filter(|stored| stored.0.ends_with(".bias"))
+            {
+                stored.3.fill(0);
+            }
+        });
+        logits_in_chunks(&mut reference(dir.path(), None), &ids, ids.len())
+    });
+    assert_eq!(zeros, none);
+}
+
+#[test]
+fn the_cpu_target_computes_every_family() {
+    for (name, case, max_model_len) in CASES {
+        let expected = expected(name, case);
+        let dir = checkpoint_dir(name, &format!("{case}.tf5.json"));
+        let checkpoint = Checkpoint::open(dir.path()).expect("the checkpoint opens");
+        let backend = CpuBackend::new(CpuConfig {
+            threads: NonZeroUsize::new(2),
+            precision: Precision::F32,
+            isa: None,
+        })
+        .expect("the CPU target starts");
+        let mut decoder = load(
+            &checkpoint,
+            backend,
+            &options(*max_model_len),
+            &mut |_, _| {},
+        )
+        .expect("the checkpoint loads");
+        let batch = batch(&[Span {
+            tokens: &expected.ids,
+            start: 0,
+            first_block: 0,
+        }]);
+        let vocab_size = decoder.info().vocab_size;
+        let samples = SampleBatch {
+            rows: (0..expected.ids.len()).map(greedy_row).collect(),
+            vocab_size,
+        };
+        let output = decoder.forward(&batch, &samples).expect("the step runs");
+        let width = decoder.info().logit_width;
+        for (row, logits) in output.rows.iter().zip(expected.logits.chunks(width)) {
+            let RowOutput::Token(found) = row else {
+                panic!("logits are not finite")
+            };
+            let best = argmax(logits, vocab_size);
+            let sum: f32 = logits[..vocab_size].iter().map(|x| x.exp()).sum();
+            let logprob = logits[best as usize] - sum.ln();
+            assert_eq!(found.token_id, best, "{name} {case}");
+            let error = (found.logprob - logprob).abs();
+            assert!(error < 1e-3, "{name} {case}: {error:e}");
+        }
+    }
+}
+
+/// Asks for the best token after each position.
+fn greedy_row(position: usize) -> SampleRow {
+    SampleRow {
+        params: Arc::new(SamplingParams::greedy()),
+        task: RowTask::Draw,
+        seed: 0,
+        position: position as u32 + 1,
+        counts: Vec::new(),
+        banned: Arc::from([]),
+    }
+}
+
+fn transpose((_, _, shape, data): &mut Stored) {
+    let [rows, columns] = shape[..] else {
+        panic!("a matrix")
+    };
+    // Two bytes an element.
+    let turned = (0..columns).flat_map(|column| {
+        (0..rows).flat_map(move |row| {
+            let start = 2 * (row * columns + column);
+            [start, start + 1]
+        })
+    });
+    *data = turned.map(|byte| data[byte]).collect();
+    shape.reverse();
+}
