@@ -9,6 +9,9 @@ use sha2::{Digest, Sha256};
 use crate::config::GatewayConfig;
 use crate::error::ApiError;
 
+/// What stands before a key.
+const BEARER: &[u8] = b"Bearer ";
+
 /// The accepted keys, as hashes under a secret of the process.
 pub(crate) struct KeyRing {
     secret: [u8; 32],
@@ -47,10 +50,14 @@ impl KeyRing {
         let (Some(value), None) = (values.next(), values.next()) else {
             return Err(ApiError::InvalidApiKey);
         };
-        let key = value
+        // The name of a scheme is written in any case (RFC 9110, 11.1), the key is not.
+        let (scheme, key) = value
             .as_bytes()
-            .strip_prefix(b"Bearer ")
+            .split_at_checked(BEARER.len())
             .ok_or(ApiError::InvalidApiKey)?;
+        if !scheme.eq_ignore_ascii_case(BEARER) {
+            return Err(ApiError::InvalidApiKey);
+        }
         let digest = keyed(&self.secret, key);
         // Every key is compared to its end: time tells neither which one matched nor how far.
         let matches = self
@@ -89,7 +96,7 @@ fn equal(a: &[u8; 32], b: &[u8; 32]) -> u8 {
 /// Refuses host names that a loopback address does not have, against DNS rebinding.
 ///
 /// # Errors
-/// [`ApiError::OriginNotAllowed`].
+/// [`ApiError::HostNotAllowed`].
 pub(crate) fn check_host<B>(config: &GatewayConfig, request: &Request<B>) -> Result<(), ApiError> {
     if !config.loopback {
         return Ok(());
@@ -103,7 +110,9 @@ pub(crate) fn check_host<B>(config: &GatewayConfig, request: &Request<B>) -> Res
             _ => host,
         };
         if !matches!(name, "localhost" | "127.0.0.1" | "[::1]") {
-            return Err(ApiError::OriginNotAllowed);
+            return Err(ApiError::HostNotAllowed {
+                host: crate::routes::shorten(host, 128),
+            });
         }
     }
     Ok(())
@@ -156,7 +165,7 @@ mod tests {
     #[test]
     fn only_one_exact_bearer_key_passes() {
         let ring = KeyRing::new(&["first".into(), "second".into()]);
-        for good in ["Bearer first", "Bearer second"] {
+        for good in ["Bearer first", "bearer second"] {
             assert!(ring.check(&headers(&[good.as_bytes()])).is_ok());
         }
         let bad: &[&[&[u8]]] = &[
@@ -165,7 +174,7 @@ mod tests {
             &[b"Bearer firs"],
             &[b"Bearer first "],
             &[b"Bearer  first"],
-            &[b"bearer first"],
+            &[b"bearer First"],
             &[b"Basic first"],
             &[b"first"],
             &[b"Bearer "],

@@ -49,9 +49,23 @@ pub enum ApiError {
     /// No key, or a wrong one.
     #[error("a valid API key is required: send it as \"Authorization: Bearer <key>\"")]
     InvalidApiKey,
-    /// A web page of another origin, or a host name that a loopback address does not have.
-    #[error("requests from this origin are not allowed")]
-    OriginNotAllowed,
+    /// A web page of another origin.
+    #[error(
+        "web pages of {origin} may not call this server; --allowed-origins names those that may"
+    )]
+    OriginNotAllowed {
+        /// The origin, cut to a bounded length.
+        origin: String,
+    },
+    /// A host name that a loopback address does not have: a page elsewhere may have made it point here.
+    #[error(
+        "`{host}` is no name of the loopback address this server is bound to; \
+         bind another address with --host to be reached under other names"
+    )]
+    HostNotAllowed {
+        /// The name, cut to a bounded length.
+        host: String,
+    },
     /// The model of the request is not served here.
     #[error("the model `{asked}` does not exist here; served: {served}")]
     ModelNotFound {
@@ -179,7 +193,7 @@ impl ApiError {
                 Kind(StatusCode::BAD_REQUEST, INVALID, "context_length_exceeded")
             }
             Self::InvalidApiKey => Kind(StatusCode::UNAUTHORIZED, INVALID, "invalid_api_key"),
-            Self::OriginNotAllowed => Kind(
+            Self::OriginNotAllowed { .. } | Self::HostNotAllowed { .. } => Kind(
                 StatusCode::FORBIDDEN,
                 "permission_error",
                 "origin_not_allowed",

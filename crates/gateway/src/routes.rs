@@ -198,7 +198,9 @@ async fn guard(State(gateway): State<Gateway>, mut request: Request, next: Next)
     let from = request.headers().get(header::ORIGIN).cloned();
     let mut response = match check(&gateway, origin, &mut request) {
         Err(error) => error.into_response(),
-        Ok(()) if origin == Origin::Allowed && request.method() == Method::OPTIONS => preflight(),
+        Ok(()) if origin == Origin::Allowed && request.method() == Method::OPTIONS => {
+            preflight(request.headers())
+        }
         Ok(()) => next.run(request).await,
     };
     if let (Origin::Allowed, Some(from)) = (origin, from) {
@@ -221,7 +223,11 @@ fn check(gateway: &Gateway, origin: Origin, request: &mut Request) -> Result<(),
     auth::check_host(config, request)?;
     let is_preflight = origin == Origin::Allowed && request.method() == Method::OPTIONS;
     if origin == Origin::Foreign && !request.method().is_safe() {
-        return Err(ApiError::OriginNotAllowed);
+        let origin = request.headers().get(header::ORIGIN);
+        let origin = origin.and_then(|origin| origin.to_str().ok());
+        return Err(ApiError::OriginNotAllowed {
+            origin: shorten(origin.unwrap_or("another origin"), 128),
+        });
     }
     let needs_key = match Route::matched(request).map(|route| route.access) {
         Some(Access::Key) => !is_preflight,
@@ -236,16 +242,18 @@ fn check(gateway: &Gateway, origin: Origin, request: &mut Request) -> Result<(),
 }
 
 /// A browser asks whether a page may call; the headers are added with every other answer.
-fn preflight() -> Response {
+fn preflight(asked: &HeaderMap) -> Response {
     let headers = [
         (header::ACCESS_CONTROL_ALLOW_METHODS, "GET, POST"),
-        (
-            header::ACCESS_CONTROL_ALLOW_HEADERS,
-            "authorization, content-type, x-request-id",
-        ),
         (header::ACCESS_CONTROL_MAX_AGE, "600"),
     ];
-    (StatusCode::NO_CONTENT, headers).into_response()
+    let mut response = (StatusCode::NO_CONTENT, headers).into_response();
+    // A page that may call may send any header: SDKs add many of their own.
+    if let Some(names) = asked.get(header::ACCESS_CONTROL_REQUEST_HEADERS) {
+        let headers = response.headers_mut();
+        headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, names.clone());
+    }
+    response
 }
 
 fn allow_origin(headers: &mut HeaderMap, origin: HeaderValue) {

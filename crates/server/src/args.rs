@@ -62,8 +62,10 @@ pub enum QuantizationArg {
     /// As int8 with one scale per token: faster, less accurate.
     Int8Fast,
     /// bfloat16 weights, 32-bit accumulation.
+    #[value(alias = "bfloat16")]
     Bf16,
     /// 32-bit floats.
+    #[value(aliases = ["float32", "float"])]
     F32,
 }
 
@@ -191,7 +193,7 @@ pub struct ServeArgs {
     /// Port to bind; 0 picks a free one.
     #[arg(short, long, env = "OCTET_PORT", default_value_t = 8000)]
     pub port: u16,
-    /// Key that clients must send; repeat for several.
+    /// Key that clients must send; repeat, or separate by commas, for several.
     #[arg(
         long,
         env = "OCTET_API_KEY",
@@ -260,16 +262,16 @@ pub struct ServeArgs {
     pub download_dir: Option<PathBuf>,
     /// Never touch the network; a hub id must be in the cache.
     #[arg(long, env = "HF_HUB_OFFLINE", hide = true, action = ArgAction::SetTrue,
-          value_parser = clap::builder::FalseyValueParser::new())]
+          value_parser = switch())]
     pub offline: bool,
     /// Answer requests for any model name.
-    #[arg(long, env = "OCTET_ACCEPT_ANY_MODEL", hide = true)]
+    #[arg(long, env = "OCTET_ACCEPT_ANY_MODEL", hide = true, action = ArgAction::SetTrue, value_parser = switch())]
     pub accept_any_model: bool,
-    /// File with one API key per line.
+    /// File with one API key per line; lines that begin with # are comments.
     #[arg(long, env = "OCTET_API_KEY_FILE", value_name = "FILE", hide = true)]
     pub api_key_file: Option<PathBuf>,
     /// Bind a public address although no key is set.
-    #[arg(long, env = "OCTET_ALLOW_UNAUTHENTICATED", hide = true)]
+    #[arg(long, env = "OCTET_ALLOW_UNAUTHENTICATED", hide = true, action = ArgAction::SetTrue, value_parser = switch())]
     pub allow_unauthenticated: bool,
     /// Requests that may wait; default: max(256, 4 × max-num-seqs).
     #[arg(long, env = "OCTET_MAX_NUM_QUEUED_REQS", value_name = "N", hide = true)]
@@ -329,14 +331,14 @@ pub struct ServeArgs {
     )]
     pub sse_ping_interval: u64,
     /// Answer 200 when a stream's request starts instead of with its first token.
-    #[arg(long, env = "OCTET_STREAM_EARLY_HEADERS", hide = true)]
+    #[arg(long, env = "OCTET_STREAM_EARLY_HEADERS", hide = true, action = ArgAction::SetTrue, value_parser = switch())]
     pub stream_early_headers: bool,
     /// Largest request body.
     #[arg(long, env = "OCTET_MAX_REQUEST_BODY", value_name = "SIZE", value_parser = parse_size,
           default_value = "32MiB", hide = true)]
     pub max_request_body: u64,
     /// Refuse unknown request fields instead of reporting them.
-    #[arg(long, env = "OCTET_STRICT_PARAMS", hide = true)]
+    #[arg(long, env = "OCTET_STRICT_PARAMS", hide = true, action = ArgAction::SetTrue, value_parser = switch())]
     pub strict_params: bool,
     /// Largest logprobs and top_logprobs.
     #[arg(
@@ -401,11 +403,10 @@ pub struct ServeArgs {
         long,
         env = "OCTET_ENABLE_PREFIX_CACHING",
         overrides_with = "no_enable_prefix_caching",
-        hide = true
-    )]
+        hide = true, action = ArgAction::SetTrue, value_parser = switch())]
     pub enable_prefix_caching: bool,
     /// Recompute every prompt instead of reusing cached prefixes.
-    #[arg(long, env = "OCTET_NO_ENABLE_PREFIX_CACHING", hide = true)]
+    #[arg(long, env = "OCTET_NO_ENABLE_PREFIX_CACHING", hide = true, action = ArgAction::SetTrue, value_parser = switch())]
     pub no_enable_prefix_caching: bool,
     /// Origins that web pages may call from; repeat for several.
     #[arg(
@@ -426,7 +427,7 @@ pub struct ServeArgs {
     )]
     pub metrics_compat: MetricsCompatArg,
     /// Ask for a key on /metrics too.
-    #[arg(long, env = "OCTET_METRICS_REQUIRE_KEY", hide = true)]
+    #[arg(long, env = "OCTET_METRICS_REQUIRE_KEY", hide = true, action = ArgAction::SetTrue, value_parser = switch())]
     pub metrics_require_key: bool,
     /// Log filter, such as info or gateway=debug.
     #[arg(
@@ -446,6 +447,11 @@ pub struct ServeArgs {
         hide = true
     )]
     pub log_format: LogFormatArg,
+}
+
+/// In the environment a switch is off when it is empty, `0`, `n`, `no`, `f`, `false` or `off`.
+fn switch() -> clap::builder::FalseyValueParser {
+    clap::builder::FalseyValueParser::new()
 }
 
 /// Reads a size in bytes: a whole number with an optional unit `K`, `M`, `G` (powers of 1024), also

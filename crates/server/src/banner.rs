@@ -1,7 +1,7 @@
 //! What a user sees once the server is ready.
 
 use std::fmt::Write;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use crate::config::Config;
@@ -9,6 +9,11 @@ use crate::load::Loaded;
 
 /// One block: model, device, precision, context, defaults, address, and a request to paste.
 pub fn ready(config: &Config, loaded: &Loaded, address: SocketAddr, took: Duration) -> String {
+    // Nobody can call an unspecified address.
+    let address = match address.ip() {
+        ip if ip.is_unspecified() => SocketAddr::new(Ipv4Addr::LOCALHOST.into(), address.port()),
+        _ => address,
+    };
     let target = &loaded.target;
     let info = loaded.engine.info().expect("the model is loaded");
     let tokens = info.num_blocks * backend::BLOCK_SIZE;
@@ -20,7 +25,10 @@ pub fn ready(config: &Config, loaded: &Loaded, address: SocketAddr, took: Durati
         writeln!(text, "  {name:<10} {value}").expect("strings take any text");
     };
     let names = gateway.served_model_names.join(", ");
-    line("model", format!("{names} ({})", loaded.format));
+    line(
+        "model",
+        format!("{names}: {} ({})", config.model, loaded.format),
+    );
     line("device", format!("{}: {}", target.device, target.found));
     line(
         "precision",

@@ -25,7 +25,7 @@ pub fn run(args: &ChatArgs) -> Result<()> {
     let interactive = std::io::stdin().is_terminal();
     if interactive {
         println!(
-            "Talking to {} at {}. /clear forgets, Ctrl-D ends.",
+            "Talking to {} at {}. /clear forgets, /exit ends.",
             client.model, args.url
         );
     }
@@ -40,11 +40,24 @@ pub fn run(args: &ChatArgs) -> Result<()> {
         }
         match line.trim() {
             "" => continue,
-            "/clear" => messages.retain(|message| message["role"] == "system"),
+            "/clear" => {
+                messages.retain(|message| message["role"] == "system");
+                eprintln!("(forgotten)");
+            }
+            "/exit" | "/quit" => return Ok(()),
+            command if command.starts_with('/') => {
+                eprintln!("{command} is not a command; there are /clear and /exit");
+            }
             question => {
                 messages.push(json!({"role": "user", "content": question}));
-                let answer = client.answer(&messages)?;
-                messages.push(json!({"role": "assistant", "content": answer}));
+                match client.answer(&messages) {
+                    Ok(answer) => messages.push(json!({"role": "assistant", "content": answer})),
+                    // The turn is forgotten and the conversation goes on.
+                    Err(error) => {
+                        messages.pop();
+                        eprintln!("{error:#}\n(that turn is forgotten; /clear forgets all)");
+                    }
+                }
             }
         }
     }
@@ -76,7 +89,8 @@ impl<'a> Client<'a> {
 
     fn url(&self, path: &str) -> String {
         let base = self.args.url.trim_end_matches('/').trim_end_matches("/v1");
-        format!("{base}/v1/{path}")
+        let scheme = if base.contains("://") { "" } else { "http://" };
+        format!("{scheme}{base}/v1/{path}")
     }
 
     fn first_model(&self) -> Result<String> {
@@ -128,7 +142,7 @@ impl<'a> Client<'a> {
 
 /// Writes the text of a stream as it arrives and returns it whole.
 fn print_stream(reader: impl BufRead, out: &mut impl Write) -> Result<String> {
-    let (mut answer, mut finished) = (String::new(), false);
+    let (mut answer, mut finish) = (String::new(), None);
     for line in reader.lines() {
         let line = line.context("the connection broke")?;
         let Some(data) = line.strip_prefix("data:").map(str::trim) else {
@@ -146,11 +160,15 @@ fn print_stream(reader: impl BufRead, out: &mut impl Write) -> Result<String> {
             write!(out, "{text}")?;
             out.flush()?;
         }
-        finished |= choice["finish_reason"].is_string();
+        if let Some(reason) = choice["finish_reason"].as_str() {
+            finish = Some(reason.to_owned());
+        }
     }
     writeln!(out)?;
-    if !finished {
-        bail!("the answer was cut off");
+    match finish.as_deref() {
+        None => bail!("the answer was cut off"),
+        Some("length") => eprintln!("(ended at the token limit)"),
+        Some(_) => {}
     }
     Ok(answer)
 }

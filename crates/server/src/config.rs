@@ -1,5 +1,6 @@
 //! What the flags mean: everything resolved and checked once, all problems reported together.
 
+use std::fmt;
 use std::net::IpAddr;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -25,6 +26,23 @@ pub enum ModelSource {
     Path(PathBuf),
     /// A repository on the hub.
     Hub(String),
+}
+
+impl fmt::Display for ModelSource {
+    /// What was loaded, without the folders it lies in.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Bundled => f.write_str(bundled::NAME),
+            Self::Hub(name) => f.write_str(name),
+            Self::Path(path) => {
+                let path = path.canonicalize().unwrap_or_else(|_| path.clone());
+                let name = path
+                    .file_name()
+                    .map(|name| name.to_string_lossy().into_owned());
+                f.write_str(name.as_deref().unwrap_or("model"))
+            }
+        }
+    }
 }
 
 /// Where and how to compute.
@@ -252,7 +270,10 @@ fn api_keys(args: &ServeArgs) -> Result<Vec<String>> {
     if let Some(path) = &args.api_key_file {
         let text = std::fs::read_to_string(path)
             .with_context(|| format!("--api-key-file {}", path.display()))?;
-        let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+        let lines = text
+            .lines()
+            .map(str::trim)
+            .filter(|line| !line.is_empty() && !line.starts_with('#'));
         keys.extend(lines.map(str::to_owned));
         if keys.is_empty() {
             bail!("--api-key-file {} holds no key", path.display());

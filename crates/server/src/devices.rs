@@ -1,47 +1,61 @@
 //! `octet models` and `octet devices`: what can be loaded, and what would compute.
 
+use std::fmt::Write;
+
 use anyhow::Result;
 
 use crate::args::{DeviceArgs, KvCacheDtypeArg};
 use crate::config::DeviceConfig;
 use crate::target::Target;
 
-/// Lists families and containers.
-pub fn print_models() {
-    println!("Model families (text generation):");
+/// Families and containers.
+///
+/// # Errors
+/// Never in practice: strings take any text.
+pub fn models() -> Result<String> {
+    let mut text = "Model families (text generation):\n".to_owned();
     for family in model::supported() {
-        println!(
+        writeln!(
+            text,
             "  {:<10} {:<22} {}",
             family.model_type, family.architecture, family.examples
-        );
+        )?;
     }
-    println!("\nCheckpoints:");
-    println!("  a Hugging Face directory: safetensors, one file or sharded");
-    println!("  a .gguf file, in any block type; its tokenizer and template are read from it");
-    println!("  a hub id such as owner/name or owner/name:file.gguf, downloaded once");
-    println!(
-        "  {}: inside this program, loaded when no model is named",
+    writeln!(
+        text,
+        "\nCheckpoints:
+  a Hugging Face directory: safetensors, one file or sharded
+  a .gguf file, in any block type, unpacked to the precision that --quantization says; its tokenizer
+    and template are read from it
+  a hub id such as owner/name or owner/name:file.gguf, downloaded once
+  {}: inside this program, loaded when no model is named",
         bundled::NAME
-    );
+    )?;
+    Ok(text)
 }
 
-/// Says what was found, what would run on it and why.
+/// What was found, what would run on it and why.
 ///
 /// # Errors
 /// When the flags cannot be met on this machine.
-pub fn print_devices(args: &DeviceArgs) -> Result<()> {
+pub fn devices(args: &DeviceArgs) -> Result<String> {
     let target = Target::choose(&DeviceConfig {
         device: args.device,
         quantization: args.quantization,
         kv_cache_dtype: KvCacheDtypeArg::Auto,
         threads: args.threads.and_then(std::num::NonZeroUsize::new),
     })?;
-    println!("{}: {}", target.device, target.found);
-    println!("  weights    {} ({})", target.precision, target.why);
-    println!("  KV cache   {}", target.kv_dtype);
-    println!(
-        "  memory     {} available",
+    Ok(format!(
+        "{}: {}
+  weights    {} ({})
+  KV cache   {}
+  memory     {} available
+",
+        target.device,
+        target.found,
+        target.precision,
+        target.why,
+        target.kv_dtype,
         crate::banner::bytes(crate::load::available_memory())
-    );
-    Ok(())
+    ))
 }

@@ -80,7 +80,7 @@ pub fn load(config: &Config, gateway: &Gateway, metrics: &Metrics) -> Result<Loa
     gateway.set_model(ServedModel {
         engine: engine.clone(),
         text,
-        root: names[0].clone(),
+        root: config.model.to_string(),
         fingerprint: vec![
             names[0].clone(),
             format.clone(),

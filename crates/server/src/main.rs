@@ -16,6 +16,7 @@ mod progress;
 mod serve;
 mod target;
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -47,13 +48,18 @@ fn run(cli: Cli) -> Result<()> {
     match cli.command {
         None => serve::run(cli.serve),
         Some(Command::Serve(args)) => serve::run(*args),
-        Some(Command::Models) => {
-            devices::print_models();
-            Ok(())
-        }
-        Some(Command::Devices(args)) => devices::print_devices(&args),
+        Some(Command::Models) => say(&devices::models()?),
+        Some(Command::Devices(args)) => say(&devices::devices(&args)?),
         Some(Command::Chat(args)) => chat::run(&args),
         Some(Command::Bench(args)) => bench::run(*args),
+    }
+}
+
+/// Prints a text; a reader that has seen enough is no error.
+fn say(text: &str) -> Result<()> {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        result => Ok(result?),
     }
 }
 

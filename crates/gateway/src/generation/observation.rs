@@ -198,6 +198,16 @@ impl Drop for Observation {
         }
         let metrics = &self.metrics;
         let usage = self.usage;
+        let since = |at: Instant| at.saturating_duration_since(self.arrived).as_secs_f64();
+        tracing::info!(
+            prompt_tokens = usage.prompt_tokens,
+            cached_tokens = usage.cached_tokens,
+            completion_tokens = usage.completion_tokens,
+            ttft_seconds = self.first_token.map(since),
+            seconds = self.arrived.elapsed().as_secs_f64(),
+            end = ?self.end,
+            "generation"
+        );
         metrics
             .prompt_tokens_total
             .inc_by(usage.prompt_tokens as u64);

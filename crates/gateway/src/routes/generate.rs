@@ -151,7 +151,7 @@ impl Preparation {
         let request = ChatRequest::read(body, &self.context())?;
         let name = self.served_name(request.generate.model.as_deref())?;
         let rendered = self.render(request.messages, request.kwargs)?;
-        self.check_length(&rendered, "messages")?;
+        self.check_length(rendered.len(), "messages")?;
         let ids = self
             .model
             .tokenizer
@@ -221,6 +221,11 @@ impl Preparation {
                 "this model has no chat template; use /v1/completions, or start the server with one",
             )
         })?;
+        // What is far too long for the model is said to be that, before a template gives up on it.
+        let contents = messages
+            .iter()
+            .filter_map(|message| message["content"].as_str());
+        self.check_length(contents.map(str::len).sum(), "messages")?;
         let knows_developer = template.mentions("developer");
         for message in &mut messages {
             if !knows_developer && message["role"] == "developer" {
@@ -283,7 +288,7 @@ impl Preparation {
         let tokenizer = &self.model.tokenizer;
         match prompt {
             Prompt::Text(text) => {
-                self.check_length(&text, "prompt")?;
+                self.check_length(text.len(), "prompt")?;
                 let ids = tokenizer
                     .encode_raw(&text)
                     .map_err(|e| ApiError::internal(&format!("tokenizer: {e}")))?;
@@ -304,9 +309,9 @@ impl Preparation {
     }
 
     /// Refuses a text that cannot fit before it is tokenised: no token has more bytes than the longest.
-    fn check_length(&self, text: &str, param: &'static str) -> Result<(), ApiError> {
+    fn check_length(&self, num_bytes: usize, param: &'static str) -> Result<(), ApiError> {
         let longest = self.model.tokenizer.pieces().longest().max(1);
-        let at_least = text.len() / longest;
+        let at_least = num_bytes / longest;
         if at_least <= self.model.max_model_len {
             return Ok(());
         }
