@@ -25,10 +25,13 @@ pub fn ready(config: &Config, loaded: &Loaded, address: SocketAddr, took: Durati
         writeln!(text, "  {name:<10} {value}").expect("strings take any text");
     };
     let names = gateway.served_model_names.join(", ");
-    line(
-        "model",
-        format!("{names}: {} ({})", config.model, loaded.format),
-    );
+    let source = config.model.to_string();
+    let source = if source == names {
+        String::new()
+    } else {
+        format!(": {source}")
+    };
+    line("model", format!("{names}{source} ({})", loaded.format));
     line("device", format!("{}: {}", target.device, target.found));
     line(
         "precision",
