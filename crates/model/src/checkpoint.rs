@@ -10,6 +10,7 @@ use crate::error::{ModelError, Result};
 use crate::files::{Files, file_name};
 use crate::gguf::GgufFile;
 use crate::mapped::map;
+use crate::prompts::Prompt;
 use crate::safetensors_files::SafetensorsFiles;
 use crate::tensors::TensorSource;
 use crate::{GenerationDefaults, TextFiles};
@@ -150,7 +151,7 @@ fn text_files(files: &Files, config: &ModelConfig) -> Result<(TextFiles, Option<
     let tokenizer = Tokenizer::parse(&tokenizer_json)?;
     let settings = json(files, "tokenizer_config.json")?;
     let generation = json(files, "generation_config.json")?;
-    let chat_templates = match files.text("chat_template.jinja")? {
+    let mut chat_templates = match files.text("chat_template.jinja")? {
         Some(source) => vec![(
             "default".to_owned(),
             String::from_utf8_lossy(&source).into_owned(),
@@ -160,6 +161,17 @@ fn text_files(files: &Files, config: &ModelConfig) -> Result<(TextFiles, Option<
     let eos_token = token_text(&settings["eos_token"]);
     let mut eos_token_ids = eos_ids(config, &generation)?;
     eos_token_ids.extend(eos_token.as_deref().and_then(|eos| tokenizer.token_id(eos)));
+    // OpenAssistant's messages end in the end token, so a format without one cannot be written.
+    let prompt = Prompt::of(|text| tokenizer.token_id(text))
+        .filter(|_| chat_templates.is_empty() && eos_token.is_some());
+    if let Some(prompt) = prompt {
+        tracing::info!(
+            prompt = prompt.name,
+            "the checkpoint has no chat template, its family's prompt format is used"
+        );
+        chat_templates.push(("default".to_owned(), prompt.template.to_owned()));
+        eos_token_ids.extend(prompt.end_ids(|text| tokenizer.token_id(text)));
+    }
     eos_token_ids.sort_unstable();
     eos_token_ids.dedup();
     let text = TextFiles {

@@ -366,4 +366,30 @@ mod tests {
             "{error}"
         );
     }
+
+    #[test]
+    fn a_matrix_stored_by_inputs_is_turned_around() {
+        let fake = fake();
+        let tensors = Tensors::new(&fake);
+        let linear = tensors.transposed(&spec("q", 2, Bias::IfStored));
+        let linear = linear.expect("the matrix is square");
+        assert_eq!(linear.weight.data.into_f32(), [1.0, 3.0, 2.0, 4.0]);
+        let error = tensors.transposed(&spec("k", 2, Bias::IfStored));
+        let error = error.expect_err("one input, not two").to_string();
+        assert!(
+            error.contains("k.weight: has shape [1, 2], expected [2, 2]"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn rows_move_with_their_biases() {
+        let fake = fake();
+        let tensors = Tensors::new(&fake);
+        let parts = [spec("q", 2, Bias::IfStored), spec("k", 1, Bias::Required)];
+        let linear = tensors.linear(&parts).expect("both parts are there");
+        let moved = reorder_rows(linear, |row| (row + 1) % 3);
+        assert_eq!(moved.weight.data.into_f32(), [3.0, 4.0, 5.0, 5.0, 1.0, 2.0]);
+        assert_eq!(moved.bias.expect("k has one"), [0.0, 9.0, 0.0]);
+    }
 }

@@ -5,7 +5,7 @@
 pub struct TextFiles {
     /// A `tokenizer.json`; rebuilt from the metadata for GGUF files without one.
     pub tokenizer_json: Vec<u8>,
-    /// The Jinja chat template, where the checkpoint has one. Named templates: `(name, source)`,
+    /// The Jinja chat template, where the checkpoint has one or its family is known by one. Named templates: `(name, source)`,
     /// a single unnamed one is called `default`.
     pub chat_templates: Vec<(String, String)>,
     /// Text of the beginning-of-sequence token.

@@ -201,3 +201,73 @@ fn the_tool_template_is_taken_for_tools() {
         "own c"
     );
 }
+
+/// A prompt format's text for messages written `role: content`, `/` apart.
+fn prompt(name: &str, messages: &str) -> Result<String, RenderError> {
+    let found = model::Prompt::all().iter().find(|p| p.name == name);
+    let template = load(found.expect(name).template).unwrap();
+    let turns = messages.split('/').map(|turn| {
+        let (role, content) = turn.split_once(": ").expect("a role and its content");
+        json!({"role": role, "content": content})
+    });
+    template.render(&Conversation {
+        messages: turns.collect(),
+        ..Conversation::default()
+    })
+}
+
+#[test]
+fn prompt_formats_of_models_without_template() {
+    const TASK: &str = "Below is an instruction that describes a task. Write a response that \
+        appropriately completes the request.\n\n";
+    for (name, messages, expected) in [
+        (
+            "Dolly",
+            "user: hi",
+            format!("{TASK}### Instruction:\nhi\n\n### Response:\n"),
+        ),
+        (
+            "Dolly",
+            "system: be brief/user: a/assistant: b/user:  c\n",
+            format!(
+                "{TASK}### Instruction:\nbe brief\n\na\n\n### Response:\nb\n\n### End\n\n\
+                 ### Instruction:\n c\n\n\n### Response:\n"
+            ),
+        ),
+        (
+            "OpenAssistant",
+            "user: hi",
+            "<|prompter|>hi</s><|assistant|>".to_owned(),
+        ),
+        (
+            "OpenAssistant",
+            "system: s/user: a/assistant: b/user: c",
+            "<|system|>s</s><|prompter|>a</s><|assistant|>b</s><|prompter|>c</s><|assistant|>"
+                .to_owned(),
+        ),
+        (
+            "StableLM tuned alpha",
+            "system: s\n/user: a/assistant: b/user: c",
+            "<|SYSTEM|>s\n<|USER|>a<|ASSISTANT|>b<|USER|>c<|ASSISTANT|>".to_owned(),
+        ),
+    ] {
+        assert_eq!(prompt(name, messages).as_ref(), Ok(&expected), "{name}");
+    }
+    let own = prompt("StableLM tuned alpha", "user: hi").unwrap();
+    assert!(own.starts_with("<|SYSTEM|># StableLM Tuned (Alpha version)\n- StableLM is"));
+    assert!(own.ends_with("harm a human.\n<|USER|>hi<|ASSISTANT|>"));
+    assert_eq!(own.lines().count(), 6);
+    for format in model::Prompt::all() {
+        let refused = prompt(format.name, "user: a/tool: b").expect_err(format.name);
+        let expected = "this model knows system, user and assistant messages";
+        assert_eq!(refused, RenderError::Refused(expected.into()));
+    }
+}
+
+#[test]
+fn the_operators_template_wins_over_a_prompt_format() {
+    let files = files(model::Prompt::all()[0].template);
+    let own = ChatTemplate::new(&files, Some("own {{ messages[-1].content }}"), clock());
+    let own = own.unwrap().expect("there is a template");
+    assert_eq!(own.render(&user("c")).unwrap(), "own c");
+}

@@ -7,13 +7,13 @@ use std::sync::Arc;
 
 use backend::{ReferenceBackend, RowOutput, RowTask, SampleBatch, SampleRow, SamplingParams};
 use backend_cpu::{CpuBackend, CpuConfig, Precision};
-use model::{CausalLm, Checkpoint, load};
+use model::{CausalLm, Checkpoint, Prompt, load};
 use serde_json::{Value, json};
 
 use crate::golden::{CASES, TOLERANCE, error, expected};
 use crate::support::{
     Span, Stored, argmax, batch, checkpoint_dir, edit_config, edit_tensors, logits_in_chunks,
-    options, reference,
+    options, reference, write,
 };
 
 /// The distance between the golden logits and what a folder gives.
@@ -409,6 +409,50 @@ fn greedy_row(position: usize) -> SampleRow {
         position: position as u32 + 1,
         counts: Vec::new(),
         banned: Arc::from([]),
+    }
+}
+
+#[test]
+fn tuned_models_without_template_get_their_familys() {
+    let dolly = ["### End", "### Instruction:", "### Response:\n"];
+    let openassistant = ["<|prompter|>", "<|system|>", "<|assistant|>"];
+    let stablelm = ["<|SYSTEM|>", "<|USER|>", "<|ASSISTANT|>"];
+    let template = json!({"chat_template": "{{ messages[-1].content }}", "eos_token": "w2"});
+    let plain = json!({"eos_token": {"content": "w2"}});
+    // The configuration of the fixture ends at 2; added tokens have ids from 90 on.
+    for (tokens, settings, expected, ends) in [
+        (&dolly[..], &plain, Some("Dolly"), &[2, 90][..]),
+        (&openassistant, &plain, Some("OpenAssistant"), &[2]),
+        (
+            &stablelm,
+            &plain,
+            Some("StableLM tuned alpha"),
+            &[2, 90, 91, 92],
+        ),
+        (&[], &plain, None, &[2]),
+        (&openassistant[..2], &plain, None, &[2]),
+        (&dolly, &template, None, &[2]),
+    ] {
+        let dir = checkpoint_dir("gpt-neox", "parallel.tf5.json");
+        let path = dir.path().join("tokenizer.json");
+        let text = std::fs::read(&path).expect("the fixture has a tokenizer");
+        let mut tokenizer: Value = serde_json::from_slice(&text).expect("JSON");
+        let added = tokens.iter().zip(90..);
+        tokenizer["added_tokens"] = added
+            .map(|(content, id)| json!({"id": id, "content": content, "special": true}))
+            .collect();
+        write(dir.path(), "tokenizer.json", tokenizer.to_string());
+        write(dir.path(), "tokenizer_config.json", settings.to_string());
+        let checkpoint = Checkpoint::open(dir.path()).expect("the checkpoint opens");
+        let text = checkpoint.text();
+        let expected = Prompt::all()
+            .iter()
+            .find(|prompt| Some(prompt.name) == expected)
+            .map(|prompt| prompt.template)
+            .or(settings["chat_template"].as_str());
+        let found = text.chat_templates.first().map(|(_, source)| &source[..]);
+        assert_eq!(found, expected, "{tokens:?}");
+        assert_eq!(text.eos_token_ids, ends, "{tokens:?}");
     }
 }
 
