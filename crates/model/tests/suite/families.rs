@@ -8,6 +8,7 @@ use std::sync::Arc;
 use backend::{ReferenceBackend, RowOutput, RowTask, SampleBatch, SampleRow, SamplingParams};
 use backend_cpu::{CpuBackend, CpuConfig, Precision};
 use model::{CausalLm, Checkpoint, Prompt, load};
+use safetensors::tensor::Dtype;
 use serde_json::{Value, json};
 
 use crate::golden::{CASES, TOLERANCE, error, expected};
@@ -332,6 +333,32 @@ fn layouts_of_the_same_gpt2_are_the_same_model() {
         });
         let distance = distance(dir.path(), "gpt2", "default");
         assert!(distance < TOLERANCE, "{what}: {distance:e}");
+    }
+}
+
+#[test]
+fn stored_masks_and_frequencies_mean_nothing() {
+    for (name, case, layer) in [
+        ("gpt-neox", "parallel", "gpt_neox.layers.0.attention"),
+        ("gpt2", "default", "transformer.h.0.attn"),
+        ("gptj", "default", "transformer.h.0.attn"),
+    ] {
+        let dir = checkpoint_dir(name, &format!("{case}.tf5.json"));
+        edit_tensors(dir.path(), |tensors| {
+            let buffer = |part: &str, dtype, shape: &[usize], bytes| {
+                (
+                    format!("{layer}.{part}"),
+                    dtype,
+                    shape.to_vec(),
+                    vec![1; bytes],
+                )
+            };
+            tensors.push(buffer("bias", Dtype::BOOL, &[1, 1, 8, 8], 64));
+            tensors.push(buffer("masked_bias", Dtype::F32, &[], 4));
+            tensors.push(buffer("rotary_emb.inv_freq", Dtype::F32, &[3], 12));
+        });
+        let distance = distance(dir.path(), name, case);
+        assert!(distance < TOLERANCE, "{name}: {distance:e}");
     }
 }
 
