@@ -47,7 +47,6 @@ pub fn run() -> Result<()> {
                     "120",
                     "--api",
                     "completions",
-                    "--ignore-eos",
                     "--temperature",
                     "1",
                     "--output-tokens",
@@ -95,7 +94,16 @@ pub fn run() -> Result<()> {
             println!("-- loadtest {} on {}", load.join(" "), run.what);
             install::run(
                 Command::new(target_dir().join("release/loadtest"))
-                    .args(["--quiet", "--url", &server.url])
+                    // The same prompts in every run: random words may make a model end at once, which
+                    // counts as a failure.
+                    .args([
+                        "--quiet",
+                        "--cache",
+                        "warm",
+                        "--ignore-eos",
+                        "--url",
+                        &server.url,
+                    ])
                     .args(*load),
             )?;
         }
@@ -113,7 +121,7 @@ impl Server {
     /// Starts `octet serve` on a free port and waits for the line that says it is ready.
     fn start(flags: &[String]) -> Result<Self> {
         let mut child = Command::new(target_dir().join("release/octet"))
-            .args(["serve", "--port", "0"])
+            .args(["serve", "--port", "0", "--log-level", "warn"])
             .args(flags)
             .stdout(Stdio::piped())
             .spawn()
