@@ -267,8 +267,10 @@ fn effective_defaults(config: &GatewayConfig, own: GenerationDefaults) -> Genera
         GenerationPolicy::Auto => own,
         GenerationPolicy::None => GenerationDefaults::default(),
     };
+    // A checkpoint that asks for greedy decoding gives way to a temperature of the operator.
+    let own_do_sample = own.do_sample.filter(|_| over.temperature.is_none());
     GenerationDefaults {
-        do_sample: over.do_sample.or(own.do_sample),
+        do_sample: over.do_sample.or(own_do_sample),
         temperature: over.temperature.or(own.temperature),
         top_p: over.top_p.or(own.top_p),
         top_k: over.top_k.or(own.top_k),

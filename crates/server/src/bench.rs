@@ -27,7 +27,7 @@ struct Row {
     output_tokens: usize,
     /// Sequences side by side.
     batch: usize,
-    /// Tokens per second of every repetition, the slowest first.
+    /// Tokens per second, over the repetitions.
     #[serde(rename = "tokens_per_second_min")]
     min: f64,
     #[serde(rename = "tokens_per_second_median")]

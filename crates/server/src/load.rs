@@ -76,13 +76,12 @@ pub fn load(config: &Config, gateway: &Gateway, metrics: &Metrics) -> Result<Loa
         info.num_blocks,
         &target.kv_dtype.to_string(),
     );
-    let names = &config.gateway.served_model_names;
     gateway.set_model(ServedModel {
         engine: engine.clone(),
         text,
         root: config.model.to_string(),
         fingerprint: vec![
-            names[0].clone(),
+            config.model.to_string(),
             format.clone(),
             target.precision.to_owned(),
             env!("CARGO_PKG_VERSION").to_owned(),

@@ -49,7 +49,8 @@ async fn serve(config: Config) -> Result<()> {
         .await
         .map_err(|error| bind_error(&config, &error))?;
     let address = listener.local_addr()?;
-    println!("octet {} on http://{address}", env!("CARGO_PKG_VERSION"));
+    let version = env!("CARGO_PKG_VERSION");
+    crate::say(&format!("octet {version} on http://{address}\n"))?;
     let metrics = Metrics::new(&config.gateway.served_model_names[0]);
     let gateway = Gateway::new(config.gateway.clone(), metrics.clone());
     let (end, mut ended) = watch::channel(None);
@@ -114,10 +115,10 @@ fn spawn_model(
             quantization: loaded.target.precision.to_owned(),
             features: "cpu".to_owned(),
         });
-        print!(
-            "{}",
-            banner::ready(&config, &loaded, address, started.elapsed())
-        );
+        let text = banner::ready(&config, &loaded, address, started.elapsed());
+        if let Err(error) = crate::say(&text) {
+            tracing::warn!(%error, "standard output cannot be written to");
+        }
         wait_for_engine(loaded, &end);
     };
     std::thread::Builder::new()

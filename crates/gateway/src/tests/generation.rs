@@ -158,3 +158,34 @@ fn so_it_is_whatever_the_parameters() {
         runtime.block_on(compare(&rig, path, &body, &format!("case {}", cases.get())));
     });
 }
+
+#[tokio::test]
+async fn a_temperature_of_the_operator_wins_over_a_greedy_checkpoint() {
+    let over = |temperature| model::GenerationDefaults {
+        temperature,
+        ..model::GenerationDefaults::default()
+    };
+    let text = model::TextFiles {
+        generation: model::GenerationDefaults {
+            do_sample: Some(false),
+            ..model::GenerationDefaults::default()
+        },
+        ..super::support::text_files()
+    };
+    for (temperature, is_greedy) in [(None, true), (Some(2.0), false)] {
+        let config = crate::GatewayConfig {
+            generation_override: over(temperature),
+            ..crate::GatewayConfig::new("test-model")
+        };
+        let engine = super::support::engine_config();
+        let rig = Rig::with_text(config, engine, super::support::model(), text.clone());
+        let mut texts = Vec::new();
+        for seed in 0..4 {
+            let body = chat(json!({"seed": seed, "ignore_eos": true}));
+            let answer = rig.post("/v1/chat/completions", &body).await.json();
+            texts.push(answer["choices"][0]["message"]["content"].clone());
+        }
+        let all_equal = texts.iter().all(|text| *text == texts[0]);
+        assert_eq!(all_equal, is_greedy, "{temperature:?}: {texts:?}");
+    }
+}

@@ -24,6 +24,18 @@ pub(crate) struct Sizes {
 }
 
 impl Sizes {
+    /// For families whose fused q, k and v leave no other choice: every head has keys of its own, and
+    /// together they are as wide as the hidden size. `key` is what the family calls their number.
+    pub fn shared_out(self, key: &'static str) -> Result<Self> {
+        if self.num_heads * self.head_dim != self.hidden || self.num_kv_heads != self.num_heads {
+            return Err(ModelError::config(
+                key,
+                "does not share out the hidden size",
+            ));
+        }
+        Ok(self)
+    }
+
     /// `head_dim` counts when the key is absent; without it, hidden size divided by heads.
     pub fn read(config: &ModelConfig, head_dim: Option<usize>) -> Result<Self> {
         let hidden = config.required_count(&["hidden_size", "n_embd"])?;

@@ -7,7 +7,7 @@ use super::frame::{Frame, Names, NormSpec, PositionSource, Sizes};
 use super::parts::{Parts, activation};
 use crate::config::ModelConfig;
 use crate::decoder::{Layer, Mlp, Residual};
-use crate::error::{ModelError, Result};
+use crate::error::Result;
 use crate::tensors::{Bias, LinearSpec};
 
 const NAMES: Names = Names {
@@ -30,13 +30,7 @@ pub(crate) struct Gpt2 {
 }
 
 pub(crate) fn read(config: &ModelConfig) -> Result<(Frame, Gpt2)> {
-    let sizes = Sizes::read(config, None)?;
-    if sizes.num_heads * sizes.head_dim != sizes.hidden || sizes.num_kv_heads != sizes.num_heads {
-        return Err(ModelError::config(
-            "n_head",
-            "does not share out the hidden size",
-        ));
-    }
+    let sizes = Sizes::read(config, None)?.shared_out("n_head")?;
     let frame = Frame {
         sizes,
         names: NAMES,

@@ -6,7 +6,7 @@ use super::frame::{Frame, Names, NormSpec, PositionSource, Sizes};
 use super::parts::{Parts, activation, bias};
 use crate::config::ModelConfig;
 use crate::decoder::{Layer, Mlp, Residual};
-use crate::error::{ModelError, Result};
+use crate::error::Result;
 use crate::rope::RopeConfig;
 use crate::tensors::{Bias, reorder_rows};
 
@@ -28,13 +28,7 @@ pub(crate) struct GptNeox {
 }
 
 pub(crate) fn read(config: &ModelConfig) -> Result<(Frame, GptNeox)> {
-    let sizes = Sizes::read(config, None)?;
-    if sizes.num_heads * sizes.head_dim != sizes.hidden || sizes.num_kv_heads != sizes.num_heads {
-        return Err(ModelError::config(
-            "num_attention_heads",
-            "does not share out the hidden size",
-        ));
-    }
+    let sizes = Sizes::read(config, None)?.shared_out("num_attention_heads")?;
     let frame = Frame {
         sizes,
         names: NAMES,
