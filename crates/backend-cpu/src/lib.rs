@@ -23,7 +23,7 @@ pub use kernels_cpu::{Int8Level, Isa};
 use ::backend::{BackendError, LinearRole, Result};
 pub use kv_cache::CpuKvCache;
 pub use linear::CpuLinear;
-use quant::Granularity;
+use quant::{GROUP, Granularity};
 pub use step::CpuStep;
 use team::Team;
 pub use tensor::CpuTensor;
@@ -60,7 +60,9 @@ impl Precision {
         match (self, role) {
             (Self::F32 | Self::Bf16, _) => None,
             (Self::Int8Fast, LinearRole::Projection) => Some(Granularity::Row),
-            (Self::Int8, _) | (Self::Int8Fast, LinearRole::Head) => Some(Granularity::Group),
+            (Self::Int8, _) | (Self::Int8Fast, LinearRole::Head) => {
+                Some(Granularity::Groups(GROUP))
+            }
         }
     }
 }

@@ -4,7 +4,7 @@
 use backend::{BackendError, HostTensor, LinearWeight, Result, WeightData};
 use half::bf16;
 use kernels_cpu::{Epilogue, PackError, QuantisedWeight, linear, linear_w8a8};
-use quant::{Granularity, MAX_INPUTS};
+use quant::{GROUP, Granularity, MAX_INPUTS};
 
 use crate::tensor::CpuTensor;
 use crate::{CpuBackend, Precision};
@@ -43,7 +43,7 @@ impl CpuLinear {
         }
         let weight = match backend.precision.granularity(linear.role) {
             Some(_) if columns > MAX_INPUTS => {
-                pack_int8(backend, &data, [rows, columns], Granularity::Group)?
+                pack_int8(backend, &data, [rows, columns], Granularity::Groups(GROUP))?
             }
             Some(activations) => pack_int8(backend, &data, [rows, columns], activations)?,
             None => {
@@ -159,7 +159,13 @@ fn pack_int8(
             }
         }
     };
-    let packed = QuantisedWeight::quantise(backend.isa, &backend.team, shape, read_row);
+    let packed = QuantisedWeight::quantise(
+        backend.isa,
+        &backend.team,
+        shape,
+        Granularity::Row,
+        read_row,
+    );
     let weight = packed.map_err(|error| match error {
         PackError::OutOfMemory { requested } => out_of_memory(requested),
         PackError::NonFinite { .. } => BackendError::InvalidWeights(error.to_string()),

@@ -1,5 +1,5 @@
-//! The arithmetic of W8A8: 8-bit weights with one scale per output, 8-bit activations with one scale
-//! per token or per token and group of inputs.
+//! The arithmetic of W8A8: 8-bit weights with one scale per output or per output and group of inputs,
+//! 8-bit activations with one scale per token or per token and group of inputs.
 //!
 //! Everything here is a pure function in plain loops. It is the definition that kernels are compared
 //! with bit for bit, so it is written to be read; fast forms live with the targets. It knows nothing
@@ -13,7 +13,7 @@ mod rounding;
 pub use linear::{MAX_INPUTS, linear};
 pub use matrix::Quantised;
 pub use measure::{relative_error, snr_db};
-pub use rounding::{GROUP, Granularity, LARGEST, SMALLEST_ABSMAX, Scale, quantise_row};
+pub use rounding::{BLOCK, GROUP, Granularity, LARGEST, SMALLEST_ABSMAX, Scale, quantise_row};
 
 /// What is wrong with numbers that should be quantised or multiplied.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -43,6 +43,14 @@ pub enum QuantError {
         found: usize,
         /// As the shapes say.
         expected: usize,
+    },
+    /// Weights have scales for other groups of inputs than activations.
+    #[error("weights have scales for {weights:?}, activations for {activations:?}")]
+    Groups {
+        /// Of the weights.
+        weights: Granularity,
+        /// Of the activations.
+        activations: Granularity,
     },
     /// A 32-bit sum of products could overflow.
     #[error("{inputs} inputs of one 32-bit sum, at most {MAX_INPUTS} are safe")]

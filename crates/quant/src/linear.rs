@@ -1,10 +1,11 @@
 //! The product of quantised activations and weights, in the one order that every kernel follows.
 //!
-//! For an output: `t = 0`; for each group `g` in increasing order `t ← fma(f32(Σ q_x · q_w), s_x[g], t)`,
-//! the inner sum being exact in 32 bits; then `y = fma(t, s_w, bias)`, the bias of a layer without one
-//! being zero.
+//! For an output: `t = 0`; for each group `g` in increasing order `t ← fma(f32(Σ q_x · q_w), s[g], t)`,
+//! the inner sum being exact in 32 bits. Weights with one scale per output: `s[g] = s_x[g]`, and at last
+//! `y = fma(t, s_w, bias)`. Weights with a scale per group: `s[g] = s_x[g] · s_w[g]`, rounded, and at last
+//! `y = t + bias`. The bias of a layer without one is zero.
 
-use crate::{QuantError, Quantised, expect_len};
+use crate::{Granularity, QuantError, Quantised, expect_len};
 
 /// Inputs whose products fit one 32-bit sum, activations in ±127 and weights in −128…127.
 pub const MAX_INPUTS: usize = (i32::MAX / (127 * 128)) as usize;
@@ -12,11 +13,17 @@ pub const MAX_INPUTS: usize = (i32::MAX / (127 * 128)) as usize;
 /// `x · wᵀ + bias`, `[rows of x, rows of w]`. A NaN scale of an activation makes its row NaN.
 ///
 /// # Errors
-/// [`QuantError::Length`] where shapes do not fit or weights have more than one scale per row, and
-/// [`QuantError::TooManyInputs`].
+/// [`QuantError::Length`] where shapes do not fit, [`QuantError::Groups`] where weights have a scale per
+/// group and activations do not have the same groups, and [`QuantError::TooManyInputs`].
 pub fn linear(x: &Quantised, w: &Quantised, bias: Option<&[f32]>) -> Result<Vec<f32>, QuantError> {
     expect_len("inputs", x.columns(), w.columns())?;
-    expect_len("weight scales", w.scales().len(), w.rows())?;
+    let (weights, activations) = (w.granularity(), x.granularity());
+    if weights.of_activations(activations) != activations {
+        return Err(QuantError::Groups {
+            weights,
+            activations,
+        });
+    }
     if let Some(bias) = bias {
         expect_len("biases", bias.len(), w.rows())?;
     }
@@ -28,14 +35,26 @@ pub fn linear(x: &Quantised, w: &Quantised, bias: Option<&[f32]>) -> Result<Vec<
     let mut out = Vec::with_capacity(x.rows() * w.rows());
     for row in 0..x.rows() {
         for output in 0..w.rows() {
-            let groups = x.row(row).chunks(group_len);
-            let weights = w.row(output).chunks(group_len);
-            let mut total = 0.0f32;
-            for ((x, w), scale) in groups.zip(weights).zip(x.row_scales(row)) {
-                total = (dot(x, w) as f32).mul_add(*scale, total);
-            }
             let bias = bias.map_or(0.0, |bias| bias[output]);
-            out.push(total.mul_add(w.row_scales(output)[0], bias));
+            let sums = x
+                .row(row)
+                .chunks(group_len)
+                .zip(w.row(output).chunks(group_len));
+            let sums = sums.map(|(x, w)| dot(x, w) as f32);
+            let (s_x, s_w) = (x.row_scales(row), w.row_scales(output));
+            out.push(match weights {
+                Granularity::Row => {
+                    let scaled = sums.zip(s_x);
+                    let total = scaled.fold(0.0f32, |t, (sum, s_x)| sum.mul_add(*s_x, t));
+                    s_w.iter().fold(bias, |bias, s_w| total.mul_add(*s_w, bias))
+                }
+                Granularity::Groups(_) => {
+                    let scaled = sums.zip(s_x.iter().zip(s_w));
+                    let total =
+                        scaled.fold(0.0f32, |t, (sum, (s_x, s_w))| sum.mul_add(s_x * s_w, t));
+                    total + bias
+                }
+            });
         }
     }
     Ok(out)
@@ -52,7 +71,7 @@ fn dot(x: &[i8], w: &[i8]) -> i32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{GROUP, Granularity, relative_error};
+    use crate::{BLOCK, GROUP, relative_error};
 
     fn numbers(seed: u32, len: usize) -> Vec<f32> {
         let mut state = seed;
@@ -71,7 +90,7 @@ mod tests {
             x[..columns].fill(0.0);
             x[columns] = 100.0;
             let weights = Quantised::new(&w, 9, columns, Granularity::Row).expect("finite");
-            let errors = [Granularity::Row, Granularity::Group].map(|granularity| {
+            let errors = [Granularity::Row, Granularity::Groups(GROUP)].map(|granularity| {
                 let quantised = Quantised::new(&x, 5, columns, granularity).expect("finite");
                 let y = linear(&quantised, &weights, Some(&bias)).expect("fits");
                 assert_eq!(y[..9], bias, "a row of zeros");
@@ -101,7 +120,7 @@ mod tests {
             .map(|w| (6..columns).map(|k| x[k] * w[k]).sum())
             .collect();
         // The error relative to what the ordinary inputs contribute.
-        let errors = [Granularity::Row, Granularity::Group].map(|granularity| {
+        let errors = [Granularity::Row, Granularity::Groups(GROUP)].map(|granularity| {
             let quantised = Quantised::new(&x, 1, columns, granularity).expect("finite");
             let y = linear(&quantised, &weights, None).expect("fits");
             let heads = w
@@ -127,7 +146,7 @@ mod tests {
         let w = Quantised::new(&vec![1.0; inputs], 1, inputs, Granularity::Row).expect("finite");
         let refused = linear(&x, &w, None).expect_err("too long");
         assert_eq!(refused, QuantError::TooManyInputs { inputs });
-        let x = Quantised::new(&vec![1.0; inputs], 1, inputs, Granularity::Group);
+        let x = Quantised::new(&vec![1.0; inputs], 1, inputs, Granularity::Groups(GROUP));
         linear(&x.expect("finite"), &w, None).expect("groups have no such limit");
     }
 
@@ -136,12 +155,11 @@ mod tests {
         let make = |rows, columns, granularity| {
             Quantised::new(&vec![1.0; rows * columns], rows, columns, granularity).expect("finite")
         };
-        let x = make(2, 2 * GROUP, Granularity::Group);
+        let x = make(2, 2 * GROUP, Granularity::Groups(GROUP));
         let w = make(3, 2 * GROUP, Granularity::Row);
         assert_eq!(linear(&x, &w, None).expect("fits").len(), 6);
         for (w, bias) in [
             (make(3, GROUP, Granularity::Row), None),
-            (make(3, 2 * GROUP, Granularity::Group), None),
             (w, Some(&[0.0; 2][..])),
         ] {
             let refused = linear(&x, &w, bias);
@@ -150,5 +168,62 @@ mod tests {
                 "{refused:?}"
             );
         }
+        let w = make(3, 2 * GROUP, Granularity::Groups(BLOCK));
+        let refused = linear(&x, &w, None).expect_err("other groups");
+        assert!(matches!(refused, QuantError::Groups { .. }), "{refused}");
+        let x = make(2, 2 * GROUP, Granularity::Row);
+        let refused = linear(&x, &w, None).expect_err("no groups");
+        assert!(matches!(refused, QuantError::Groups { .. }), "{refused}");
+    }
+
+    /// Exact in powers of two: what a scale per group means, written out.
+    #[test]
+    fn weights_with_a_scale_per_group() {
+        let columns = 2 * BLOCK + 3;
+        let groups = Granularity::Groups(BLOCK);
+        let values: Vec<i8> = (0..2 * columns).map(|i| (i % 11) as i8 - 5).collect();
+        let scales = vec![0.5, 2.0, 0.25, 4.0, 0.0, 1.0];
+        let w = Quantised::from_parts(values, scales, 2, columns, groups).expect("fits");
+        // 127 in every group, so that its scale is one.
+        let x: Vec<f32> = (0..columns)
+            .map(|k| {
+                if k % BLOCK == 0 {
+                    127.0
+                } else {
+                    (k % 7) as f32 - 3.0
+                }
+            })
+            .collect();
+        let quantised = Quantised::new(&x, 1, columns, groups).expect("finite");
+        let expected: Vec<f32> = w
+            .dequantise()
+            .chunks(columns)
+            .map(|w| w.iter().zip(&x).map(|(w, x)| w * x).sum::<f32>() + 1.5)
+            .collect();
+        let y = linear(&quantised, &w, Some(&[1.5; 2])).expect("fits");
+        assert_eq!(y, expected);
+    }
+
+    /// A group of weights that are far larger than the others costs less with a scale of its own.
+    #[test]
+    fn groups_of_weights_keep_small_weights() {
+        let columns = 8 * GROUP;
+        let mut w = numbers(2, 32 * columns);
+        for w in w.chunks_mut(columns) {
+            w[..GROUP].iter_mut().for_each(|w| *w *= 100.0);
+        }
+        let mut x = numbers(1, columns);
+        x[..GROUP].fill(0.0);
+        let exact: Vec<f32> = w
+            .chunks(columns)
+            .map(|w| w.iter().zip(&x).map(|(w, x)| w * x).sum())
+            .collect();
+        let groups = Granularity::Groups(GROUP);
+        let x = Quantised::new(&x, 1, columns, groups).expect("finite");
+        let errors = [Granularity::Row, groups].map(|granularity| {
+            let w = Quantised::new(&w, 32, columns, granularity).expect("finite");
+            relative_error(&linear(&x, &w, None).expect("fits"), &exact)
+        });
+        assert!(errors[1] * 10.0 < errors[0], "{errors:?}");
     }
 }

@@ -105,12 +105,18 @@ impl Quantised {
     }
 
     /// The integers of one row.
-    pub(crate) fn row(&self, row: usize) -> &[i8] {
+    ///
+    /// # Panics
+    /// When there is no such row.
+    pub fn row(&self, row: usize) -> &[i8] {
         &self.values[row * self.columns..(row + 1) * self.columns]
     }
 
-    /// The scales of one row.
-    pub(crate) fn row_scales(&self, row: usize) -> &[f32] {
+    /// The scales of one row, one per group.
+    ///
+    /// # Panics
+    /// When there is no such row.
+    pub fn row_scales(&self, row: usize) -> &[f32] {
         let groups = self.granularity.num_groups(self.columns);
         &self.scales[row * groups..(row + 1) * groups]
     }
@@ -141,11 +147,12 @@ impl Quantised {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::GROUP;
 
     #[test]
     fn sums_and_values_follow_groups_that_do_not_fill_the_row() {
         let x: Vec<f32> = (0..2 * 130).map(|i| (i % 3) as f32).collect();
-        let q = Quantised::new(&x, 2, 130, Granularity::Group).expect("finite");
+        let q = Quantised::new(&x, 2, 130, Granularity::Groups(GROUP)).expect("finite");
         let sums = q.group_sums();
         assert_eq!((sums.len(), q.scales().len()), (4, 4));
         assert_eq!(sums.iter().sum::<i32>(), {

@@ -3,8 +3,12 @@
 //! A maximum has no order, and one IEEE division and one multiplication have one result, so the
 //! integers are the same on every machine. Ties round to even, which is what hardware does.
 
-/// Inputs of one group.
+/// Inputs of one group where nothing asks for other groups: enough to hide what scales cost, few enough
+/// that an outlier harms little.
 pub const GROUP: usize = 128;
+
+/// Inputs of one block of the formats that have a scale for every 32 weights.
+pub const BLOCK: usize = 32;
 
 /// The largest integer; the smallest is its negative, so that negation never overflows.
 pub const LARGEST: f32 = 127.0;
@@ -17,16 +21,26 @@ pub const SMALLEST_ABSMAX: f32 = 1e-30;
 pub enum Granularity {
     /// All of them.
     Row,
-    /// Each run of [`GROUP`]; the last may be shorter.
-    Group,
+    /// Each run of this many, counted from the first; the last may be shorter.
+    Groups(usize),
 }
 
 impl Granularity {
-    /// Numbers that share a scale in a row of `columns`; the last group may hold fewer.
+    /// Numbers that share a scale in a row of `columns`, at least one; the last group may hold fewer.
     pub fn group_len(self, columns: usize) -> usize {
         match self {
             Self::Row => columns.max(1),
-            Self::Group => GROUP,
+            Self::Groups(len) => len.max(1),
+        }
+    }
+
+    /// The granularity of activations that meet weights of this one, `wished` being what they have
+    /// where weights leave the choice: sums end where a scale ends, so weights in groups want
+    /// activations in the same groups.
+    pub fn of_activations(self, wished: Self) -> Self {
+        match self {
+            Self::Row => wished,
+            Self::Groups(_) => self,
         }
     }
 
@@ -133,7 +147,7 @@ mod tests {
     fn an_outlier_harms_its_own_group_only() {
         let mut x: Vec<f32> = (0..300).map(|i| ((i * 37) % 21) as f32 - 10.0).collect();
         x[130] = 1e30;
-        let (values, scales, bad) = row(&x, Granularity::Group);
+        let (values, scales, bad) = row(&x, Granularity::Groups(GROUP));
         assert_eq!((scales.len(), bad), (3, 0));
         assert_eq!(values[130], 127);
         assert!(values[128..130].iter().all(|q| *q == 0));
@@ -151,7 +165,7 @@ mod tests {
             let mut x = vec![1.0; 200];
             x[3] = bad;
             x[5] = bad;
-            let (values, scales, count) = row(&x, Granularity::Group);
+            let (values, scales, count) = row(&x, Granularity::Groups(GROUP));
             assert_eq!(count, 2, "{bad}");
             assert!(scales[0].is_nan() && scales[1] > 0.0, "{bad}: {scales:?}");
             assert!(values[..GROUP].iter().all(|q| *q == 0));
@@ -169,8 +183,18 @@ mod tests {
     #[test]
     fn groups_cover_rows_of_every_length() {
         for (columns, groups) in [(0, 0), (1, 1), (127, 1), (128, 1), (129, 2), (300, 3)] {
-            assert_eq!(Granularity::Group.num_groups(columns), groups);
+            assert_eq!(Granularity::Groups(GROUP).num_groups(columns), groups);
             assert_eq!(Granularity::Row.num_groups(columns), columns.min(1));
         }
+    }
+
+    #[test]
+    fn weights_in_groups_choose_the_activations() {
+        let (row, groups) = (Granularity::Row, Granularity::Groups(GROUP));
+        let blocks = Granularity::Groups(BLOCK);
+        assert_eq!(row.of_activations(groups), groups);
+        assert_eq!(row.of_activations(row), row);
+        assert_eq!(blocks.of_activations(groups), blocks);
+        assert_eq!(blocks.of_activations(row), blocks);
     }
 }

@@ -10,7 +10,7 @@ use kernels_cpu::{
     Epilogue, Int8Level, Isa, QuantisedRows, QuantisedWeight, RowLayout, Serial, linear_w8a8,
     quantise,
 };
-use quant::Granularity;
+use quant::{GROUP, Granularity};
 
 const INPUTS: usize = 2048;
 /// A few matrices are used in turn, so that weights come from memory as they do in a model.
@@ -31,11 +31,11 @@ fn main() {
     let isa = Isa::detect();
     let weights: Vec<QuantisedWeight> = (0..MATRICES)
         .map(|_| {
-            QuantisedWeight::quantise(isa, &Serial, [OUTPUTS, INPUTS], read)
+            QuantisedWeight::quantise(isa, &Serial, [OUTPUTS, INPUTS], Granularity::Row, read)
                 .expect("memory for the weights")
         })
         .collect();
-    for granularity in [Granularity::Group, Granularity::Row] {
+    for granularity in [Granularity::Groups(GROUP), Granularity::Row] {
         let few = quantised(granularity, &values[..13 * INPUTS]);
         let expected = multiply(Int8Level::Scalar, &weights[0], &few);
         for level in Isa::supported().map(Int8Level::of) {

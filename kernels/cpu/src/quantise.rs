@@ -25,9 +25,15 @@ impl RowLayout {
     /// For rows of `columns` numbers.
     ///
     /// # Panics
-    /// When there is no column.
+    /// When there is no column, or groups are not a multiple of sixteen numbers.
     pub fn new(columns: usize, granularity: Granularity) -> Self {
         assert!(columns > 0, "a row holds numbers");
+        if let Granularity::Groups(len) = granularity {
+            assert!(
+                len > 0 && len.is_multiple_of(LANES),
+                "groups of {len} are not whole vectors"
+            );
+        }
         Self {
             columns,
             granularity,
@@ -189,9 +195,13 @@ fn quantise_group<S: Simd>(s: S, x: &[f32], words: &mut [u32]) -> (f32, f32) {
 mod tests {
     use super::*;
     use crate::test_data::random;
-    use quant::{LARGEST, SMALLEST_ABSMAX, quantise_row};
+    use quant::{BLOCK, GROUP, LARGEST, SMALLEST_ABSMAX, quantise_row};
 
-    const BOTH: [Granularity; 2] = [Granularity::Row, Granularity::Group];
+    const ALL: [Granularity; 3] = [
+        Granularity::Row,
+        Granularity::Groups(GROUP),
+        Granularity::Groups(BLOCK),
+    ];
 
     /// Compares the row's integers, scales and offsets with the definition, bit for bit.
     fn check(isa: Isa, granularity: Granularity, x: &[f32]) {
@@ -226,7 +236,7 @@ mod tests {
     #[test]
     fn every_level_follows_the_definition() {
         for isa in Isa::supported() {
-            for granularity in BOTH {
+            for granularity in ALL {
                 for len in [1, 3, 4, 15, 16, 17, 100, 127, 128, 129, 255, 256, 300, 1000] {
                     let mut x = random(len as u64, len);
                     check(isa, granularity, &x);
@@ -266,7 +276,7 @@ mod tests {
 
     #[test]
     fn memory_is_used_again_where_it_suffices() {
-        let layout = RowLayout::new(300, Granularity::Group);
+        let layout = RowLayout::new(300, Granularity::Groups(GROUP));
         let mut rows = QuantisedRows::new(5, layout).expect("memory");
         assert_eq!(rows.words().len() % layout.row_words(), 0);
         assert!(rows.reuse(2, RowLayout::new(200, Granularity::Row)));

@@ -71,7 +71,7 @@ fn layers_follow_the_definition_in_every_checkpoint_type() {
         .collect();
     let wide: Vec<f32> = halves.iter().map(|w| w.to_f32()).collect();
     for (precision, granularity) in [
-        (Precision::Int8, Granularity::Group),
+        (Precision::Int8, Granularity::Groups(GROUP)),
         (Precision::Int8Fast, Granularity::Row),
     ] {
         let mut backend = target(Isa::Avx512, precision, 2);
@@ -93,7 +93,7 @@ fn layers_follow_the_definition_in_every_checkpoint_type() {
         let head = weight(WeightData::F32(wide.clone())).into_head();
         let head = backend.load_linear(head).expect("memory");
         let y = backend.linear(&x_tensor, &head, &step).expect("fits");
-        let expected = definition(&wide, &x, Granularity::Group);
+        let expected = definition(&wide, &x, Granularity::Groups(GROUP));
         assert_eq!(backend.read(&y), expected, "{precision}");
     }
 }
@@ -115,7 +115,7 @@ fn changed_elements_are_quantised_again() {
     let sum: Vec<f32> = x.iter().zip(&more).map(|(x, more)| x + more).collect();
     assert_eq!(
         backend.read(&y),
-        definition(&wide, &sum, Granularity::Group)
+        definition(&wide, &sum, Granularity::Groups(GROUP))
     );
 }
 

@@ -1,7 +1,7 @@
 //! `out[m, n] = Σ_k x[m, k] · w[n, k] + bias[n]` for 8-bit activations and weights, in the order of
 //! `quant::linear`: the exact integer sum of a group of inputs, converted and multiplied with the
-//! group's scale onto a running total; then the scale of the output and the bias; then, where asked
-//! for, the value that was in `out`. Nothing in it depends on the number of rows, so a row's bits are
+//! group's scale onto a running total; then the scale of the output, where groups have none of their
+//! own, and the bias; then, where asked for, the value that was in `out`. Nothing in it depends on the number of rows, so a row's bits are
 //! the same in every batch.
 //!
 //! One task is one panel of 32 outputs and up to 96 rows. Tiles of up to 12 × 32 outputs (24 integer
@@ -13,7 +13,7 @@
 mod tests;
 mod weight;
 
-use quant::MAX_INPUTS;
+use quant::{Granularity, MAX_INPUTS};
 
 use crate::dot::{Dot, DotKernel, Int8Level, STEP};
 use crate::linear::{Epilogue, PANEL_WIDTH};
@@ -30,8 +30,8 @@ const STEP_BYTES: usize = PANEL_WIDTH * STEP;
 /// Multiplies quantised rows into the rows of `out`, each `weight.outputs()` long.
 ///
 /// # Panics
-/// When the lengths do not fit together, or the inputs that share a scale are more than
-/// `quant::MAX_INPUTS`.
+/// When the lengths do not fit together, weights have scales for other groups than `x`, or the inputs
+/// that share a scale are more than `quant::MAX_INPUTS`.
 pub fn linear_w8a8(
     level: Int8Level,
     runner: &dyn TaskRunner,
@@ -45,6 +45,11 @@ pub fn linear_w8a8(
     assert_eq!(layout.columns(), weight.inputs(), "whole rows of inputs");
     assert_eq!(out.len(), rows * outputs, "one result per row and output");
     assert!(bias.is_none_or(|bias| bias.len() == outputs));
+    assert_eq!(
+        weight.granularity().of_activations(layout.granularity()),
+        layout.granularity(),
+        "activations in the groups of the weights"
+    );
     let group_len = layout.granularity().group_len(layout.columns());
     assert!(group_len <= MAX_INPUTS, "a sum of products fits 32 bits");
     let row_blocks = rows.div_ceil(TASK_ROWS);
@@ -59,12 +64,13 @@ pub fn linear_w8a8(
             layout,
             num_rows,
             bytes: weight.panel(panel),
+            scales: weight.panel_scales(panel),
+            has_group_scales: weight.granularity() != Granularity::Row,
             tile: OutputTile {
                 // SAFETY: the row and the output lie inside `out`, whose length is asserted above.
                 start: unsafe { out.get().add(first_row * outputs + first_output) },
                 row_stride: outputs,
                 width: PANEL_WIDTH.min(outputs - first_output),
-                scales: &weight.scales()[first_output..],
                 bias: bias.map(|bias| &bias[first_output..]),
                 epilogue,
             },
@@ -81,8 +87,6 @@ struct OutputTile<'a> {
     /// Outputs that exist; the panel's other columns are padding.
     width: usize,
     /// From the first output of the tile on.
-    scales: &'a [f32],
-    /// From the first output of the tile on.
     bias: Option<&'a [f32]>,
     epilogue: Epilogue,
 }
@@ -94,6 +98,9 @@ struct Task<'a> {
     num_rows: usize,
     /// One panel.
     bytes: &'a [u8],
+    /// `[groups, 32]`, or `[32]` where an output has one scale.
+    scales: &'a [f32],
+    has_group_scales: bool,
     tile: OutputTile<'a>,
 }
 
@@ -103,12 +110,20 @@ impl DotKernel for Task<'_> {
         let steps = self.layout.columns().div_ceil(STEP);
         debug_assert_eq!(self.bytes.len(), steps * STEP_BYTES);
         debug_assert_eq!(self.x.len(), self.num_rows * self.layout.row_words());
+        let groups = if self.has_group_scales {
+            self.layout.num_groups()
+        } else {
+            1
+        };
+        debug_assert_eq!(self.scales.len(), groups * PANEL_WIDTH);
         let walk = Walk {
             x: self.x.as_ptr(),
             row_words: self.layout.row_words(),
             first_scale: self.layout.first_scale(),
             first_offset: self.layout.first_offset(),
             bytes: self.bytes.as_ptr(),
+            scales: self.scales.as_ptr(),
+            has_group_scales: self.has_group_scales,
             steps,
             steps_per_group: self
                 .layout
@@ -141,6 +156,10 @@ struct Walk<'a> {
     first_scale: usize,
     first_offset: usize,
     bytes: *const u8,
+    /// Of the weights.
+    scales: *const f32,
+    /// Whether `scales` has 32 for each group.
+    has_group_scales: bool,
     /// Steps of four inputs in a row.
     steps: usize,
     steps_per_group: usize,
@@ -151,7 +170,8 @@ impl Walk<'_> {
     /// Tiles of `R` rows, as many as fit.
     ///
     /// # Safety
-    /// `num_rows` rows lie at `x` and belong to the tile; `steps` steps of a panel lie at `bytes`.
+    /// `num_rows` rows lie at `x` and belong to the tile; `steps` steps of a panel lie at `bytes`, and
+    /// its scales at `scales`.
     #[inline(always)]
     unsafe fn rows<D: Dot, const R: usize, const V: usize>(
         &self,
@@ -199,6 +219,11 @@ impl Walk<'_> {
                 let scale = unsafe { *self.word(row + r, self.first_scale + group) };
                 let scale = s.splat(f32::from_bits(scale));
                 for v in 0..V {
+                    let mut scale = scale;
+                    if self.has_group_scales {
+                        // SAFETY: the panel has 32 scales for each group.
+                        scale = s.mul(scale, unsafe { self.scales(s, group, vector + v) });
+                    }
                     totals[r][v] = s.fma(d.to_f32(sums[r][v]), scale, totals[r][v]);
                 }
             }
@@ -247,6 +272,16 @@ impl Walk<'_> {
         sums
     }
 
+    /// The scales of a vector of outputs.
+    ///
+    /// # Safety
+    /// `scales` has 32 for this group.
+    #[inline(always)]
+    unsafe fn scales<S: Simd>(&self, s: S, group: usize, vector: usize) -> S::F {
+        // SAFETY: two vectors of sixteen for each group.
+        unsafe { s.load_ptr(self.scales.add(group * PANEL_WIDTH + vector * LANES)) }
+    }
+
     /// # Safety
     /// The row exists, and `word` is below the words of a row.
     #[inline(always)]
@@ -279,12 +314,16 @@ impl Walk<'_> {
                 let start = tile.start.add(row * tile.row_stride + first);
                 std::slice::from_raw_parts_mut(start, len)
             };
-            let scale = s.load_slice(&tile.scales[first..first + len]);
             let bias = match tile.bias {
                 Some(bias) => s.load_slice(&bias[first..first + len]),
                 None => s.splat(0.0),
             };
-            let mut y = s.fma(totals[v], scale, bias);
+            let mut y = if self.has_group_scales {
+                s.add(totals[v], bias)
+            } else {
+                // SAFETY: one scale for each output of the panel.
+                s.fma(totals[v], unsafe { self.scales(s, 0, vector + v) }, bias)
+            };
             if tile.epilogue == Epilogue::Add {
                 y = s.add(s.load_slice(out), y);
             }

@@ -1,10 +1,21 @@
-use quant::{Granularity, Quantised, linear};
+use quant::{BLOCK, GROUP, Granularity, Quantised, linear};
 
 use super::*;
 use crate::test_data::{random, same_bits};
 use crate::{Isa, Serial, quantise};
 
-const BOTH: [Granularity; 2] = [Granularity::Row, Granularity::Group];
+const ROW: Granularity = Granularity::Row;
+const GROUPS: Granularity = Granularity::Groups(GROUP);
+const BLOCKS: Granularity = Granularity::Groups(BLOCK);
+
+/// How weights and activations may be quantised together.
+const PAIRS: [[Granularity; 2]; 5] = [
+    [ROW, ROW],
+    [ROW, GROUPS],
+    [ROW, BLOCKS],
+    [GROUPS, GROUPS],
+    [BLOCKS, BLOCKS],
+];
 
 /// One multiplication and what `quant` says it gives.
 struct Case {
@@ -15,12 +26,18 @@ struct Case {
 }
 
 impl Case {
-    fn new(inputs: usize, outputs: usize, rows: usize, with_bias: bool) -> Self {
+    fn new(
+        inputs: usize,
+        outputs: usize,
+        rows: usize,
+        weights: Granularity,
+        with_bias: bool,
+    ) -> Self {
         let weight = random(1, inputs * outputs);
         Self {
             x: random(2 + rows as u64, rows * inputs),
             inputs,
-            weight: Quantised::new(&weight, outputs, inputs, Granularity::Row).expect("finite"),
+            weight: Quantised::new(&weight, outputs, inputs, weights).expect("finite"),
             bias: with_bias.then(|| random(3, outputs)),
         }
     }
@@ -54,8 +71,9 @@ impl Case {
         for isa in Isa::supported() {
             let level = Int8Level::of(isa);
             let what = format!(
-                "{rows} × {} → {outputs}, {granularity:?}, {level}",
-                self.inputs
+                "{rows} × {} → {outputs}, {:?}, {granularity:?}, {level}",
+                self.inputs,
+                self.weight.granularity()
             );
             same_bits(&self.run(isa, granularity, &packed), &expected, &what);
         }
@@ -87,8 +105,8 @@ fn every_level_follows_the_definition() {
     ];
     for (i, (inputs, outputs)) in shapes.into_iter().enumerate() {
         for rows in [0, 1, 2, 3, 4, 5, 7, 8, 11, 12, 13, 23, 65] {
-            for granularity in BOTH {
-                Case::new(inputs, outputs, rows, i % 2 == 0).check(granularity);
+            for [weights, x] in PAIRS {
+                Case::new(inputs, outputs, rows, weights, i % 2 == 0).check(x);
             }
         }
     }
@@ -97,20 +115,20 @@ fn every_level_follows_the_definition() {
 #[test]
 fn every_number_of_rows() {
     for rows in 1..=65 {
-        for granularity in BOTH {
-            Case::new(300, 35, rows, true).check(granularity);
+        for [weights, x] in PAIRS {
+            Case::new(300, 35, rows, weights, true).check(x);
         }
     }
     for rows in [TASK_ROWS - 1, TASK_ROWS, 2 * TASK_ROWS + 5] {
-        Case::new(20, 33, rows, false).check(Granularity::Group);
+        Case::new(20, 33, rows, ROW, false).check(GROUPS);
     }
 }
 
 #[test]
 fn rows_of_zeros_outliers_and_the_ends_of_the_range() {
-    for granularity in BOTH {
+    for [weights, granularity] in PAIRS {
         let (inputs, outputs, rows) = (261, 37, 9);
-        let mut case = Case::new(inputs, outputs, rows, true);
+        let mut case = Case::new(inputs, outputs, rows, weights, true);
         case.x[..inputs].fill(0.0);
         case.x[inputs + 3] = 1e6;
         case.x[2 * inputs..3 * inputs].fill(-7.0);
@@ -126,7 +144,7 @@ fn rows_of_zeros_outliers_and_the_ends_of_the_range() {
         values[2 * inputs..3 * inputs].fill(127);
         scales[3] = 0.0;
         case.weight =
-            Quantised::from_parts(values, scales, outputs, inputs, Granularity::Row).expect("fits");
+            Quantised::from_parts(values, scales, outputs, inputs, weights).expect("fits");
         case.check(granularity);
         let zero_row = &case.expected(granularity)[..outputs];
         assert_eq!(Some(zero_row), case.bias.as_deref());
@@ -148,7 +166,7 @@ fn the_longest_rows_are_exact() {
                 weight: weight.clone().expect("fits"),
                 bias: None,
             };
-            for granularity in BOTH {
+            for granularity in [ROW, GROUPS, BLOCKS] {
                 case.check(granularity);
             }
         }
@@ -160,33 +178,40 @@ fn quantising_at_load_equals_packing_what_quant_made() {
     for (inputs, outputs) in [(1, 1), (70, 33), (300, 64)] {
         let mut weight = random(5, inputs * outputs);
         weight[..inputs].fill(0.0);
-        let known = Quantised::new(&weight, outputs, inputs, Granularity::Row).expect("finite");
-        let expected = QuantisedWeight::from_quantised(&Serial, &known).expect("memory");
-        for isa in Isa::supported() {
-            let read = |row: usize, out: &mut [f32]| {
-                out.copy_from_slice(&weight[row * inputs..(row + 1) * inputs]);
-            };
-            let found = QuantisedWeight::quantise(isa, &Serial, [outputs, inputs], read);
-            let found = found.expect("finite");
-            for output in 0..outputs {
-                let (panel, column) = (output / PANEL_WIDTH, output % PANEL_WIDTH);
-                let of = |weight: &QuantisedWeight| -> Vec<u8> {
-                    let steps = weight.panel(panel).chunks(STEP_BYTES);
-                    let columns = steps.map(|step| &step[column * STEP..][..STEP]);
-                    columns.flatten().copied().collect()
+        for granularity in [ROW, GROUPS, BLOCKS] {
+            let known = Quantised::new(&weight, outputs, inputs, granularity).expect("finite");
+            let expected = QuantisedWeight::from_quantised(&Serial, &known).expect("memory");
+            for isa in Isa::supported() {
+                let read = |row: usize, out: &mut [f32]| {
+                    out.copy_from_slice(&weight[row * inputs..(row + 1) * inputs]);
                 };
-                assert_eq!(of(&found), of(&expected), "output {output}, {isa}");
+                let shape = [outputs, inputs];
+                let found = QuantisedWeight::quantise(isa, &Serial, shape, granularity, read);
+                let found = found.expect("finite");
+                for panel in 0..found.panels() {
+                    assert_eq!(found.panel(panel), expected.panel(panel), "{isa}");
+                    assert_eq!(found.panel_scales(panel), expected.panel_scales(panel));
+                }
+                assert_eq!(found.granularity(), granularity);
+                assert_eq!(found.bytes(), expected.bytes());
             }
-            assert_eq!(found.scales()[..outputs], expected.scales()[..outputs]);
-            assert_eq!(found.bytes(), expected.bytes());
         }
     }
 }
 
 #[test]
 fn weights_take_a_byte_each() {
-    let packed = Case::new(512, 320, 1, false).packed();
-    assert_eq!(packed.bytes(), 512 * 320 + 4 * 320);
+    for (granularity, scales) in [(ROW, 1), (GROUPS, 4), (BLOCKS, 16)] {
+        let packed = Case::new(512, 320, 1, granularity, false).packed();
+        assert_eq!(packed.bytes(), 512 * 320 + 4 * 320 * scales);
+    }
+}
+
+#[test]
+#[should_panic(expected = "activations in the groups of the weights")]
+fn activations_in_other_groups_are_a_bug() {
+    let case = Case::new(300, 3, 2, BLOCKS, false);
+    case.run(Isa::Scalar, GROUPS, &case.packed());
 }
 
 #[test]
@@ -198,16 +223,25 @@ fn weights_that_are_not_finite_are_named() {
                 out[2] = bad;
             }
         };
-        let refused = QuantisedWeight::quantise(Isa::detect(), &Serial, [64, 5], read);
+        let refused = QuantisedWeight::quantise(Isa::detect(), &Serial, [64, 5], ROW, read);
         let error = refused.expect_err("not finite");
         assert_eq!(error, PackError::NonFinite { output: 40 });
+        let read = |row: usize, _: &mut [i8], scales: &mut [f32]| {
+            scales.fill(1.0);
+            if row == 33 {
+                scales[1] = bad;
+            }
+        };
+        let refused = QuantisedWeight::from_rows(&Serial, [64, 50], BLOCKS, read);
+        let error = refused.expect_err("no scale");
+        assert_eq!(error, PackError::NonFinite { output: 33 });
     }
 }
 
 #[test]
 fn adding_equals_storing_then_adding() {
-    for granularity in BOTH {
-        let case = Case::new(140, 50, 9, true);
+    for [weights, granularity] in PAIRS {
+        let case = Case::new(140, 50, 9, weights, true);
         let packed = case.packed();
         for isa in Isa::supported() {
             let mut residual = random(4, 9 * 50);
@@ -224,9 +258,9 @@ fn adding_equals_storing_then_adding() {
 
 #[test]
 fn numbers_that_are_not_finite_reach_their_row_and_no_other() {
-    for granularity in BOTH {
+    for [weights, granularity] in PAIRS {
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-            let mut case = Case::new(200, 40, 14, true);
+            let mut case = Case::new(200, 40, 14, weights, true);
             let clean = case.expected(granularity);
             case.x[6 * 200 + 5] = bad;
             let packed = case.packed();

@@ -3,7 +3,7 @@
 //! Layout: `[panel][inputs / 4][32 outputs][4 inputs]`, a byte each, 128 added. One vector of 64 bytes
 //! is sixteen outputs by four inputs, which meet four activations in one broadcast word. Inputs are
 //! padded to fours and outputs to panels; activations are zero at padded inputs, and padded outputs
-//! are not stored.
+//! are not stored. Scales: `[panel][groups][32 outputs]`, one group where an output has one scale.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -17,13 +17,15 @@ use crate::linear::PANEL_WIDTH;
 use crate::quantise::{RowLayout, quantise};
 use crate::runner::{TaskRunner, for_each_chunk_pair};
 
-/// A weight matrix `[outputs, inputs]`: bytes in panels and one scale per output.
+/// A weight matrix `[outputs, inputs]`: bytes in panels, and one scale per output or per output and
+/// group of inputs.
 #[derive(Debug)]
 pub struct QuantisedWeight {
     outputs: usize,
     inputs: usize,
+    granularity: Granularity,
     bytes: AlignedBuf<u8>,
-    /// One per output, padding included.
+    /// `[panel][groups][32]`, padding included.
     scales: AlignedBuf<f32>,
 }
 
@@ -36,7 +38,7 @@ pub enum PackError {
         /// Bytes asked for.
         requested: usize,
     },
-    /// NaN or an infinity has no 8-bit form.
+    /// NaN or an infinity has no 8-bit form and is no scale.
     #[error("weights of output {output} are not finite")]
     NonFinite {
         /// The first such output.
@@ -52,87 +54,119 @@ impl QuantisedWeight {
     /// [`PackError`].
     ///
     /// # Panics
-    /// When a dimension is zero.
+    /// When a dimension is zero, or groups are not a multiple of sixteen inputs.
     pub fn quantise(
         isa: Isa,
         runner: &dyn TaskRunner,
         [outputs, inputs]: [usize; 2],
+        granularity: Granularity,
         read_row: impl Fn(usize, &mut [f32]) + Sync,
     ) -> Result<Self, PackError> {
-        let layout = RowLayout::new(inputs, Granularity::Row);
-        let first_bad = AtomicUsize::new(usize::MAX);
-        let packed = Self::pack(runner, [outputs, inputs], |first, panel, scales| {
+        let layout = RowLayout::new(inputs, granularity);
+        Self::pack(runner, [outputs, inputs], granularity, || {
             let mut row = vec![0.0; inputs];
             let mut words = vec![0; layout.row_words()];
-            for (column, scale) in scales.iter_mut().enumerate() {
-                let output = first + column;
-                if output == outputs {
-                    break;
-                }
+            let read_row = &read_row;
+            move |output, values: &mut [i8], scales: &mut [f32]| {
                 read_row(output, &mut row);
                 quantise(isa, layout, &row, &mut words);
-                *scale = f32::from_bits(words[layout.first_scale()]);
-                if scale.is_nan() {
-                    first_bad.fetch_min(output, Ordering::Relaxed);
+                let integers = words.iter().flat_map(|word| word.to_ne_bytes());
+                for (value, integer) in values.iter_mut().zip(integers) {
+                    *value = integer as i8;
                 }
-                let values = words.iter().map(|word| word.to_ne_bytes());
-                put(panel, column, values);
-            }
-        })?;
-        match first_bad.into_inner() {
-            usize::MAX => Ok(packed),
-            output => Err(PackError::NonFinite { output }),
-        }
-    }
-
-    /// Packs integers and scales that something else made.
-    ///
-    /// # Errors
-    /// [`PackError::OutOfMemory`].
-    ///
-    /// # Panics
-    /// When a dimension is zero, or rows have more than one scale.
-    pub fn from_quantised(runner: &dyn TaskRunner, weight: &Quantised) -> Result<Self, PackError> {
-        let (outputs, inputs) = (weight.rows(), weight.columns());
-        assert_eq!(weight.scales().len(), outputs, "one scale per output");
-        Self::pack(runner, [outputs, inputs], |first, panel, scales| {
-            let known = &weight.scales()[first..];
-            for (column, (scale, known)) in scales.iter_mut().zip(known).enumerate() {
-                *scale = *known;
-                let start = (first + column) * inputs;
-                let values = weight.values()[start..start + inputs].chunks(STEP);
-                let values = values.map(|values| {
-                    std::array::from_fn(|i| values.get(i).map_or(0, |value| *value as u8))
-                });
-                put(panel, column, values);
+                let found = &words[layout.first_scale()..layout.first_offset()];
+                for (scale, found) in scales.iter_mut().zip(found) {
+                    *scale = f32::from_bits(*found);
+                }
             }
         })
     }
 
-    /// Calls `fill` with the first output, the bytes and the scales of every panel.
-    fn pack(
+    /// Packs integers and scales that something else made, a panel per task; the integers may be
+    /// anything in −128…127. `read_row` writes the integers of one output, `inputs` of them, and its
+    /// scales, one per group.
+    ///
+    /// # Errors
+    /// [`PackError`].
+    ///
+    /// # Panics
+    /// When a dimension is zero, or groups are not a multiple of sixteen inputs.
+    pub fn from_rows(
+        runner: &dyn TaskRunner,
+        shape: [usize; 2],
+        granularity: Granularity,
+        read_row: impl Fn(usize, &mut [i8], &mut [f32]) + Sync,
+    ) -> Result<Self, PackError> {
+        Self::pack(runner, shape, granularity, || &read_row)
+    }
+
+    /// As [`Self::from_rows`], from a whole matrix.
+    ///
+    /// # Errors
+    /// [`PackError`].
+    ///
+    /// # Panics
+    /// When a dimension is zero, or groups are not a multiple of sixteen inputs.
+    pub fn from_quantised(runner: &dyn TaskRunner, weight: &Quantised) -> Result<Self, PackError> {
+        let shape = [weight.rows(), weight.columns()];
+        Self::from_rows(
+            runner,
+            shape,
+            weight.granularity(),
+            |output, values, scales| {
+                values.copy_from_slice(weight.row(output));
+                scales.copy_from_slice(weight.row_scales(output));
+            },
+        )
+    }
+
+    /// Packs; every task asks `reader` for what writes the integers and scales of an output.
+    fn pack<R: FnMut(usize, &mut [i8], &mut [f32])>(
         runner: &dyn TaskRunner,
         [outputs, inputs]: [usize; 2],
-        fill: impl Fn(usize, &mut [u8], &mut [f32]) + Sync,
+        granularity: Granularity,
+        reader: impl Fn() -> R + Sync,
     ) -> Result<Self, PackError> {
         assert!(outputs > 0 && inputs > 0, "a matrix has outputs and inputs");
+        let groups = RowLayout::new(inputs, granularity).num_groups();
         let panels = outputs.div_ceil(PANEL_WIDTH);
         let panel_bytes = inputs.div_ceil(STEP).saturating_mul(STEP_BYTES);
+        let panel_scales = groups * PANEL_WIDTH;
         let requested = panels.saturating_mul(panel_bytes);
-        let memory = AlignedBuf::zeroed(requested).zip(AlignedBuf::zeroed(panels * PANEL_WIDTH));
+        let memory = AlignedBuf::zeroed(requested).zip(AlignedBuf::zeroed(panels * panel_scales));
         let (mut bytes, mut scales) = memory.ok_or(PackError::OutOfMemory { requested })?;
+        let first_bad = AtomicUsize::new(usize::MAX);
         for_each_chunk_pair(
             runner,
             (&mut bytes, panel_bytes),
-            (&mut scales, PANEL_WIDTH),
-            |panel, bytes, scales| fill(panel * PANEL_WIDTH, bytes, scales),
+            (&mut scales, panel_scales),
+            |panel, bytes, scales| {
+                let mut read_row = reader();
+                let (mut row, mut row_scales) = (vec![0; inputs], vec![0.0; groups]);
+                let first = panel * PANEL_WIDTH;
+                for column in 0..PANEL_WIDTH.min(outputs - first) {
+                    read_row(first + column, &mut row, &mut row_scales);
+                    if row_scales.iter().any(|scale| !scale.is_finite()) {
+                        first_bad.fetch_min(first + column, Ordering::Relaxed);
+                    }
+                    put(bytes, column, &row);
+                    let places = scales[column..].iter_mut().step_by(PANEL_WIDTH);
+                    for (place, scale) in places.zip(&row_scales) {
+                        *place = *scale;
+                    }
+                }
+            },
         );
-        Ok(Self {
-            outputs,
-            inputs,
-            bytes,
-            scales,
-        })
+        match first_bad.into_inner() {
+            usize::MAX => Ok(Self {
+                outputs,
+                inputs,
+                granularity,
+                bytes,
+                scales,
+            }),
+            output => Err(PackError::NonFinite { output }),
+        }
     }
 
     /// Rows of the matrix.
@@ -143,6 +177,11 @@ impl QuantisedWeight {
     /// Columns of the matrix.
     pub fn inputs(&self) -> usize {
         self.inputs
+    }
+
+    /// Which weights of an output share a scale.
+    pub fn granularity(&self) -> Granularity {
+        self.granularity
     }
 
     /// Bytes of the packed weights and their scales, padding included.
@@ -159,15 +198,21 @@ impl QuantisedWeight {
         &self.bytes[panel * len..(panel + 1) * len]
     }
 
-    pub(super) fn scales(&self) -> &[f32] {
-        &self.scales
+    /// `[groups, 32]`.
+    pub(super) fn panel_scales(&self, panel: usize) -> &[f32] {
+        let len = self.scales.len() / self.panels();
+        &self.scales[panel * len..(panel + 1) * len]
     }
 }
 
-/// Writes one output's integers, four at a time, to its column of a panel.
-fn put(panel: &mut [u8], column: usize, values: impl Iterator<Item = [u8; STEP]>) {
-    for (step, values) in panel.chunks_exact_mut(STEP_BYTES).zip(values) {
-        let stored = values.map(|value| value ^ OFFSET);
-        step[column * STEP..(column + 1) * STEP].copy_from_slice(&stored);
+/// Writes one output's integers to its column of a panel.
+fn put(panel: &mut [u8], column: usize, values: &[i8]) {
+    for (step, values) in panel.chunks_exact_mut(STEP_BYTES).zip(values.chunks(STEP)) {
+        let places = &mut step[column * STEP..(column + 1) * STEP];
+        // Inputs of the last step that do not exist meet activations that are zero.
+        places.fill(OFFSET);
+        for (place, value) in places.iter_mut().zip(values) {
+            *place = *value as u8 ^ OFFSET;
+        }
     }
 }
