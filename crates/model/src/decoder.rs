@@ -28,6 +28,8 @@ pub(crate) struct Weights<B: Backend> {
     pub final_norm: Norm<B::Tensor>,
     /// `[vocab, hidden]`; a copy of the embedding where the checkpoint ties them.
     pub head: B::Linear,
+    /// `l ← cap · tanh(l / cap)` for every logit.
+    pub logit_cap: Option<f32>,
 }
 
 /// Where positions enter.
@@ -38,9 +40,11 @@ pub(crate) enum Position<T> {
     Rotary(Vec<Rope<T>>),
 }
 
-/// One transformer layer around the residual stream `x`, with `a = out(attend(qkv(pre_attn(x))))`.
+/// One transformer layer around the residual stream `x`, with
+/// `a = post_attn(out(attend(qkv(pre_attn(x)))))` and `m(n) = post_mlp(mlp(n))`. A norm that is absent
+/// is the identity.
 pub(crate) struct Layer<B: Backend> {
-    pub pre_attn: Norm<B::Tensor>,
+    pub pre_attn: Option<Norm<B::Tensor>>,
     /// Queries, keys and values as rows of one matrix.
     pub qkv: B::Linear,
     /// Norms of queries and keys, before rotation.
@@ -49,20 +53,22 @@ pub(crate) struct Layer<B: Backend> {
     pub rope: Option<usize>,
     pub attention: AttentionSpec,
     pub out: B::Linear,
+    pub post_attn: Option<Norm<B::Tensor>>,
     pub residual: Residual<B::Tensor>,
     pub mlp: Mlp<B>,
+    pub post_mlp: Option<Norm<B::Tensor>>,
 }
 
 /// What the feed-forward half reads, with the norm in front of it.
 pub(crate) enum Residual<T> {
-    /// `x ← x + a`, then `x ← x + mlp(norm(x))`.
-    Sequential(Norm<T>),
-    /// `x ← x + a + mlp(n)`, both halves reading the layer's input: `n` is its own norm of it, or the
+    /// `x ← x + a`, then `x ← x + m(norm(x))`.
+    Sequential(Option<Norm<T>>),
+    /// `x ← x + a + m(n)`, both halves reading the layer's input: `n` is its own norm of it, or the
     /// one that attention reads.
     Parallel(Option<Norm<T>>),
 }
 
-/// Norms over each head, with weights as long as the row.
+/// Norms over each head, or over the row, with weights as long as the row.
 pub(crate) struct QkNorm<T> {
     pub q: Norm<T>,
     pub k: Norm<T>,
@@ -152,7 +158,11 @@ impl<B: Backend> Decoder<B> {
             return Ok((x, step));
         }
         let x = backend.norm_quant(&x, &weights.final_norm, &step)?;
-        Ok((backend.linear(&x, &weights.head, &step)?, step))
+        let mut logits = backend.linear(&x, &weights.head, &step)?;
+        if let Some(cap) = weights.logit_cap {
+            backend.activate(&mut logits, Activation::SoftCap(cap))?;
+        }
+        Ok((logits, step))
     }
 }
 
@@ -171,8 +181,11 @@ impl<B: Backend> Layer<B> {
             spec.num_heads * spec.head_dim,
             spec.num_kv_heads * spec.head_dim,
         );
-        let n = backend.norm_quant(x, &self.pre_attn, step)?;
-        let qkv = backend.linear(&n, &self.qkv, step)?;
+        let n = match &self.pre_attn {
+            Some(norm) => Some(backend.norm_quant(x, norm, step)?),
+            None => None,
+        };
+        let qkv = backend.linear(n.as_ref().unwrap_or(x), &self.qkv, step)?;
         let parts = backend.split(qkv, &[q_width, kv_width, kv_width])?;
         let [mut q, mut k, v] = <[B::Tensor; 3]>::try_from(parts).map_err(|parts| {
             BackendError::Shape(format!("split gave {} parts of 3", parts.len()))
@@ -185,51 +198,72 @@ impl<B: Backend> Layer<B> {
         let attended = backend.attention(&q, cache, index, spec, step)?;
         let n = match &self.residual {
             Residual::Sequential(norm) => {
-                backend.linear_add(x, &attended, &self.out, step)?;
-                backend.norm_quant(x, norm, step)?
+                join(x, &attended, &self.out, &self.post_attn, backend, step)?;
+                match norm {
+                    Some(norm) => Some(backend.norm_quant(x, norm, step)?),
+                    None => None,
+                }
             }
             Residual::Parallel(norm) => {
                 let n = match norm {
-                    Some(norm) => backend.norm_quant(x, norm, step)?,
+                    Some(norm) => Some(backend.norm_quant(x, norm, step)?),
                     None => n,
                 };
-                backend.linear_add(x, &attended, &self.out, step)?;
+                join(x, &attended, &self.out, &self.post_attn, backend, step)?;
                 n
             }
         };
-        self.mlp.forward(&n, x, backend, step)
+        let hidden = self.mlp.hidden(n.as_ref().unwrap_or(x), backend, step)?;
+        join(x, &hidden, self.mlp.down(), &self.post_mlp, backend, step)
     }
 }
 
+/// `x ← x + norm(branch · Wᵀ + bias)`: how a branch comes back to the residual stream.
+fn join<B: Backend>(
+    x: &mut B::Tensor,
+    branch: &B::Tensor,
+    linear: &B::Linear,
+    norm: &Option<Norm<B::Tensor>>,
+    backend: &mut B,
+    step: &B::Step,
+) -> Result<(), BackendError> {
+    let Some(norm) = norm else {
+        return backend.linear_add(x, branch, linear, step);
+    };
+    let branch = backend.linear(branch, linear, step)?;
+    let branch = backend.norm(&branch, norm, step)?;
+    backend.add(x, &branch)
+}
+
 impl<B: Backend> Mlp<B> {
-    /// Adds the feed-forward half of `n` to the residual stream.
-    fn forward(
+    /// What the last projection reads.
+    fn hidden(
         &self,
         n: &B::Tensor,
-        x: &mut B::Tensor,
         backend: &mut B,
         step: &B::Step,
-    ) -> Result<(), BackendError> {
+    ) -> Result<B::Tensor, BackendError> {
         match self {
             Self::Gated {
                 gate_up,
-                down,
                 width,
                 activation,
+                ..
             } => {
                 let gate_up = backend.linear(n, gate_up, step)?;
-                let hidden = backend.gated(gate_up, *width, *activation)?;
-                backend.linear_add(x, &hidden, down, step)
+                backend.gated(gate_up, *width, *activation)
             }
-            Self::Plain {
-                up,
-                down,
-                activation,
-            } => {
+            Self::Plain { up, activation, .. } => {
                 let mut hidden = backend.linear(n, up, step)?;
                 backend.activate(&mut hidden, *activation)?;
-                backend.linear_add(x, &hidden, down, step)
+                Ok(hidden)
             }
+        }
+    }
+
+    fn down(&self) -> &B::Linear {
+        match self {
+            Self::Gated { down, .. } | Self::Plain { down, .. } => down,
         }
     }
 }

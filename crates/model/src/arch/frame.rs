@@ -105,6 +105,36 @@ pub(crate) struct NormSpec {
     pub kind: NormKind,
     pub bias: Bias,
     pub eps: f32,
+    /// Added to every stored weight, then multiplied with it and with the bias.
+    pub weights: Affine,
+}
+
+impl NormSpec {
+    /// Weights as they are stored.
+    pub fn new(kind: NormKind, bias: Bias, eps: f64) -> Self {
+        Self {
+            kind,
+            bias,
+            eps: eps as f32,
+            weights: Affine {
+                offset: 0.0,
+                factor: 1.0,
+            },
+        }
+    }
+
+    /// The same norm with its result multiplied.
+    pub fn times(mut self, factor: f32) -> Self {
+        self.weights.factor *= factor;
+        self
+    }
+}
+
+/// `(w + offset) · factor`.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Affine {
+    pub offset: f32,
+    pub factor: f32,
 }
 
 /// Where positions come from.
@@ -112,7 +142,31 @@ pub(crate) struct NormSpec {
 pub(crate) enum PositionSource {
     /// A table in the checkpoint, by name.
     Learned(&'static str),
-    Rotary(RopeConfig),
+    /// A layer names its rotation by index.
+    Rotary(Vec<RopeConfig>),
+}
+
+/// Factors on the way from the embedding to the logits.
+///
+/// The embedding's is taken out of the residual stream instead of being put into the table, so that a
+/// tied head stays tied: whatever a layer adds to the stream is divided by it, and so is, squared, the
+/// epsilon of every norm that reads the stream, which then give what they gave before.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Multipliers {
+    /// Of the embedding.
+    pub embedding: f32,
+    /// Of the logits; the last norm takes it.
+    pub logits: f32,
+    /// `l ← cap · tanh(l / cap)`, after the multiplication.
+    pub logit_cap: Option<f32>,
+}
+
+impl Multipliers {
+    pub const NONE: Self = Self {
+        embedding: 1.0,
+        logits: 1.0,
+        logit_cap: None,
+    };
 }
 
 /// Tensor names outside the layers, without `.weight`.
@@ -138,14 +192,28 @@ pub(crate) struct Frame {
     /// The head is the embedding.
     pub tied: bool,
     pub head_bias: Bias,
+    pub multipliers: Multipliers,
 }
 
 impl Frame {
+    /// The norm of what stands on the residual stream.
+    pub fn stream_norm(&self) -> NormSpec {
+        let embedding = self.multipliers.embedding;
+        NormSpec {
+            eps: self.norm.eps / (embedding * embedding),
+            ..self.norm
+        }
+    }
+
     pub fn shape(&self) -> Shape {
         let max_positions = self.sizes.max_positions;
         let (max_positions, max_stretched) = match &self.position {
             PositionSource::Learned(_) => (max_positions, max_positions),
-            PositionSource::Rotary(rope) => rope.context(max_positions),
+            PositionSource::Rotary(ropes) => ropes
+                .first()
+                .map_or((max_positions, max_positions), |rope| {
+                    rope.context(max_positions)
+                }),
         };
         Shape {
             num_layers: self.sizes.num_layers,
@@ -186,7 +254,7 @@ impl Frame {
             progress.advance(1);
         }
         let final_norm = Parts::new(0, prefix.to_owned(), tensors, backend).norm(
-            self.norm,
+            self.stream_norm().times(self.multipliers.logits),
             final_norm,
             self.sizes.hidden,
         )?;
@@ -198,6 +266,7 @@ impl Frame {
             layers,
             final_norm,
             head,
+            logit_cap: self.multipliers.logit_cap,
         };
         Ok((weights, vocab))
     }
@@ -252,17 +321,21 @@ impl Frame {
                 }
                 Ok(Position::Learned(backend.load_tensor(table)?))
             }
-            PositionSource::Rotary(rope) => {
-                let table = HostTensor::new(
-                    max_model_len,
-                    rope.rotary_dim,
-                    WeightData::F32(rope.table(max_model_len)),
-                )?;
-                Ok(Position::Rotary(vec![Rope {
-                    head_dim: self.sizes.head_dim,
-                    rotary_dim: rope.rotary_dim,
-                    table: backend.load_tensor(table)?,
-                }]))
+            PositionSource::Rotary(ropes) => {
+                let mut load = |rope: &RopeConfig| {
+                    let table = HostTensor::new(
+                        max_model_len,
+                        rope.rotary_dim,
+                        WeightData::F32(rope.table(max_model_len)),
+                    )?;
+                    Ok(Rope {
+                        head_dim: self.sizes.head_dim,
+                        rotary_dim: rope.rotary_dim,
+                        table: backend.load_tensor(table)?,
+                    })
+                };
+                let ropes: Result<Vec<_>> = ropes.iter().map(&mut load).collect();
+                Ok(Position::Rotary(ropes?))
             }
         }
     }

@@ -3,7 +3,7 @@
 
 use backend::{Activation, Backend, LinearWeight, NormKind};
 
-use super::frame::{Frame, Names, NormSpec, PositionSource, Sizes};
+use super::frame::{Frame, Multipliers, Names, NormSpec, PositionSource, Sizes};
 use super::parts::{Parts, activation};
 use crate::config::ModelConfig;
 use crate::decoder::{Layer, Mlp, Residual};
@@ -34,14 +34,15 @@ pub(crate) fn read(config: &ModelConfig) -> Result<(Frame, Gpt2)> {
     let frame = Frame {
         sizes,
         names: NAMES,
-        norm: NormSpec {
-            kind: NormKind::Layer,
-            bias: Bias::IfStored,
-            eps: config.number(&["layer_norm_epsilon"], 1e-5)? as f32,
-        },
+        norm: NormSpec::new(
+            NormKind::Layer,
+            Bias::IfStored,
+            config.number(&["layer_norm_epsilon"], 1e-5)?,
+        ),
         position: PositionSource::Learned("wpe"),
         tied: config.boolean("tie_word_embeddings", true)?,
         head_bias: Bias::IfStored,
+        multipliers: Multipliers::NONE,
     };
     const ACTIVATION: &[&str] = &["activation_function"];
     if config.get(ACTIVATION).is_none() {
@@ -90,18 +91,20 @@ impl Gpt2 {
             attention.scale /= (parts.index + 1) as f32;
         }
         Ok(Layer {
-            pre_attn: parts.norm(norm, "ln_1", hidden)?,
+            pre_attn: Some(parts.norm(norm, "ln_1", hidden)?),
             qkv: linear(parts, "attn.c_attn", 3 * hidden, hidden)?,
             qk_norm: None,
             rope: None,
             attention,
             out: linear(parts, "attn.c_proj", hidden, hidden)?,
-            residual: Residual::Sequential(parts.norm(norm, "ln_2", hidden)?),
+            post_attn: None,
+            residual: Residual::Sequential(Some(parts.norm(norm, "ln_2", hidden)?)),
             mlp: Mlp::Plain {
                 up: linear(parts, "mlp.c_fc", self.width, hidden)?,
                 down: linear(parts, "mlp.c_proj", hidden, self.width)?,
                 activation: self.activation,
             },
+            post_mlp: None,
         })
     }
 }

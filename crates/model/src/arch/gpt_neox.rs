@@ -2,7 +2,7 @@
 
 use backend::{Activation, Backend, LinearWeight, NormKind};
 
-use super::frame::{Frame, Names, NormSpec, PositionSource, Sizes};
+use super::frame::{Frame, Multipliers, Names, NormSpec, PositionSource, Sizes};
 use super::parts::{Parts, activation, bias};
 use crate::config::ModelConfig;
 use crate::decoder::{Layer, Mlp, Residual};
@@ -32,14 +32,20 @@ pub(crate) fn read(config: &ModelConfig) -> Result<(Frame, GptNeox)> {
     let frame = Frame {
         sizes,
         names: NAMES,
-        norm: NormSpec {
-            kind: NormKind::Layer,
-            bias: Bias::Required,
-            eps: config.number(&["layer_norm_eps"], 1e-5)? as f32,
-        },
-        position: PositionSource::Rotary(RopeConfig::read(config, sizes.head_dim, 10_000.0, 0.25)?),
+        norm: NormSpec::new(
+            NormKind::Layer,
+            Bias::Required,
+            config.number(&["layer_norm_eps"], 1e-5)?,
+        ),
+        position: PositionSource::Rotary(vec![RopeConfig::read(
+            config,
+            sizes.head_dim,
+            10_000.0,
+            0.25,
+        )?]),
         tied: config.boolean("tie_word_embeddings", false)?,
         head_bias: Bias::IfStored,
+        multipliers: Multipliers::NONE,
     };
     let layers = GptNeox {
         width: config.required_count(&["intermediate_size"])?,
@@ -62,21 +68,23 @@ impl GptNeox {
         let pre_attn = parts.norm(frame.norm, "input_layernorm", hidden)?;
         let pre_mlp = parts.norm(frame.norm, "post_attention_layernorm", hidden)?;
         Ok(Layer {
-            pre_attn,
+            pre_attn: Some(pre_attn),
             qkv: parts.load(by_part(qkv, sizes))?,
             qk_norm: None,
             rope: Some(0),
             attention: sizes.attention(),
             out: parts.linear("attention.dense", hidden, hidden, self.attention_bias)?,
+            post_attn: None,
             residual: match self.parallel {
                 true => Residual::Parallel(Some(pre_mlp)),
-                false => Residual::Sequential(pre_mlp),
+                false => Residual::Sequential(Some(pre_mlp)),
             },
             mlp: Mlp::Plain {
                 up: parts.linear("mlp.dense_h_to_4h", self.width, hidden, Bias::Required)?,
                 down: parts.linear("mlp.dense_4h_to_h", hidden, self.width, Bias::Required)?,
                 activation: self.activation,
             },
+            post_mlp: None,
         })
     }
 }

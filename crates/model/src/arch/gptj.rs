@@ -3,7 +3,7 @@
 
 use backend::{Activation, Backend, LinearWeight, NormKind};
 
-use super::frame::{Frame, Names, NormSpec, PositionSource, Sizes};
+use super::frame::{Frame, Multipliers, Names, NormSpec, PositionSource, Sizes};
 use super::parts::{Parts, activation};
 use crate::config::ModelConfig;
 use crate::decoder::{Layer, Mlp, Residual};
@@ -43,14 +43,15 @@ pub(crate) fn read(config: &ModelConfig) -> Result<(Frame, GptJ)> {
     let frame = Frame {
         sizes,
         names: NAMES,
-        norm: NormSpec {
-            kind: NormKind::Layer,
-            bias: Bias::Required,
-            eps: config.number(&["layer_norm_epsilon"], 1e-5)? as f32,
-        },
-        position: PositionSource::Rotary(rope),
+        norm: NormSpec::new(
+            NormKind::Layer,
+            Bias::Required,
+            config.number(&["layer_norm_epsilon"], 1e-5)?,
+        ),
+        position: PositionSource::Rotary(vec![rope]),
         tied: config.boolean("tie_word_embeddings", false)?,
         head_bias: Bias::Required,
+        multipliers: Multipliers::NONE,
     };
     Ok((frame, layers))
 }
@@ -60,18 +61,20 @@ impl GptJ {
         let (sizes, hidden) = (&frame.sizes, frame.sizes.hidden);
         let qkv = parts.qkv_weight("attn", sizes, Bias::IfStored)?;
         Ok(Layer {
-            pre_attn: parts.norm(frame.norm, "ln_1", hidden)?,
+            pre_attn: Some(parts.norm(frame.norm, "ln_1", hidden)?),
             qkv: parts.load(self.half_paired(qkv, sizes))?,
             qk_norm: None,
             rope: Some(0),
             attention: sizes.attention(),
             out: parts.linear("attn.out_proj", hidden, sizes.q_rows(), Bias::IfStored)?,
+            post_attn: None,
             residual: Residual::Parallel(None),
             mlp: Mlp::Plain {
                 up: parts.linear("mlp.fc_in", self.width, hidden, Bias::Required)?,
                 down: parts.linear("mlp.fc_out", hidden, self.width, Bias::Required)?,
                 activation: self.activation,
             },
+            post_mlp: None,
         })
     }
 

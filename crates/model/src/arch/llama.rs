@@ -2,7 +2,7 @@
 
 use backend::{Activation, AttentionSpec, Backend, NormKind};
 
-use super::frame::{Frame, Names, NormSpec, PositionSource, Sizes};
+use super::frame::{Frame, Multipliers, Names, NormSpec, PositionSource, Sizes};
 use super::parts::{Parts, activation, bias};
 use crate::config::ModelConfig;
 use crate::decoder::{Layer, Mlp, Residual};
@@ -103,14 +103,15 @@ pub(crate) fn read(config: &ModelConfig, quirks: Quirks) -> Result<(Frame, Llama
     let frame = Frame {
         sizes,
         names: NAMES,
-        norm: NormSpec {
-            kind: NormKind::Rms,
-            bias: Bias::IfStored,
-            eps: config.number(&["rms_norm_eps"], 1e-6)? as f32,
-        },
-        position: PositionSource::Rotary(rope),
+        norm: NormSpec::new(
+            NormKind::Rms,
+            Bias::IfStored,
+            config.number(&["rms_norm_eps"], 1e-6)?,
+        ),
+        position: PositionSource::Rotary(vec![rope]),
         tied: config.boolean("tie_word_embeddings", false)?,
         head_bias: Bias::IfStored,
+        multipliers: Multipliers::NONE,
     };
     Ok((frame, layers))
 }
@@ -129,7 +130,7 @@ impl Llama {
         };
         let pre_mlp = "post_attention_layernorm";
         Ok(Layer {
-            pre_attn: parts.norm(frame.norm, "input_layernorm", hidden)?,
+            pre_attn: Some(parts.norm(frame.norm, "input_layernorm", hidden)?),
             qkv,
             qk_norm,
             rope: Some(0),
@@ -138,13 +139,15 @@ impl Llama {
                 ..sizes.attention()
             },
             out,
-            residual: Residual::Sequential(parts.norm(frame.norm, pre_mlp, hidden)?),
+            post_attn: None,
+            residual: Residual::Sequential(Some(parts.norm(frame.norm, pre_mlp, hidden)?)),
             mlp: Mlp::Gated {
                 gate_up,
                 down,
                 width: self.width,
                 activation: self.activation,
             },
+            post_mlp: None,
         })
     }
 }

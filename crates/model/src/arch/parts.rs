@@ -1,7 +1,7 @@
 //! The pieces that layers are made of, each read by name and handed to the target, and the settings
 //! that several families spell alike.
 
-use backend::{Activation, Backend, HostTensor, LinearWeight, Norm};
+use backend::{Activation, Backend, HostTensor, LinearWeight, Norm, WeightData};
 use serde_json::Value;
 
 use super::frame::{NormSpec, Sizes};
@@ -123,7 +123,14 @@ impl<'a, 't, B: Backend> Parts<'a, 't, B> {
                 .iter()
                 .map(|part| tensors.vector(&self.name(&format!("{part}.{end}")), width))
                 .collect();
-            Ok(HostTensor::vector(vectors?.concat().repeat(repeats)))
+            let offset = if end == "weight" {
+                spec.weights.offset
+            } else {
+                0.0
+            };
+            let values = vectors?.concat().repeat(repeats).into_iter();
+            let values = values.map(|w| (w + offset) * spec.weights.factor);
+            Ok(HostTensor::vector(values.collect()))
         };
         let has_bias = spec.bias == Bias::Required
             || parts
@@ -142,6 +149,20 @@ impl<'a, 't, B: Backend> Parts<'a, 't, B> {
             eps: spec.eps,
         })
     }
+}
+
+/// The same layer with its result multiplied; exact up to one rounding in 32 bits.
+pub(crate) fn scaled(mut layer: LinearWeight, factor: f32) -> LinearWeight {
+    if factor == 1.0 {
+        return layer;
+    }
+    let times = |mut values: Vec<f32>| {
+        values.iter_mut().for_each(|value| *value *= factor);
+        values
+    };
+    layer.weight.data = WeightData::F32(times(layer.weight.data.into_f32()));
+    layer.bias = layer.bias.map(times);
+    layer
 }
 
 /// The activation under the first of `keys` that is there, else the one called `default`.

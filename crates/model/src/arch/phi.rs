@@ -2,7 +2,7 @@
 
 use backend::{Activation, Backend, NormKind};
 
-use super::frame::{Frame, Names, NormSpec, PositionSource, Sizes};
+use super::frame::{Frame, Multipliers, Names, NormSpec, PositionSource, Sizes};
 use super::parts::{Parts, activation};
 use crate::config::ModelConfig;
 use crate::decoder::{Layer, Mlp, Residual};
@@ -32,14 +32,15 @@ pub(crate) fn read(config: &ModelConfig) -> Result<(Frame, Phi)> {
     let frame = Frame {
         sizes,
         names: NAMES,
-        norm: NormSpec {
-            kind: NormKind::Layer,
-            bias: Bias::Required,
-            eps: config.number(&["layer_norm_eps"], 1e-5)? as f32,
-        },
-        position: PositionSource::Rotary(rope),
+        norm: NormSpec::new(
+            NormKind::Layer,
+            Bias::Required,
+            config.number(&["layer_norm_eps"], 1e-5)?,
+        ),
+        position: PositionSource::Rotary(vec![rope]),
         tied: config.boolean("tie_word_embeddings", false)?,
         head_bias: Bias::Required,
+        multipliers: Multipliers::NONE,
     };
     let layers = Phi {
         width: config.required_count(&["intermediate_size"])?,
@@ -58,18 +59,20 @@ impl Phi {
             false => None,
         };
         Ok(Layer {
-            pre_attn: parts.norm(frame.norm, "input_layernorm", hidden)?,
+            pre_attn: Some(parts.norm(frame.norm, "input_layernorm", hidden)?),
             qkv: parts.qkv("self_attn", sizes, Bias::Required)?,
             qk_norm,
             rope: Some(0),
             attention: sizes.attention(),
             out: parts.linear("self_attn.dense", hidden, sizes.q_rows(), Bias::Required)?,
+            post_attn: None,
             residual: Residual::Parallel(None),
             mlp: Mlp::Plain {
                 up: parts.linear("mlp.fc1", self.width, hidden, Bias::Required)?,
                 down: parts.linear("mlp.fc2", hidden, self.width, Bias::Required)?,
                 activation: self.activation,
             },
+            post_mlp: None,
         })
     }
 }

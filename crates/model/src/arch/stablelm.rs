@@ -3,7 +3,7 @@
 
 use backend::{Activation, Backend, NormKind};
 
-use super::frame::{Frame, Names, NormSpec, PositionSource, Sizes};
+use super::frame::{Frame, Multipliers, Names, NormSpec, PositionSource, Sizes};
 use super::llama;
 use super::parts::{Parts, activation, bias};
 use crate::config::ModelConfig;
@@ -28,14 +28,15 @@ pub(crate) fn read(config: &ModelConfig) -> Result<(Frame, StableLm)> {
     let frame = Frame {
         sizes,
         names: NAMES,
-        norm: NormSpec {
-            kind: NormKind::Layer,
-            bias: Bias::Required,
-            eps: config.number(&["layer_norm_eps", "norm_eps"], 1e-5)? as f32,
-        },
-        position: PositionSource::Rotary(rope),
+        norm: NormSpec::new(
+            NormKind::Layer,
+            Bias::Required,
+            config.number(&["layer_norm_eps", "norm_eps"], 1e-5)?,
+        ),
+        position: PositionSource::Rotary(vec![rope]),
         tied: config.boolean("tie_word_embeddings", false)?,
         head_bias: Bias::IfStored,
+        multipliers: Multipliers::NONE,
     };
     let layers = StableLm {
         width: config.required_count(&["intermediate_size"])?,
@@ -60,19 +61,20 @@ impl StableLm {
             false => None,
         };
         Ok(Layer {
-            pre_attn: parts.norm(frame.norm, "input_layernorm", hidden)?,
+            pre_attn: Some(parts.norm(frame.norm, "input_layernorm", hidden)?),
             qkv: parts.qkv("self_attn", sizes, self.qkv_bias)?,
             qk_norm,
             rope: Some(0),
             attention: sizes.attention(),
             out: parts.linear("self_attn.o_proj", hidden, sizes.q_rows(), Bias::IfStored)?,
+            post_attn: None,
             residual: match self.parallel {
                 true => Residual::Parallel(None),
-                false => Residual::Sequential(parts.norm(
+                false => Residual::Sequential(Some(parts.norm(
                     frame.norm,
                     "post_attention_layernorm",
                     hidden,
-                )?),
+                )?)),
             },
             mlp: Mlp::Gated {
                 gate_up: parts.gate_up(self.width, hidden, Bias::IfStored)?,
@@ -80,6 +82,7 @@ impl StableLm {
                 width: self.width,
                 activation: self.activation,
             },
+            post_mlp: None,
         })
     }
 }
