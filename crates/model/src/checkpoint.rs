@@ -71,7 +71,7 @@ impl Checkpoint {
         let config = files
             .text("config.json")?
             .ok_or_else(|| ModelError::malformed("config.json", "is missing"))?;
-        let config = ModelConfig::parse(&config)?;
+        let config = ModelConfig::parse(&config)?.into_text();
         let source = SafetensorsFiles::open(files)?;
         let (text, vocab_size) = text_files(files, &config)?;
         Ok(Self {

@@ -37,6 +37,34 @@ impl ModelConfig {
             .ok_or_else(|| ModelError::config("model_type", "is missing"))
     }
 
+    /// The language model of a checkpoint that also holds an image part: the fields of `text_config`,
+    /// and those beside it that it does not repeat.
+    pub(crate) fn into_text(mut self) -> Self {
+        const WITH_IMAGES: &[&str] = &["gemma3", "mistral3"];
+        if !self
+            .model_type()
+            .is_ok_and(|found| WITH_IMAGES.contains(&found))
+        {
+            return self;
+        }
+        if let Some(Value::Object(text)) = self.fields.remove("text_config") {
+            let stored = text.into_iter().filter(|(_, value)| !value.is_null());
+            self.fields.extend(stored);
+        }
+        self
+    }
+
+    /// The same settings with these counts where there are none.
+    pub(crate) fn with_defaults(&self, defaults: &[(&str, u64)]) -> Self {
+        let mut filled = self.clone();
+        for (key, value) in defaults {
+            if self.get(&[key]).is_none() {
+                filled.fields.insert((*key).to_owned(), (*value).into());
+            }
+        }
+        filled
+    }
+
     /// The first of the keys that is present and not null.
     pub(crate) fn get(&self, keys: &[&str]) -> Option<&Value> {
         keys.iter()

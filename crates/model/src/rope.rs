@@ -1,7 +1,7 @@
 //! Rotation tables, with every scaling method whose frequencies do not depend on the sequence.
 //!
 //! `inv_i = θ^(−2i/r)`; angle = position · `inv_i` in 32 bits, as transformers computes it. Methods:
-//! linear and dynamic NTK, YaRN (Peng et al. 2023), Llama 3.
+//! linear and dynamic NTK, YaRN (Peng et al. 2023), Llama 3, LongRoPE (Ding et al. 2024).
 
 use std::f64::consts::PI;
 
@@ -40,6 +40,17 @@ pub(crate) enum Scaling {
         high: f64,
         original: f64,
     },
+    LongRope(LongRope),
+}
+
+/// Divisors for short and for long contexts.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct LongRope {
+    short: Vec<f64>,
+    long: Vec<f64>,
+    /// The context up to which the short ones count.
+    original: f64,
+    attention_factor: f64,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -62,24 +73,6 @@ impl RopeConfig {
         default_share: f64,
     ) -> Result<Self> {
         let parameters = config.object("rope_parameters")?;
-        let scaling = match parameters {
-            Some(parameters) => Some(parameters),
-            None => config.object("rope_scaling")?,
-        };
-        let scaling = Fields {
-            map: scaling,
-            config,
-        };
-        let theta = match scaling.get("rope_theta") {
-            Some(value) => number("rope_theta", value)?,
-            None => config.number(&["rope_theta", "rotary_emb_base"], default_theta)?,
-        };
-        if theta <= 1.0 {
-            return Err(ModelError::config(
-                "rope_theta",
-                format!("is {theta}, not above 1"),
-            ));
-        }
         if let Some((key, value)) = parameters
             .into_iter()
             .flatten()
@@ -91,37 +84,46 @@ impl RopeConfig {
                 "one rotation for all layers is",
             ));
         }
-        let share = match scaling.get("partial_rotary_factor") {
-            Some(value) => number("partial_rotary_factor", value)?,
-            None => config.number(
-                &["partial_rotary_factor", "rotary_pct", "rope_pct"],
-                default_share,
-            )?,
+        let scaling = match parameters {
+            Some(parameters) => Some(parameters),
+            None => config.object("rope_scaling")?,
         };
-        let rotary_dim = match config.count(&["rotary_dim"])? {
-            Some(rotary_dim) => rotary_dim,
-            None => (head_dim as f64 * share).floor() as usize,
+        let scaling = Fields {
+            map: scaling,
+            config,
         };
-        if rotary_dim == 0 || rotary_dim > head_dim || !rotary_dim.is_multiple_of(2) {
-            return Err(ModelError::config(
-                "head_dim",
-                format!("gives {rotary_dim} rotated features, not an even number"),
-            ));
-        }
-        let scaling = scaling.kind()?;
-        if matches!(scaling, Scaling::Dynamic { .. }) && rotary_dim == 2 {
-            return Err(ModelError::unsupported(
-                "rope_type",
-                "dynamic",
-                "more than two rotated features are needed",
-            ));
-        }
-        Ok(Self {
-            rotary_dim,
-            theta,
-            scaling,
-            factors: None,
-        })
+        let base = ["rope_theta", "rotary_emb_base"];
+        scaling.read(&base, head_dim, default_theta, default_share)
+    }
+
+    /// The rotation of the layers that `rope_parameters` calls `kind`, where layers differ. Without an
+    /// entry of that name, `base` is the key of its θ and it is not stretched; transformers 4 stretched
+    /// full attention by `rope_scaling`.
+    pub fn read_of_kind(
+        config: &ModelConfig,
+        kind: &'static str,
+        base: &'static str,
+        head_dim: usize,
+        default_theta: f64,
+    ) -> Result<Self> {
+        let nested = match config.object("rope_parameters")? {
+            Some(parameters) => parameters.get(kind),
+            None => None,
+        };
+        let map = match nested {
+            Some(Value::Object(map)) => Some(map),
+            None | Some(Value::Null) if kind == "full_attention" => {
+                config.object("rope_scaling")?
+            }
+            None | Some(Value::Null) => None,
+            Some(value) => {
+                return Err(ModelError::config(
+                    "rope_parameters",
+                    format!("has {value} for {kind}, not an object"),
+                ));
+            }
+        };
+        Fields { map, config }.read(&[base], head_dim, default_theta, 1.0)
     }
 
     /// The context of a checkpoint that stores `max_positions`, and the longest that may be asked for:
@@ -129,7 +131,9 @@ impl RopeConfig {
     pub fn context(&self, max_positions: usize) -> (usize, usize) {
         let stretch = |from: f64, factor: f64| (from * factor) as usize;
         match &self.scaling {
-            Scaling::None | Scaling::Llama3 { .. } => (max_positions, max_positions),
+            Scaling::None | Scaling::Llama3 { .. } | Scaling::LongRope(_) => {
+                (max_positions, max_positions)
+            }
             Scaling::Linear { factor } | Scaling::Dynamic { factor, .. } => {
                 (max_positions, stretch(max_positions as f64, *factor))
             }
@@ -139,7 +143,6 @@ impl RopeConfig {
             }
         }
     }
-
     /// `[max_positions, rotary_dim]`: cosines, then sines.
     pub fn table(&self, max_positions: usize) -> Vec<f32> {
         let (inverse, factor) = self.frequencies(max_positions);
@@ -191,6 +194,20 @@ impl RopeConfig {
                 inverse
                     .iter_mut()
                     .for_each(|x| *x = llama3(*x, *factor, *low, *high, *original));
+            }
+            Scaling::LongRope(rope) => {
+                // As with dynamic scaling: one table for as long as the cache lives.
+                let long = max_positions as f64 > rope.original;
+                tracing::info!(
+                    long,
+                    original = rope.original,
+                    max_positions,
+                    "the rotation table follows the context, not the length of each text"
+                );
+                let factors = if long { &rope.long } else { &rope.short };
+                let both = inverse.iter_mut().zip(factors);
+                both.for_each(|(x, factor)| *x /= factor);
+                attention_factor = rope.attention_factor;
             }
         }
         if let Some(factors) = &self.factors {
@@ -248,6 +265,57 @@ impl<'a> Fields<'a> {
         self.map?.get(key).filter(|value| !value.is_null())
     }
 
+    /// The whole rotation, θ under one of `base` where the dictionary has none.
+    fn read(
+        &self,
+        base: &[&str],
+        head_dim: usize,
+        default_theta: f64,
+        default_share: f64,
+    ) -> Result<RopeConfig> {
+        let theta = match self.get("rope_theta") {
+            Some(value) => number("rope_theta", value)?,
+            None => self.config.number(base, default_theta)?,
+        };
+        if theta <= 1.0 {
+            return Err(ModelError::config(
+                "rope_theta",
+                format!("is {theta}, not above 1"),
+            ));
+        }
+        let share = match self.get("partial_rotary_factor") {
+            Some(value) => number("partial_rotary_factor", value)?,
+            None => self.config.number(
+                &["partial_rotary_factor", "rotary_pct", "rope_pct"],
+                default_share,
+            )?,
+        };
+        let rotary_dim = match self.config.count(&["rotary_dim"])? {
+            Some(rotary_dim) => rotary_dim,
+            None => (head_dim as f64 * share).floor() as usize,
+        };
+        if rotary_dim == 0 || rotary_dim > head_dim || !rotary_dim.is_multiple_of(2) {
+            return Err(ModelError::config(
+                "head_dim",
+                format!("gives {rotary_dim} rotated features, not an even number"),
+            ));
+        }
+        let scaling = self.kind(rotary_dim)?;
+        if matches!(scaling, Scaling::Dynamic { .. }) && rotary_dim == 2 {
+            return Err(ModelError::unsupported(
+                "rope_type",
+                "dynamic",
+                "more than two rotated features are needed",
+            ));
+        }
+        Ok(RopeConfig {
+            rotary_dim,
+            theta,
+            scaling,
+            factors: None,
+        })
+    }
+
     fn number(&self, key: &str, default: Option<f64>) -> Result<f64> {
         match (self.get(key), default) {
             (Some(value), _) => number(key, value),
@@ -271,7 +339,7 @@ impl<'a> Fields<'a> {
         Ok(self.config.required_count(&["max_position_embeddings"])? as f64)
     }
 
-    fn kind(&self) -> Result<Scaling> {
+    fn kind(&self, rotary_dim: usize) -> Result<Scaling> {
         let kind = self
             .get("rope_type")
             .or_else(|| self.get("type"))
@@ -295,13 +363,51 @@ impl<'a> Fields<'a> {
                     Some(self.max_positions()?),
                 )?,
             }),
+            // The first files of Phi-3 had names of their own.
+            "longrope" | "su" => self.longrope(rotary_dim).map(Scaling::LongRope),
+            "yarn" if self.config.model_type()? == "phi3" => {
+                self.longrope(rotary_dim).map(Scaling::LongRope)
+            }
             "yarn" => self.yarn().map(Scaling::Yarn),
             other => Err(ModelError::unsupported(
                 "rope_type",
                 other,
-                "default, linear, dynamic, yarn and llama3 are",
+                "default, linear, dynamic, yarn, llama3 and longrope are",
             )),
         }
+    }
+
+    fn longrope(&self, rotary_dim: usize) -> Result<LongRope> {
+        let factors = |key: &str| -> Result<Vec<f64>> {
+            let values = self.get(key).and_then(Value::as_array);
+            values
+                .filter(|values| values.len() == rotary_dim / 2)
+                .and_then(|values| values.iter().map(Value::as_f64).collect())
+                .filter(|values: &Vec<f64>| values.iter().all(|x| x.is_finite() && *x > 0.0))
+                .ok_or_else(|| {
+                    let reason = format!("is not a list of {} positive numbers", rotary_dim / 2);
+                    ModelError::config(key, reason)
+                })
+        };
+        let key = "original_max_position_embeddings";
+        let context = self.max_positions()?;
+        // The one beside the dictionary counts before the one inside.
+        let original = match self.config.count(&[key])? {
+            Some(original) => original as f64,
+            None => self.number(key, Some(context))?,
+        };
+        let factor = self.number("factor", Some(context / original))?;
+        let default = if factor > 1.0 {
+            (1.0 + factor.ln() / original.ln()).sqrt()
+        } else {
+            1.0
+        };
+        Ok(LongRope {
+            short: factors("short_factor")?,
+            long: factors("long_factor")?,
+            original,
+            attention_factor: self.number("attention_factor", Some(default))?,
+        })
     }
 
     fn yarn(&self) -> Result<Yarn> {

@@ -58,8 +58,7 @@ impl SafetensorsFiles {
                 start,
                 end: start + view.data().len(),
             };
-            // torch.compile puts a prefix before names; it says nothing about the tensor.
-            let tensor = tensor.trim_start_matches("_orig_mod.").to_owned();
+            let tensor = bare_name(&tensor);
             if self.index.contains_key(&tensor) {
                 return Err(ModelError::tensor(&tensor, "stands in two shards"));
             }
@@ -68,6 +67,22 @@ impl SafetensorsFiles {
         self.files.push(bytes);
         Ok(())
     }
+}
+
+/// The name without what says nothing about the tensor: the prefix that torch.compile puts before all
+/// names, and the place of a language model beside an image part, which two versions spell differently.
+fn bare_name(name: &str) -> String {
+    let name = name.trim_start_matches("_orig_mod.");
+    for (prefix, bare) in [
+        ("language_model.model.", "model."),
+        ("model.language_model.", "model."),
+        ("language_model.lm_head.", "lm_head."),
+    ] {
+        if let Some(rest) = name.strip_prefix(prefix) {
+            return format!("{bare}{rest}");
+        }
+    }
+    name.to_owned()
 }
 
 /// The length field is checked before the parser sees the header.

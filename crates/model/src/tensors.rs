@@ -27,6 +27,14 @@ const BUFFERS: &[&str] = &[
     ".rotary_emb.inv_freq",
 ];
 
+/// Starts of the names of an image part, which a language model does without.
+const IMAGE_PARTS: &[&str] = &[
+    "vision_tower.",
+    "multi_modal_projector.",
+    "model.vision_tower.",
+    "model.multi_modal_projector.",
+];
+
 /// Whether a linear layer's bias may be absent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Bias {
@@ -59,7 +67,8 @@ impl<'a> Tensors<'a> {
         let names = source
             .names()
             .into_iter()
-            .filter(|name| !BUFFERS.iter().any(|end| name.ends_with(end)));
+            .filter(|name| !BUFFERS.iter().any(|end| name.ends_with(end)))
+            .filter(|name| !IMAGE_PARTS.iter().any(|start| name.starts_with(start)));
         Self {
             source,
             unread: RefCell::new(names.collect()),

@@ -25,6 +25,8 @@ pub(crate) struct GptNeox {
     activation: Activation,
     parallel: bool,
     attention_bias: Bias,
+    /// Rows of queries, keys and values are in this order already.
+    ordered: bool,
 }
 
 pub(crate) fn read(config: &ModelConfig) -> Result<(Frame, GptNeox)> {
@@ -52,6 +54,7 @@ pub(crate) fn read(config: &ModelConfig) -> Result<(Frame, GptNeox)> {
         activation: activation(config, &["hidden_act"], "gelu")?,
         parallel: config.boolean("use_parallel_residual", true)?,
         attention_bias: bias(config, "attention_bias", true)?,
+        ordered: config.boolean("ordered_qkv", false)?,
     };
     Ok((frame, layers))
 }
@@ -69,7 +72,11 @@ impl GptNeox {
         let pre_mlp = parts.norm(frame.norm, "post_attention_layernorm", hidden)?;
         Ok(Layer {
             pre_attn: Some(pre_attn),
-            qkv: parts.load(by_part(qkv, sizes))?,
+            qkv: parts.load(if self.ordered {
+                qkv
+            } else {
+                by_part(qkv, sizes)
+            })?,
             qk_norm: None,
             rope: Some(0),
             attention: sizes.attention(),

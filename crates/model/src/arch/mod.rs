@@ -1,6 +1,8 @@
 //! The loader registry: which `model_type` is read by which loader.
 
+mod falcon;
 mod frame;
+mod gemma;
 mod gpt2;
 mod gpt_neox;
 mod gptj;
@@ -8,6 +10,7 @@ mod llama;
 mod parts;
 mod phi;
 mod stablelm;
+mod windows;
 
 use backend::Backend;
 
@@ -39,7 +42,7 @@ const FAMILIES: &[Family] = &[
     Family {
         model_type: "llama",
         architecture: "LlamaForCausalLM",
-        examples: "Llama 1, 2, 3, 3.1, 3.2, 3.3; SmolLM 1 and 2; TinyLlama; Vicuna; Falcon 3",
+        examples: "Llama 1, 2, 3, 3.1, 3.2, 3.3; SmolLM 1 and 2; TinyLlama; Vicuna; OpenAssistant's LLaMA; Falcon 3",
         gguf: true,
         aliases: &[],
         read: |config| llama::read(config, llama::Quirks::LLAMA).map(with(Layers::Llama)),
@@ -108,6 +111,70 @@ const FAMILIES: &[Family] = &[
         aliases: &[],
         read: |config| phi::read(config).map(with(Layers::Phi)),
     },
+    Family {
+        model_type: "phi3",
+        architecture: "Phi3ForCausalLM",
+        examples: "Phi 3, 3.5 and 4, Phi 4 mini",
+        gguf: false,
+        aliases: &[],
+        read: |config| llama::read(config, llama::Quirks::PHI3).map(with(Layers::Llama)),
+    },
+    Family {
+        model_type: "gemma",
+        architecture: "GemmaForCausalLM",
+        examples: "Gemma 1",
+        gguf: false,
+        aliases: &[],
+        read: |config| gemma::read(config, gemma::Generation::One).map(with(Layers::Gemma)),
+    },
+    Family {
+        model_type: "gemma2",
+        architecture: "Gemma2ForCausalLM",
+        examples: "Gemma 2",
+        gguf: false,
+        aliases: &[],
+        read: |config| gemma::read(config, gemma::Generation::Two).map(with(Layers::Gemma)),
+    },
+    Family {
+        model_type: "gemma3_text",
+        architecture: "Gemma3ForCausalLM",
+        examples: "Gemma 3, the text part of those with images",
+        gguf: false,
+        aliases: &["gemma3"],
+        read: |config| gemma::read(config, gemma::Generation::Three).map(with(Layers::Gemma)),
+    },
+    Family {
+        model_type: "falcon",
+        architecture: "FalconForCausalLM",
+        examples: "Falcon 7B, 11B and 40B",
+        gguf: false,
+        aliases: &["RefinedWebModel", "RefinedWeb"],
+        read: |config| falcon::read(config).map(with(Layers::Falcon)),
+    },
+    Family {
+        model_type: "olmo2",
+        architecture: "Olmo2ForCausalLM",
+        examples: "OLMo 2",
+        gguf: false,
+        aliases: &[],
+        read: |config| llama::read(config, llama::Quirks::OLMO2).map(with(Layers::Llama)),
+    },
+    Family {
+        model_type: "smollm3",
+        architecture: "SmolLM3ForCausalLM",
+        examples: "SmolLM 3",
+        gguf: false,
+        aliases: &[],
+        read: |config| llama::read(config, llama::Quirks::SMOLLM3).map(with(Layers::Llama)),
+    },
+    Family {
+        model_type: "granite",
+        architecture: "GraniteForCausalLM",
+        examples: "Granite 3 (dense)",
+        gguf: false,
+        aliases: &[],
+        read: |config| llama::read(config, llama::Quirks::GRANITE).map(with(Layers::Llama)),
+    },
 ];
 
 /// Every family that loads.
@@ -118,6 +185,7 @@ pub fn supported() -> &'static [Family] {
 /// Switches that change the equations and that no loader here implements.
 const REFUSED_SWITCHES: &[&str] = &[
     "alibi",
+    "use_bidirectional_attention",
     "add_cross_attention",
     "apply_residual_connection_post_layernorm",
 ];
@@ -136,6 +204,8 @@ enum Layers {
     StableLm(stablelm::StableLm),
     GptJ(gptj::GptJ),
     Phi(phi::Phi),
+    Gemma(gemma::Gemma),
+    Falcon(falcon::Falcon),
 }
 
 /// Puts a family's two halves together.
@@ -204,6 +274,8 @@ impl Architecture {
             Layers::StableLm(family) => family.layer(frame, parts),
             Layers::GptJ(family) => family.layer(frame, parts),
             Layers::Phi(family) => family.layer(frame, parts),
+            Layers::Gemma(family) => family.layer(frame, parts),
+            Layers::Falcon(family) => family.layer(frame, parts),
         }
     }
 }

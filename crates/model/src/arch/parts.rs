@@ -62,6 +62,20 @@ impl<'a, 't, B: Backend> Parts<'a, 't, B> {
         self.load(weight)
     }
 
+    /// One matrix of this shape, its result multiplied.
+    pub fn scaled(
+        &mut self,
+        part: &str,
+        [rows, columns]: [usize; 2],
+        bias: Bias,
+        factor: f32,
+    ) -> Result<B::Linear> {
+        let weight = self
+            .tensors
+            .linear(&[self.spec(part, rows, columns, bias)])?;
+        self.load(scaled(weight, factor))
+    }
+
     /// Gate and up as one matrix.
     pub fn gate_up(&mut self, width: usize, hidden: usize, bias: Bias) -> Result<B::Linear> {
         let weight = self.tensors.linear(&[
@@ -152,7 +166,7 @@ impl<'a, 't, B: Backend> Parts<'a, 't, B> {
 }
 
 /// The same layer with its result multiplied; exact up to one rounding in 32 bits.
-pub(crate) fn scaled(mut layer: LinearWeight, factor: f32) -> LinearWeight {
+fn scaled(mut layer: LinearWeight, factor: f32) -> LinearWeight {
     if factor == 1.0 {
         return layer;
     }

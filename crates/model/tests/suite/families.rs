@@ -43,6 +43,10 @@ fn refusal(name: &str, case: &str, edit: impl FnOnce(&Path)) -> Option<String> {
     .map(|error| error.to_string())
 }
 
+fn rope_theta(theta: f64) -> Value {
+    json!({"rope_parameters": {"rope_type": "default", "rope_theta": theta}})
+}
+
 fn share(share: f64) -> Value {
     json!({"rope_parameters":
         {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": share}})
@@ -83,6 +87,78 @@ fn every_setting_shows_in_the_logits() {
         ("phi", "default", json!({"hidden_act": "gelu"})),
         ("phi", "default", json!({"rope_parameters": null})),
         ("phi-qk-norm", "default", json!({"layer_norm_eps": 1e-4})),
+        ("phi3", "window", json!({"sliding_window": 12})),
+        ("phi3", "window", json!({"sliding_window": null})),
+        ("phi3", "window", json!({"rms_norm_eps": 1e-4})),
+        ("phi3", "window", json!({"hidden_act": "gelu"})),
+        ("phi3", "window", rope_theta(20_000.0)),
+        (
+            "phi3",
+            "long",
+            json!({"original_max_position_embeddings": 64}),
+        ),
+        (
+            "phi3",
+            "long",
+            json!({"original_max_position_embeddings": 17}),
+        ),
+        ("gemma", "default", json!({"rms_norm_eps": 1e-4})),
+        ("gemma", "default", json!({"norm_offset": 0.0})),
+        ("gemma2", "default", json!({"sliding_window": 8})),
+        ("gemma2", "default", json!({"attn_logit_softcapping": null})),
+        (
+            "gemma2",
+            "default",
+            json!({"final_logit_softcapping": null}),
+        ),
+        ("gemma2", "default", json!({"query_pre_attn_scalar": 20})),
+        ("gemma2", "default", json!({"hidden_activation": "gelu"})),
+        ("gemma2", "epsilon", json!({"rms_norm_eps": 9e-3})),
+        (
+            "gemma2",
+            "default",
+            json!({"layer_types":
+                ["full_attention", "sliding_attention", "full_attention"]}),
+        ),
+        ("gemma3", "default", json!({"sliding_window": 8})),
+        ("gemma3", "default", json!({"rms_norm_eps": 1e-4})),
+        (
+            "gemma3",
+            "default",
+            json!({"rope_parameters": null, "rope_theta": 1e6}),
+        ),
+        (
+            "gemma3",
+            "default",
+            json!({"layer_types": null, "sliding_window_pattern": 2}),
+        ),
+        ("gemma3", "default", json!({"query_pre_attn_scalar": 20})),
+        ("falcon", "default", json!({"activation": "gelu_new"})),
+        ("falcon", "default", json!({"layer_norm_epsilon": 1e-4})),
+        (
+            "falcon",
+            "default",
+            json!({"ordered_qkv": true, "rope_parameters": null, "rope_theta": 9e3}),
+        ),
+        ("falcon-grouped", "two-norms", json!({"ordered_qkv": true})),
+        ("falcon-one-norm", "default", json!({"ordered_qkv": true})),
+        ("falcon-sequential", "default", json!({"ordered_qkv": true})),
+        ("gpt-neox", "parallel", json!({"ordered_qkv": true})),
+        ("olmo2", "default", json!({"rms_norm_eps": 1e-4})),
+        ("olmo2", "default", rope_theta(10_000.0)),
+        ("smollm3", "default", json!({"no_rope_layers": [1, 1, 1]})),
+        ("smollm3", "default", json!({"no_rope_layers": [0, 1, 0]})),
+        (
+            "smollm3",
+            "default",
+            json!({"no_rope_layers": null, "no_rope_layer_interval": null}),
+        ),
+        ("smollm3", "default", rope_theta(2e6)),
+        ("granite", "default", json!({"embedding_multiplier": 1.0})),
+        ("granite", "default", json!({"attention_multiplier": null})),
+        ("granite", "default", json!({"residual_multiplier": null})),
+        ("granite", "default", json!({"logits_scaling": 0.2})),
+        ("granite", "default", json!({"rms_norm_eps": 1e-6})),
     ];
     for (name, case, fields) in cases {
         let dir = checkpoint_dir(name, &format!("{case}.tf5.json"));
@@ -103,6 +179,16 @@ fn every_tensor_shows_in_the_logits() {
         ("gptj", "default"),
         ("phi", "default"),
         ("phi-qk-norm", "default"),
+        ("phi3", "window"),
+        ("gemma", "default"),
+        ("gemma2", "default"),
+        ("gemma3", "default"),
+        ("falcon", "default"),
+        ("falcon-grouped", "two-norms"),
+        ("falcon-sequential", "default"),
+        ("olmo2", "default"),
+        ("smollm3", "default"),
+        ("granite", "default"),
     ] {
         let mut names = Vec::new();
         let config = format!("{case}.tf5.json");

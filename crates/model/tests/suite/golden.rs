@@ -31,6 +31,21 @@ pub const CASES: &[(&str, &str, Option<usize>)] = &[
     ("gptj", "default", None),
     ("phi", "default", None),
     ("phi-qk-norm", "default", None),
+    ("phi3", "window", None),
+    // The table of LongRoPE follows the context too.
+    ("phi3", "long", None),
+    ("phi3", "short", Some(16)),
+    ("gemma", "default", None),
+    ("gemma2", "default", None),
+    ("gemma2", "epsilon", None),
+    ("gemma3", "default", None),
+    ("falcon", "default", None),
+    ("falcon-grouped", "two-norms", None),
+    ("falcon-one-norm", "default", None),
+    ("falcon-sequential", "default", None),
+    ("olmo2", "default", None),
+    ("smollm3", "default", None),
+    ("granite", "default", None),
 ];
 
 /// Agreement with transformers, as a share of the largest logit.
