@@ -63,7 +63,7 @@ fn wrong_settings() {
         ),
         (
             json!({"num_hidden_layers": 5}),
-            "model.layers.4.self_attn.q_proj.weight: is missing",
+            "model.layers.4.input_layernorm.weight: is missing",
         ),
         (
             json!({"num_hidden_layers": 3}),
