@@ -6,6 +6,7 @@
 
 mod aliases;
 pub mod buckets;
+mod catalogue;
 mod labels;
 
 use std::ops::Deref;
@@ -18,6 +19,7 @@ use prometheus::{
     IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
+pub use catalogue::{Family, Kind, catalogue};
 pub use labels::{FinishReason, Phase, RejectReason};
 
 /// Names of harmless request fields that are ignored and reported; the label set of
@@ -73,6 +75,8 @@ pub struct BuildInfo {
 pub struct Families {
     registry: Registry,
     model_name: String,
+    /// 1 while requests are answered, 0 while the model loads, drains or is dead; set when scraped.
+    pub ready: IntGauge,
     /// Sequences being computed.
     pub requests_running: IntGauge,
     /// Requests waiting for their first step.
@@ -157,6 +161,7 @@ impl Metrics {
             model_name,
         };
         let families = Families {
+            ready: r.gauge("ready", "Whether requests are answered."),
             requests_running: r.gauge("requests_running", "Sequences being computed."),
             requests_waiting: r.gauge("requests_waiting", "Requests waiting for their first step."),
             requests_total: r.counters(

@@ -70,3 +70,31 @@ fn a_handle_shares_its_series() {
     metrics.clone().generation_tokens_total.inc_by(3);
     assert_eq!(metrics.generation_tokens_total.get(), 3);
 }
+
+#[test]
+fn the_catalogue_names_kinds_labels_and_edges() {
+    let families = catalogue();
+    let find = |name: &str| {
+        let family = families.iter().find(|family| family.name == name);
+        family.unwrap_or_else(|| panic!("{name} is missing"))
+    };
+    let tokens = find("octet_generation_tokens_total");
+    assert_eq!(tokens.kind, Kind::Counter);
+    assert_eq!(tokens.labels, ["model_name"]);
+    let steps = find("octet_step_duration_seconds");
+    assert_eq!(steps.kind, Kind::Histogram);
+    assert_eq!(steps.labels, ["model_name", "phase"]);
+    assert_eq!(steps.buckets, buckets::STEP);
+    assert_eq!(find("process_open_fds").kind, Kind::Gauge);
+    // Families whose labels are known only later are described as well.
+    assert!(
+        find("octet_build_info")
+            .labels
+            .contains(&"version".to_owned())
+    );
+    assert!(
+        find("octet_requests_total")
+            .labels
+            .contains(&"code".to_owned())
+    );
+}

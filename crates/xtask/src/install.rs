@@ -32,21 +32,35 @@ pub fn debian(program: &str, package: &str) -> Result<()> {
     Ok(())
 }
 
+/// As [`debian`], for a package that also starts a service of its own: that is turned off again.
+pub fn service(program: &str, package: &str) -> Result<()> {
+    if on_path(program) {
+        return Ok(());
+    }
+    debian(program, package)?;
+    if Path::new("/run/systemd/system").exists() {
+        run(&mut privileged(&["systemctl", "disable", "--now", package]))?;
+    }
+    Ok(())
+}
+
 /// Installs a Debian package, after asking where somebody can answer.
 fn install_package(package: &str) -> Result<()> {
     if !is_ci() && !confirm(&format!("Install the Debian package {package}?"))? {
         bail!("install the Debian package {package}");
     }
-    let mut apt = Vec::new();
-    if !is_root() {
-        apt.push("sudo");
-    }
-    apt.push("apt-get");
-    run(Command::new(apt[0]).args(&apt[1..]).args(["update", "-qq"]))?;
-    run(Command::new(apt[0])
-        .args(&apt[1..])
-        .args(["install", "-y", "-qq", package])
-        .env("DEBIAN_FRONTEND", "noninteractive"))
+    run(&mut privileged(&["apt-get", "update", "-qq"]))?;
+    let install = ["apt-get", "install", "-y", "-qq", package];
+    run(privileged(&install).env("DEBIAN_FRONTEND", "noninteractive"))
+}
+
+/// A command that needs the rights of root.
+fn privileged(words: &[&str]) -> Command {
+    let sudo: &[&str] = if is_root() { &[] } else { &["sudo"] };
+    let words = [sudo, words].concat();
+    let mut command = Command::new(words[0]);
+    command.args(&words[1..]);
+    command
 }
 
 /// A Python environment under the target folder with the given requirements installed; returns its
@@ -77,7 +91,9 @@ pub fn python(requirements: &Path) -> Result<PathBuf> {
 
 fn on_path(program: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path).any(|dir| dir.join(program).is_file())
+    // Servers lie where not everybody's path leads.
+    let mut dirs = std::env::split_paths(&path).chain(["/usr/sbin".into()]);
+    dirs.any(|dir| dir.join(program).is_file())
 }
 
 fn is_root() -> bool {

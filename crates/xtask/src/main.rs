@@ -8,6 +8,7 @@
 
 mod assets;
 mod clients;
+mod deploy;
 mod install;
 mod stages;
 mod tidy;
@@ -21,6 +22,7 @@ cargo xtask <command>
   test [STAGE…]   run every test, or only the named stages
   stages          list the stages of `test`
   tidy            check the rules that the compiler does not
+  dashboards      write the Grafana boards and Prometheus rules from the metric definitions
   assets          fetch the model files that tests use into target/assets";
 
 fn main() -> ExitCode {
@@ -29,6 +31,7 @@ fn main() -> ExitCode {
         Some("test") => stages::run(&args[1..]),
         Some("stages") => stages::list(),
         Some("tidy") => tidy::run(),
+        Some("dashboards") => deploy::write(),
         Some("assets") => assets::fetch().map(|dir| println!("{}", dir.display())),
         _ => {
             println!("{USAGE}");

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Result, bail};
 
-use crate::{assets, clients, install, root, tidy};
+use crate::{assets, clients, deploy, install, root, tidy};
 
 struct Stage {
     name: &'static str,
@@ -49,6 +49,11 @@ const STAGES: &[Stage] = &[
         name: "clients",
         what: "SDKs, the chat page in a browser and the load test against the binary",
         run: clients::run,
+    },
+    Stage {
+        name: "deploy",
+        what: "what deploy/ holds, under the programs it is for",
+        run: deploy::run,
     },
     Stage {
         name: "docs",

@@ -49,7 +49,7 @@ const DIRECTIONS: &[(&str, &[&str])] = &[
     ("quant", &[]),
     ("bundled", &[]),
     ("metrics", &[]),
-    ("xtask", &[]),
+    ("xtask", &["metrics"]),
     ("loadtest", &[]),
 ];
 

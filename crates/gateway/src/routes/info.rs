@@ -97,6 +97,8 @@ fn health(is_well: bool, body: Value) -> Response {
 /// The Prometheus text format.
 pub(super) fn metrics(gateway: &Gateway) -> Response {
     let metrics = &gateway.metrics;
+    let is_ready = gateway.readiness() == Readiness::Ready;
+    metrics.ready.set(i64::from(is_ready));
     if let Some(age) = gateway.heartbeat_age() {
         metrics.engine_heartbeat_age_seconds.set(age.as_secs_f64());
     }

@@ -1,0 +1,52 @@
+//! The deploy stage: what lies under `deploy/`, tried with the programs it is written for.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::Result;
+
+use super::{check, deploy};
+use crate::{install, target_dir};
+
+/// Runs every check of `deploy/`.
+pub fn run() -> Result<()> {
+    check()?;
+    prometheus()
+}
+
+/// The configuration, the rules and the boards, by promtool and by a server that scrapes ours.
+fn prometheus() -> Result<()> {
+    install::service("prometheus", "prometheus")?;
+    let promtool = |what: &[&str]| {
+        let mut command = Command::new("promtool");
+        command.current_dir(deploy("prometheus")).args(what);
+        install::run(&mut command)
+    };
+    promtool(&["check", "config", "prometheus.yml"])?;
+    promtool(&[
+        "check",
+        "rules",
+        "--lint=all",
+        "--lint-fatal",
+        "rules/octet.yml",
+    ])?;
+    promtool(&["test", "rules", "tests/octet.yml", "tests/octet-slow.yml"])?;
+    script("prometheus.py", &[])
+}
+
+/// A test script of `deploy/tests`, against the built server.
+fn script(name: &str, flags: &[&str]) -> Result<()> {
+    println!("-- {name}");
+    let mut command = Command::new("python3");
+    command
+        .arg(deploy("tests").join(name))
+        .arg("--octet")
+        .arg(binary("octet"))
+        .args(flags)
+        .env("PYTHONDONTWRITEBYTECODE", "1");
+    install::run(&mut command)
+}
+
+fn binary(name: &str) -> PathBuf {
+    target_dir().join("release").join(name)
+}

@@ -1,0 +1,214 @@
+"""A real Prometheus scrapes a real server under load: every panel and every rule gives data.
+
+    prometheus.py --octet target/release/octet
+"""
+
+import argparse
+import json
+import math
+import pathlib
+import re
+import subprocess
+import tempfile
+import threading
+import urllib.parse
+
+from common import chat, get, post, process, server, wait_for
+
+DEPLOY = pathlib.Path(__file__).resolve().parents[1]
+# A pipe of four refusals and eight answers fits.
+FLAGS = ["--max-num-seqs", "1", "--max-num-queued-reqs", "1"]
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--octet", required=True)
+    octet = parser.parse_args().octet
+    with server(octet, *FLAGS) as (child, target), tempfile.TemporaryDirectory() as folder:
+        series_start_at_zero(target)
+        folder = pathlib.Path(folder)
+        with prometheus(folder, target) as base:
+            wait_for("the first scrape", lambda: value(base, 'up{job="octet"}') == 1)
+            generated = load(target)
+            wait_for("the scrape of the load", lambda: value(base, "octet_generation_tokens_total") == generated)
+            panels = panels_have_data(base)
+            rules = rules_are_healthy(base)
+            wait_for("OctetRejecting", lambda: "OctetRejecting" in firing(base))
+            wait_for("its end", lambda: "OctetRejecting" not in firing(base))
+            assert "OctetDown" not in firing(base)
+            child.kill()
+            wait_for("OctetDown", lambda: "OctetDown" in firing(base))
+    print(f"Prometheus: {panels} expressions of panels, {rules} rules, {generated} tokens counted alike, 2 alerts")
+
+
+def prometheus(folder, target):
+    """Prometheus with our configuration; only the intervals are those of a test."""
+    config = (DEPLOY / "prometheus/prometheus.yml").read_text()
+    config = config.replace("127.0.0.1:8000", target)
+    config = re.sub(r"(scrape_interval): \w+", r"\1: 200ms", config)
+    config = re.sub(r"(evaluation_interval): \w+", r"\1: 250ms", config)
+    rules = (DEPLOY / "prometheus/rules/octet.yml").read_text()
+    # Alerts look back and wait for seconds instead of minutes.
+    head, alerts = rules.split("- name: octet-alerts")
+    alerts = re.sub(r"\[\d+m\]", "[3s]", alerts)
+    alerts = re.sub(r"for: \w+", "for: 0s", alerts)
+    (folder / "rules").mkdir()
+    (folder / "rules/octet.yml").write_text(head + "- name: octet-alerts" + alerts)
+    (folder / "prometheus.yml").write_text(config)
+    return running(folder)
+
+
+class running:
+    """Starts Prometheus on a port of its own choice and reads it from the log."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __enter__(self):
+        command = [
+            "prometheus",
+            f"--config.file={self.folder}/prometheus.yml",
+            f"--storage.tsdb.path={self.folder}/data",
+            "--web.listen-address=127.0.0.1:0",
+            "--log.level=info",
+        ]
+        self.context = process(command, stderr=subprocess.PIPE, text=True)
+        child = self.context.__enter__()
+        log = []
+        for line in child.stderr:
+            log.append(line)
+            found = re.search(r'msg="Listening on" address=(\S+)', line)
+            if found:
+                break
+        else:
+            raise SystemExit("Prometheus ended:\n" + "".join(log))
+        threading.Thread(target=lambda: child.stderr.read(), daemon=True).start()
+        base = f"http://{found.group(1)}"
+        wait_for("Prometheus", lambda: get(base + "/-/ready")[0] == 200)
+        return base
+
+    def __exit__(self, *error):
+        return self.context.__exit__(*error)
+
+
+def series_start_at_zero(target):
+    """Every counter and histogram exists, at zero, before the first request."""
+    text = get(f"http://{target}/metrics")[1]
+    lines = [line for line in text.splitlines() if re.match(r"(octet_|vllm:)\S*(_total|_count)[{ ]", line)]
+    busy = [
+        line
+        for line in lines
+        if not line.endswith(" 0") and "http_" not in line and "requests_total" not in line
+        # Loading measures how long steps are.
+        and "engine_steps" not in line and "step_" not in line and "iteration_tokens" not in line
+    ]
+    assert not busy, busy
+    names = {re.split(r"[{ ]", line)[0] for line in lines}
+    for name in expressions_names():
+        base = re.sub(r"_(bucket|sum|count)$", "", name)
+        assert base in text, f"{name} does not exist before the first request"
+    assert len(names) > 30, names
+    # The lint does not know vLLM's names; ours must pass.
+    ours = "".join(line + "\n" for line in text.splitlines() if "vllm:" not in line)
+    subprocess.run(["promtool", "check", "metrics"], input=ours, text=True, check=True)
+
+
+def expressions_names():
+    rules = (DEPLOY / "prometheus/rules/octet.yml").read_text()
+    texts = [rules] + [query for _, query in panel_queries()]
+    return {name for text in texts for name in re.findall(r"(?<!:)\boctet_[a-z0-9_]+(?=[{\[) ])", text)}
+
+
+def load(target):
+    """Answers of every kind; gives the tokens that clients were told of."""
+    url = f"http://{target}/v1/chat/completions"
+    generated = 0
+    for number in range(4):
+        status, text = post(url, chat(f"What is {number} + {number}?"))
+        assert status == 200, text
+        generated += json.loads(text)["usage"]["completion_tokens"]
+    # One runs, one waits, the next are refused.
+    body = chat("Repeat: apple", ignore_eos=True, max_completion_tokens=300)
+    answers = []
+    threads = [threading.Thread(target=lambda: answers.append(post(url, body))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert {status for status, _ in answers} <= {200, 429}, answers
+    assert any(status == 429 for status, _ in answers), "nothing was refused"
+    generated += sum(json.loads(text)["usage"]["completion_tokens"] for status, text in answers if status == 200)
+    assert post(url, chat("Hello", max_completion_tokens=10**7))[0] == 400
+    assert post(url, {})[0] == 400
+    return generated
+
+
+def panel_queries():
+    """Title and expression of every target of every board."""
+    for path in sorted((DEPLOY / "grafana/dashboards").glob("*.json")):
+        for panel in json.loads(path.read_text())["panels"]:
+            for target in panel.get("targets", []):
+                yield f"{path.stem}: {panel['title']}: {target['legendFormat']}", target["expr"]
+
+
+def filled(expression):
+    """Grafana's variables as it would fill them."""
+    for name, text in (("$__rate_interval", "5m"), ("$model_name", ".+"), ("$instance", ".+")):
+        expression = expression.replace(name, text)
+    return expression
+
+
+def panels_have_data(base):
+    count = 0
+    for title, expression in panel_queries():
+        if "DCGM_" in expression:
+            assert query(base, filled(expression)) == []
+            continue
+        series = wait_for(f"data of {title}", lambda: query(base, filled(expression)))
+        labels = set(re.findall(r"{{(\w+)}}", title))
+        for one in series:
+            missing = labels - set(one["metric"])
+            assert not missing, f"{title}: no label {missing} in {one['metric']}"
+        # Shares of nothing are no numbers; a panel of which all are none is empty.
+        finite = [one for one in series if math.isfinite(float(one["value"][1]))]
+        assert finite, f"{title}: {series}"
+        count += 1
+    return count
+
+
+def rules_are_healthy(base):
+    """Every rule is evaluated, and every record gives series by model."""
+
+    def groups():
+        found = json.loads(get(base + "/api/v1/rules")[1])["data"]["groups"]
+        rules = [rule for group in found for rule in group["rules"]]
+        return rules if all(rule["health"] != "unknown" for rule in rules) else None
+
+    rules = wait_for("the evaluation of the rules", groups)
+    for rule in rules:
+        assert rule["health"] == "ok", rule
+        if rule["type"] == "recording":
+            series = wait_for(rule["name"], lambda: query(base, rule["name"]))
+            assert all(one["metric"]["model_name"] for one in series), series
+    return len(rules)
+
+
+def query(base, expression):
+    status, text = get(base + "/api/v1/query?" + urllib.parse.urlencode({"query": expression}))
+    answer = json.loads(text)
+    assert status == 200 and answer["status"] == "success", f"{expression}: {text}"
+    return answer["data"]["result"]
+
+
+def value(base, expression):
+    series = query(base, expression)
+    return float(series[0]["value"][1]) if series else None
+
+
+def firing(base):
+    alerts = json.loads(get(base + "/api/v1/alerts")[1])["data"]["alerts"]
+    return {alert["labels"]["alertname"] for alert in alerts if alert["state"] == "firing"}
+
+
+if __name__ == "__main__":
+    main()
