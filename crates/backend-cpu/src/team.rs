@@ -157,6 +157,10 @@ impl Team {
 // SAFETY: `next` hands out each index once. `run` returns after `close`, when no worker is inside; a
 // region that ended early because of a panic unwinds instead of returning.
 unsafe impl TaskRunner for Team {
+    fn threads(&self) -> usize {
+        self.threads()
+    }
+
     fn run(&self, num_tasks: usize, task: &(dyn Fn(usize) + Sync)) {
         if num_tasks <= 1 || self.workers.is_empty() {
             return (0..num_tasks).for_each(task);

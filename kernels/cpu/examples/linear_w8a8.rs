@@ -48,7 +48,7 @@ fn main() {
             if level == Int8Level::Scalar {
                 continue;
             }
-            for rows in [1, 2, 4, 8, 16, 32, 128, 512] {
+            for rows in [1, 3, 4, 8, 11, 16, 32, 128, 512] {
                 let x = quantised(granularity, &values[..rows * INPUTS]);
                 let seconds = time(level, &weights, &x);
                 println!(

@@ -8,9 +8,12 @@ use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 
 use half::bf16;
+use memmap2::MmapMut;
 
 /// Bytes of a cache line, and of the widest vector.
 const LINE: usize = 64;
+/// Bytes of a large page.
+const LARGE_PAGE: usize = 2 << 20;
 
 /// Plain numbers that are valid, and zero, when all their bytes are zero.
 ///
@@ -31,11 +34,19 @@ unsafe impl Element for bf16 {}
 /// A fixed number of elements, zeroed at first, aligned to 64 bytes.
 #[derive(Debug)]
 pub struct AlignedBuf<T: Element> {
-    /// Where the first element lies, inside `allocation`.
+    /// Where the first element lies, inside `memory`.
     start: NonNull<T>,
     len: usize,
-    allocation: NonNull<u8>,
-    layout: Layout,
+    memory: Memory,
+}
+
+/// Where elements lie.
+#[derive(Debug)]
+enum Memory {
+    /// From the allocator.
+    Heap(NonNull<u8>, Layout),
+    /// Pages of our own; held for its destructor.
+    Pages { _map: MmapMut },
 }
 
 // SAFETY: the buffer owns its memory, and its elements are `Send`.
@@ -58,16 +69,37 @@ impl<T: Element> AlignedBuf<T> {
         Some(Self {
             start,
             len,
-            allocation,
-            layout,
+            memory: Memory::Heap(allocation, layout),
+        })
+    }
+
+    /// As [`Self::zeroed`], for memory that is filled at once and then read over and over: where it is
+    /// large it takes large pages if the system has them, whose addresses are found in a few entries
+    /// of the processor's tables.
+    pub fn zeroed_for_streaming(len: usize) -> Option<Self> {
+        let bytes = len.checked_mul(size_of::<T>())?;
+        if bytes < LARGE_PAGE {
+            return Self::zeroed(len);
+        }
+        let mut map = MmapMut::map_anon(bytes).ok()?;
+        #[cfg(target_os = "linux")]
+        // A hint: a system without large pages refuses it, and nothing else changes.
+        let _ = map.advise(memmap2::Advice::HugePage);
+        let start = NonNull::new(map.as_mut_ptr())?.cast();
+        Some(Self {
+            start,
+            len,
+            memory: Memory::Pages { _map: map },
         })
     }
 }
 
 impl<T: Element> Drop for AlignedBuf<T> {
     fn drop(&mut self) {
-        // SAFETY: allocated in `zeroed` with this layout; elements have no destructor.
-        unsafe { dealloc(self.allocation.as_ptr(), self.layout) }
+        if let Memory::Heap(allocation, layout) = self.memory {
+            // SAFETY: allocated in `zeroed` with this layout; elements have no destructor.
+            unsafe { dealloc(allocation.as_ptr(), layout) }
+        }
     }
 }
 
@@ -100,6 +132,14 @@ mod tests {
             assert!(buffer.iter().all(|x| x.to_bits() == 0));
             buffer.fill(1.0);
         }
+        for len in [10, LARGE_PAGE / 4, LARGE_PAGE] {
+            let mut buffer = AlignedBuf::<f32>::zeroed_for_streaming(len).expect("memory");
+            assert_eq!(buffer.len(), len);
+            assert!(buffer.as_ptr().align_offset(LINE) == 0);
+            assert!(buffer.iter().all(|x| x.to_bits() == 0));
+            buffer.fill(1.0);
+        }
+        assert!(AlignedBuf::<u32>::zeroed_for_streaming(usize::MAX / 8).is_none());
         assert!(AlignedBuf::<u32>::zeroed(usize::MAX / 4).is_none());
         assert!(AlignedBuf::<u32>::zeroed(usize::MAX / 8).is_none());
     }

@@ -10,6 +10,11 @@
 pub unsafe trait TaskRunner {
     /// Calls `task` once for every index below `num_tasks`, in any order, on any threads.
     fn run(&self, num_tasks: usize, task: &(dyn Fn(usize) + Sync));
+
+    /// Threads that may run tasks at a time: a hint for how finely to divide work.
+    fn threads(&self) -> usize {
+        1
+    }
 }
 
 /// Runs tasks one after the other on the calling thread.

@@ -40,6 +40,12 @@ impl Dot for Avx2 {
     }
 
     #[inline(always)]
+    fn prefetch(self, from: *const u8) {
+        // SAFETY: a prefetch never faults.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(from.cast()) }
+    }
+
+    #[inline(always)]
     fn add(self, sums: Self::Sums, weights: Self::Weights, x: i32) -> Self::Sums {
         // SAFETY: checked in `new`.
         unsafe {

@@ -41,6 +41,12 @@ impl Dot for Avx512Vnni {
     }
 
     #[inline(always)]
+    fn prefetch(self, from: *const u8) {
+        // SAFETY: a prefetch never faults.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(from.cast()) }
+    }
+
+    #[inline(always)]
     fn add(self, sums: __m512i, weights: __m512i, x: i32) -> __m512i {
         // SAFETY: checked in `new`.
         unsafe { _mm512_dpbusd_epi32(sums, weights, _mm512_set1_epi32(x)) }

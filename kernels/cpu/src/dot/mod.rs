@@ -42,6 +42,8 @@ pub(crate) trait Dot: Copy {
     /// # Safety
     /// 64 bytes can be read at `from`.
     unsafe fn load(self, from: *const u8) -> Self::Weights;
+    /// Asks for the cache line at an address, which need not be ours.
+    fn prefetch(self, from: *const u8);
     /// Adds the products of four inputs, the bytes of `x`, to the sums.
     fn add(self, sums: Self::Sums, weights: Self::Weights, x: i32) -> Self::Sums;
     fn to_f32(self, sums: Self::Sums) -> <Self::S as Simd>::F;

@@ -32,6 +32,9 @@ impl Dot for Scalar {
     }
 
     #[inline(always)]
+    fn prefetch(self, _from: *const u8) {}
+
+    #[inline(always)]
     fn add(self, mut sums: Self::Sums, weights: Self::Weights, x: i32) -> Self::Sums {
         let x = x.to_ne_bytes();
         for lane in 0..LANES {

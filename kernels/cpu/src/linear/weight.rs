@@ -110,7 +110,8 @@ fn pack<T: Sync, W: Element>(
     assert!(outputs > 0 && inputs > 0, "a matrix has outputs and inputs");
     assert_eq!(Some(weight.len()), outputs.checked_mul(inputs));
     let panel_len = steps * PANEL_WIDTH;
-    let mut words = AlignedBuf::zeroed(outputs.div_ceil(PANEL_WIDTH).checked_mul(panel_len)?)?;
+    let mut words =
+        AlignedBuf::zeroed_for_streaming(outputs.div_ceil(PANEL_WIDTH).checked_mul(panel_len)?)?;
     for_each_chunk(runner, &mut words, panel_len, |panel, words| {
         let first = panel * PANEL_WIDTH;
         for column in 0..PANEL_WIDTH.min(outputs - first) {

@@ -4,10 +4,10 @@
 //! own, and the bias; then, where asked for, the value that was in `out`. Nothing in it depends on the number of rows, so a row's bits are
 //! the same in every batch.
 //!
-//! One task is one panel of 32 outputs and up to 96 rows. Tiles of up to 12 × 32 outputs (24 integer
-//! accumulators, where 32 registers exist; 4 × 16 otherwise) walk the whole panel, which stays in the
-//! second cache level while the rows pass. Few rows: bound by reading the weights once, a byte each.
-//! Many rows: bound by the multiply-adds.
+//! One task is up to 96 rows and a stretch of neighbouring panels of 32 outputs, which one thread walks
+//! through. Tiles of up to 12 × 32 outputs (24 integer accumulators, where 32 registers exist; 4 × 16
+//! otherwise) walk a whole panel, and while a panel is used the next one is asked for. Few rows: bound
+//! by reading the weights once, a byte each. Many rows: bound by the multiply-adds.
 
 #[cfg(test)]
 mod tests;
@@ -22,10 +22,29 @@ use crate::runner::{Shared, TaskRunner};
 use crate::simd::{LANES, Simd};
 pub use weight::{PackError, QuantisedWeight};
 
-/// Rows of one task; a multiple of every tile height.
+/// Rows of one task at most.
 const TASK_ROWS: usize = 96;
+/// Bytes of quantised rows that one task takes at most, beyond the first tile: with a panel they stay in
+/// the second cache level.
+const TASK_ROW_BYTES: usize = 256 << 10;
 /// Bytes of a panel that one step of four inputs takes.
 const STEP_BYTES: usize = PANEL_WIDTH * STEP;
+/// Rows of the tallest tile where 32 registers exist: so many pass the weights once.
+const WIDE_ROWS: usize = 12;
+/// Rows of a tile there when one does not suffice: its sums and totals together hardly exceed the
+/// registers, and tiles that follow find the panel in the second cache level.
+const MANY_ROWS: usize = 8;
+/// Rows of the tallest tile elsewhere.
+const NARROW_ROWS: usize = 4;
+/// How far ahead of their use weights are asked for inside a panel, in bytes: the time that memory
+/// takes, at the pace of a tile that is bound by multiply-adds.
+const AHEAD: usize = 8 << 10;
+/// The longest panel, in bytes, whose successor is brought to the second cache level meanwhile.
+const LONGEST_PREFETCHED: usize = 256 << 10;
+/// Tasks for each thread, so that a slow core delays little.
+const TASKS_PER_THREAD: usize = 4;
+/// Panels of one task at most.
+const TASK_PANELS: usize = 16;
 
 /// Multiplies quantised rows into the rows of `out`, each `weight.outputs()` long.
 ///
@@ -52,29 +71,41 @@ pub fn linear_w8a8(
     );
     let group_len = layout.granularity().group_len(layout.columns());
     assert!(group_len <= MAX_INPUTS, "a sum of products fits 32 bits");
-    let row_blocks = rows.div_ceil(TASK_ROWS);
     let row_words = layout.row_words();
+    let task_rows = TASK_ROW_BYTES / (row_words * size_of::<u32>()) / WIDE_ROWS * WIDE_ROWS;
+    let task_rows = task_rows.clamp(WIDE_ROWS, TASK_ROWS);
+    let row_blocks = rows.div_ceil(task_rows);
+    // A task is a stretch of weights that one thread walks through.
+    let tasks = (TASKS_PER_THREAD * runner.threads()).div_ceil(row_blocks.max(1));
+    let task_panels = (weight.panels() / tasks).clamp(1, TASK_PANELS);
+    let panel_blocks = weight.panels().div_ceil(task_panels);
     let out = Shared(out.as_mut_ptr());
-    runner.run(row_blocks * weight.panels(), &|index| {
-        let (panel, first_row) = (index / row_blocks, index % row_blocks * TASK_ROWS);
-        let num_rows = TASK_ROWS.min(rows - first_row);
-        let first_output = panel * PANEL_WIDTH;
-        level.dispatch(Task {
-            x: &x.words()[first_row * row_words..(first_row + num_rows) * row_words],
-            layout,
-            num_rows,
-            bytes: weight.panel(panel),
-            scales: weight.panel_scales(panel),
-            has_group_scales: weight.granularity() != Granularity::Row,
-            tile: OutputTile {
-                // SAFETY: the row and the output lie inside `out`, whose length is asserted above.
-                start: unsafe { out.get().add(first_row * outputs + first_output) },
-                row_stride: outputs,
-                width: PANEL_WIDTH.min(outputs - first_output),
-                bias: bias.map(|bias| &bias[first_output..]),
-                epilogue,
-            },
-        });
+    runner.run(row_blocks * panel_blocks, &|index| {
+        let (block, first_row) = (index / row_blocks, index % row_blocks * task_rows);
+        let num_rows = task_rows.min(rows - first_row);
+        let first_panel = block * task_panels;
+        let end = weight.panels().min(first_panel + task_panels);
+        for panel in first_panel..end {
+            let first_output = panel * PANEL_WIDTH;
+            level.dispatch(Task {
+                x: &x.words()[first_row * row_words..(first_row + num_rows) * row_words],
+                layout,
+                num_rows,
+                bytes: weight.panel(panel),
+                is_first: panel == first_panel,
+                is_last: panel + 1 == end,
+                scales: weight.panel_scales(panel),
+                has_group_scales: weight.granularity() != Granularity::Row,
+                tile: OutputTile {
+                    // SAFETY: the row and the output lie inside `out`, whose length is asserted above.
+                    start: unsafe { out.get().add(first_row * outputs + first_output) },
+                    row_stride: outputs,
+                    width: PANEL_WIDTH.min(outputs - first_output),
+                    bias: bias.map(|bias| &bias[first_output..]),
+                    epilogue,
+                },
+            });
+        }
         // Every task writes its own rows and outputs: `index` comes once (`TaskRunner`).
     });
 }
@@ -98,6 +129,10 @@ struct Task<'a> {
     num_rows: usize,
     /// One panel.
     bytes: &'a [u8],
+    /// Whether this thread has not just worked on the panel before.
+    is_first: bool,
+    /// Whether this thread does not go on with the panel behind.
+    is_last: bool,
     /// `[groups, 32]`, or `[32]` where an output has one scale.
     scales: &'a [f32],
     has_group_scales: bool,
@@ -116,7 +151,8 @@ impl DotKernel for Task<'_> {
             1
         };
         debug_assert_eq!(self.scales.len(), groups * PANEL_WIDTH);
-        let walk = Walk {
+        let mut walk = Walk {
+            ahead: Ahead::default(),
             x: self.x.as_ptr(),
             row_words: self.layout.row_words(),
             first_scale: self.layout.first_scale(),
@@ -132,25 +168,24 @@ impl DotKernel for Task<'_> {
                 .div_ceil(STEP),
             tile: self.tile,
         };
-        let mut row = 0;
-        // SAFETY: the rows and the panel are slices of the lengths asserted above; every call stays
-        // below `num_rows`, and the tile has that many rows of its own (`linear_w8a8`).
-        unsafe {
-            if D::WIDE {
-                walk.rows::<D, 12, 2>(d, &mut row, self.num_rows);
-                walk.rows::<D, 8, 2>(d, &mut row, self.num_rows);
-                walk.rows::<D, 4, 2>(d, &mut row, self.num_rows);
-            } else {
-                walk.rows::<D, 4, 1>(d, &mut row, self.num_rows);
-            }
-            walk.rows::<D, 2, 2>(d, &mut row, self.num_rows);
-            walk.rows::<D, 1, 2>(d, &mut row, self.num_rows);
-        }
+        // SAFETY: the rows and the panel are slices of the lengths asserted above, and the tile has
+        // that many rows of its own (`linear_w8a8`).
+        unsafe { walk.run(d, self.num_rows, [self.is_first, self.is_last]) };
     }
+}
+
+/// Which weights a tile asks for while it uses others.
+#[derive(Clone, Copy, Default)]
+struct Ahead {
+    /// From the start of the panel, at the first step.
+    offset: usize,
+    /// Further with every step.
+    step_bytes: usize,
 }
 
 /// What a tile needs to walk over all inputs.
 struct Walk<'a> {
+    ahead: Ahead,
     x: *const u32,
     row_words: usize,
     first_scale: usize,
@@ -167,39 +202,123 @@ struct Walk<'a> {
 }
 
 impl Walk<'_> {
-    /// Tiles of `R` rows, as many as fit.
+    /// Tiles of about equal heights, as few as there can be.
     ///
     /// # Safety
     /// `num_rows` rows lie at `x` and belong to the tile; `steps` steps of a panel lie at `bytes`, and
     /// its scales at `scales`.
     #[inline(always)]
-    unsafe fn rows<D: Dot, const R: usize, const V: usize>(
-        &self,
-        d: D,
-        row: &mut usize,
-        num_rows: usize,
-    ) {
-        while *row + R <= num_rows {
-            let mut vector = 0;
-            while vector * LANES < self.tile.width {
-                // SAFETY: `row + R ≤ num_rows` rows exist, and `V` vectors from `vector` on lie
-                // inside the 128 bytes of a step.
-                unsafe {
-                    let totals = self.totals::<D, R, V>(d, *row, vector);
-                    for r in 0..R {
-                        self.finish(d.simd(), *row + r, vector, totals[r]);
-                    }
+    unsafe fn run<D: Dot>(&mut self, d: D, num_rows: usize, [is_first, is_last]: [bool; 2]) {
+        let max = match num_rows {
+            _ if !D::WIDE => NARROW_ROWS,
+            0..=WIDE_ROWS => WIDE_ROWS,
+            _ => MANY_ROWS,
+        };
+        let tiles = num_rows.div_ceil(max);
+        let mut row = 0;
+        for tile in 0..tiles {
+            let height = (num_rows - row).div_ceil(tiles - tile);
+            self.ahead = self.ahead(tile, tiles, is_first, is_last);
+            // SAFETY: `row + height ≤ num_rows`; the rest is the caller's promise.
+            unsafe {
+                if D::WIDE {
+                    self.wide_tile(d, row, height);
+                } else {
+                    self.narrow_tile(d, row, height);
                 }
-                vector += V;
             }
-            *row += R;
+            row += height;
+        }
+    }
+
+    /// What a tile asks for: the first one of a task, or of a single one, what it is about to use; the
+    /// others share the next panel.
+    #[inline(always)]
+    fn ahead(&self, tile: usize, tiles: usize, is_first: bool, is_last: bool) -> Ahead {
+        let panel = self.steps * STEP_BYTES;
+        if tiles == 1 || panel > LONGEST_PREFETCHED || is_first && tile == 0 {
+            return Ahead {
+                offset: AHEAD,
+                step_bytes: STEP_BYTES,
+            };
+        }
+        if is_last {
+            return Ahead::default();
+        }
+        let (share, shares) = if is_first {
+            (tile - 1, tiles - 1)
+        } else {
+            (tile, tiles)
+        };
+        let step_bytes = STEP_BYTES / shares;
+        Ahead {
+            offset: panel + share * self.steps * step_bytes,
+            step_bytes,
+        }
+    }
+
+    /// # Safety
+    /// As for `run`; `row + height` rows exist, `height` is in `1..=WIDE_ROWS`.
+    #[inline(always)]
+    unsafe fn wide_tile<D: Dot>(&self, d: D, row: usize, height: usize) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match height {
+                1 => self.tile::<D, 1, 2>(d, row),
+                2 => self.tile::<D, 2, 2>(d, row),
+                3 => self.tile::<D, 3, 2>(d, row),
+                4 => self.tile::<D, 4, 2>(d, row),
+                5 => self.tile::<D, 5, 2>(d, row),
+                6 => self.tile::<D, 6, 2>(d, row),
+                7 => self.tile::<D, 7, 2>(d, row),
+                8 => self.tile::<D, 8, 2>(d, row),
+                9 => self.tile::<D, 9, 2>(d, row),
+                10 => self.tile::<D, 10, 2>(d, row),
+                11 => self.tile::<D, 11, 2>(d, row),
+                _ => self.tile::<D, WIDE_ROWS, 2>(d, row),
+            }
+        }
+    }
+
+    /// # Safety
+    /// As for `run`; `row + height` rows exist, `height` is in `1..=NARROW_ROWS`.
+    #[inline(always)]
+    unsafe fn narrow_tile<D: Dot>(&self, d: D, row: usize, height: usize) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match height {
+                1 => self.tile::<D, 1, 2>(d, row),
+                2 => self.tile::<D, 2, 1>(d, row),
+                3 => self.tile::<D, 3, 1>(d, row),
+                _ => self.tile::<D, NARROW_ROWS, 1>(d, row),
+            }
+        }
+    }
+
+    /// `R` rows by the outputs of the panel, `V` vectors at a time.
+    ///
+    /// # Safety
+    /// As for `run`; `row + R` rows exist.
+    #[inline(always)]
+    unsafe fn tile<D: Dot, const R: usize, const V: usize>(&self, d: D, row: usize) {
+        let mut vector = 0;
+        while vector * LANES < self.tile.width {
+            // SAFETY: the caller answers for the rows; `V` vectors from `vector` on lie inside the
+            // 128 bytes of a step.
+            unsafe {
+                let totals = self.totals::<D, R, V>(d, row, vector);
+                for r in 0..R {
+                    self.finish(d.simd(), row + r, vector, totals[r]);
+                }
+            }
+            vector += V;
         }
     }
 
     /// The running totals of `R` rows and `V` vectors of outputs over all groups.
     ///
     /// # Safety
-    /// As for `rows`; `row + R` rows and `vector + V` vectors exist.
+    /// As for `run`; `row + R` rows and `vector + V` vectors exist.
     #[inline(always)]
     unsafe fn totals<D: Dot, const R: usize, const V: usize>(
         &self,
@@ -255,6 +374,11 @@ impl Walk<'_> {
         }
         for step in first..end {
             let at = step * STEP_BYTES + vector * LANES * STEP;
+            // Past the end of the panel lies the next one, and what follows the last is only named.
+            let ahead = self.ahead.offset + step * self.ahead.step_bytes + vector * LANES * STEP;
+            for v in 0..V {
+                d.prefetch(self.bytes.wrapping_add(ahead + v * LANES * STEP));
+            }
             // SAFETY: the step lies in the panel, `V` vectors from `vector` on in the step.
             let mut weights = [unsafe { d.load(self.bytes.add(at)) }; V];
             for v in 1..V {

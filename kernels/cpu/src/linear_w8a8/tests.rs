@@ -122,6 +122,11 @@ fn every_number_of_rows() {
     for rows in [TASK_ROWS - 1, TASK_ROWS, 2 * TASK_ROWS + 5] {
         Case::new(20, 33, rows, ROW, false).check(GROUPS);
     }
+    // Several panels in a task, the last one of fewer.
+    for rows in [1, 13, 30] {
+        let outputs = 14 * PANEL_WIDTH + 5;
+        Case::new(20, outputs, rows, ROW, true).check(GROUPS);
+    }
 }
 
 #[test]

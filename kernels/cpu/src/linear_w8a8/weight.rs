@@ -133,7 +133,8 @@ impl QuantisedWeight {
         let panel_bytes = inputs.div_ceil(STEP).saturating_mul(STEP_BYTES);
         let panel_scales = groups * PANEL_WIDTH;
         let requested = panels.saturating_mul(panel_bytes);
-        let memory = AlignedBuf::zeroed(requested).zip(AlignedBuf::zeroed(panels * panel_scales));
+        let memory = AlignedBuf::zeroed_for_streaming(requested)
+            .zip(AlignedBuf::zeroed_for_streaming(panels * panel_scales));
         let (mut bytes, mut scales) = memory.ok_or(PackError::OutOfMemory { requested })?;
         let first_bad = AtomicUsize::new(usize::MAX);
         for_each_chunk_pair(
