@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use serde::Serialize;
 
 use crate::args::Cache;
 use crate::clock::Clock;
@@ -151,8 +152,8 @@ impl Metrics {
     }
 }
 
-/// Writes the report as JSON, complete or not at all.
-pub fn write_json(report: &Report, path: &Path) -> Result<()> {
+/// Writes a report as JSON, complete or not at all.
+pub fn write_json(report: &impl Serialize, path: &Path) -> Result<()> {
     let mut text = serde_json::to_string_pretty(report)?;
     text.push('\n');
     let mut partial = path.as_os_str().to_owned();

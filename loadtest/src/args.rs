@@ -7,6 +7,7 @@ use clap::{ArgGroup, Parser, Subcommand, ValueEnum};
 use serde::Serialize;
 
 use crate::lengths::Lengths;
+use crate::slo::Slo;
 use crate::workload::Api;
 
 const EXAMPLES: &str = "\
@@ -21,7 +22,11 @@ Examples:
     loadtest --url http://host:8000 --api-key KEY --users 8 --duration 2m \\
         --prompt-tokens lognormal:median=256,p95=900,max=1500 --json run.json
 
+  The highest rate at which 99 of 100 requests keep two limits:
+    loadtest search --slo ttft=1s,tpot=80ms --duration 60s --prompt-tokens 256 --output-tokens 128
+
 Lengths are written N, uniform:MIN..MAX or lognormal:median=N,p95=N[,min=N,max=N].
+Limits are ttft, tpot, stall (the longest gap) and e2e; attainment is the share that must keep them.
 A closed loop (--users) hides queueing, because a slow server gets less load; use --rate for
 latency under load.
 
@@ -44,6 +49,8 @@ pub struct Cli {
 /// What is done with runs.
 #[derive(Debug, Clone, Subcommand)]
 pub enum Command {
+    /// Find the highest rate of an open loop that keeps the limits of --slo
+    Search(Box<SearchArgs>),
     /// Make a page of HTML from the JSON files of one run or several
     Report {
         /// Files that --json wrote; the first is what the others are compared with
@@ -53,6 +60,25 @@ pub enum Command {
         #[arg(short, long, value_name = "FILE", default_value = "report.html")]
         output: PathBuf,
     },
+}
+
+/// Flags of a search. Those of a run describe its probes: `--duration` is the length of each [default:
+/// 60s], `--requests` the least number of requests in it [default: 200], `--rate` the first rate tried,
+/// `--users` how many users find that rate when it is not given [default: 128].
+#[derive(Debug, Clone, Parser)]
+pub struct SearchArgs {
+    /// The load of the probes.
+    #[command(flatten)]
+    pub run: Args,
+    /// Probes at most, confirmations included
+    #[arg(long, value_name = "N", default_value_t = 14, help_heading = "Search")]
+    pub max_probes: u32,
+    /// Begin no probe after this long
+    #[arg(long, value_name = "TIME", default_value = "20m", value_parser = duration, help_heading = "Search")]
+    pub max_time: Duration,
+    /// How close the rate is found, as a share of it
+    #[arg(long, value_name = "X", default_value_t = 0.05, value_parser = rate, help_heading = "Search")]
+    pub tolerance: f64,
 }
 
 /// Flags of a run.
@@ -151,6 +177,10 @@ pub struct Args {
     #[arg(long, value_name = "X", value_parser = rate, help_heading = "Requests")]
     pub tokens_per_word: Option<f64>,
 
+    /// Limits of a good request, such as ttft=1s,tpot=80ms,attainment=0.99
+    #[arg(long, value_name = "SLO", help_heading = "Objectives")]
+    pub slo: Option<Slo>,
+
     /// Opening a connection
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration, help_heading = "Time limits of a request")]
     pub timeout_connect: Duration,
@@ -200,7 +230,7 @@ fn temperature(text: &str) -> Result<f64, String> {
 }
 
 /// Reads `500ms`, `10s`, `1.5m`, `2h`; a bare number is seconds.
-fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let split = text
         .find(|c: char| c.is_ascii_alphabetic())
         .unwrap_or(text.len());
@@ -242,6 +272,7 @@ mod tests {
             "Target:",
             "Load:",
             "Requests:",
+            "Objectives:",
             "Time limits of a request:",
             "Output:",
             "Examples:",

@@ -8,6 +8,7 @@ use serde::Serialize;
 use crate::args::{Args, Cache};
 use crate::exchange::Timeouts;
 use crate::lengths::Lengths;
+use crate::slo::Slo;
 use crate::target::HttpUrl;
 use crate::workload::Api;
 
@@ -67,6 +68,8 @@ pub struct Config {
     pub cache: Cache,
     /// Tokens per word, if not asked from the server.
     pub tokens_per_word: Option<f64>,
+    /// Limits of a good request.
+    pub slo: Option<Slo>,
     /// Time limits.
     pub timeouts: Timeouts,
     /// Show no progress.
@@ -111,6 +114,7 @@ impl TryFrom<Args> for Config {
             temperature: args.temperature,
             cache: args.cache,
             tokens_per_word: args.tokens_per_word,
+            slo: args.slo,
             timeouts: Timeouts {
                 connect: args.timeout_connect,
                 head: args.timeout_head,

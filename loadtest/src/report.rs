@@ -12,7 +12,9 @@ use crate::driver::RunResult;
 use crate::outcome::Outcome;
 use crate::reconcile::{Reconciliation, Verdict};
 use crate::record::{Phase, RequestRecord};
+use crate::slo::Goodput;
 use crate::stats::{Gaps, Percentile, Sample, Summary, min_samples};
+use crate::steady;
 use crate::workload::{TokensPerWord, Workload};
 
 /// Version of the JSON file's schema.
@@ -51,6 +53,9 @@ pub struct Report {
     pub rates: Rates,
     /// Latencies of the measured successes.
     pub latency: Latency,
+    /// How much of the load kept the limits that were given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub goodput: Option<Goodput>,
     /// How well the client kept its plan.
     pub client: ClientQuality,
     /// The server's side.
@@ -70,6 +75,16 @@ pub struct Tool {
     pub name: &'static str,
     /// Its version.
     pub version: &'static str,
+}
+
+impl Tool {
+    /// This program.
+    pub(crate) fn this() -> Self {
+        Self {
+            name: env!("CARGO_PKG_NAME"),
+            version: env!("CARGO_PKG_VERSION"),
+        }
+    }
 }
 
 /// The server that was measured.
@@ -119,6 +134,8 @@ pub struct WindowInfo {
     pub seconds: f64,
     /// Whether the run was stopped from outside.
     pub stopped: bool,
+    /// What grew from its beginning to its end beyond doubt: the server fell behind.
+    pub growing: Vec<&'static str>,
 }
 
 /// Numbers of requests.
@@ -312,10 +329,7 @@ impl Report {
         let mut report = Self {
             schema: SCHEMA,
             kind: "run",
-            tool: Tool {
-                name: env!("CARGO_PKG_NAME"),
-                version: env!("CARGO_PKG_VERSION"),
-            },
+            tool: Tool::this(),
             target: TargetInfo {
                 url: config.url.to_string(),
                 endpoint: workload.api.path(),
@@ -325,6 +339,7 @@ impl Report {
             window: WindowInfo {
                 seconds: seconds(result.window.1 - result.window.0),
                 stopped: result.stopped,
+                growing: steady::growing(records, result.window, |part| in_flight(records, part).0),
             },
             requests: Requests::new(records),
             outcomes: outcomes(&measured),
@@ -332,6 +347,9 @@ impl Report {
             lengths: LengthInfo::new(&good),
             rates: Rates::new(records, result.window),
             latency,
+            goodput: config.slo.map(|slo| {
+                Goodput::new(slo, &measured, seconds(result.window.1 - result.window.0))
+            }),
             client,
             server,
             samples: samples(&good, result.window.0),
@@ -386,6 +404,11 @@ impl Report {
                 RunVerdict::Warning,
                 "the server did not come to rest".into(),
             ));
+        }
+        if !self.window.growing.is_empty() {
+            let what = self.window.growing.join(" and ");
+            let reason = format!("not steady, {what} grew: latencies state a backlog");
+            found.push((RunVerdict::Warning, reason));
         }
         if self.client.is_late() {
             found.push((
@@ -583,7 +606,8 @@ impl ClientQuality {
     }
 
     /// Whether the send lag exceeds its limit: its 99th percentile, or without one its maximum.
-    fn is_late(&self) -> bool {
+    /// Whether the client's own delay is more than a small share of what it measured.
+    pub fn is_late(&self) -> bool {
         let worst = match self.send_lag.p99 {
             Percentile::Seconds(p99) => Some(p99),
             _ => self.send_lag.max,

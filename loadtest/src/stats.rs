@@ -8,6 +8,8 @@ use crate::clock::{Nanos, seconds};
 
 /// The quantiles of every summary.
 pub const QUANTILES: [f64; 5] = [0.5, 0.9, 0.95, 0.99, 0.999];
+/// The 97.5th percentile of the standard normal distribution.
+const NORMAL_P975: f64 = 1.959_963_984_540_054;
 /// The highest recordable gap: one hour in microseconds.
 const MAX_GAP_MICROS: u64 = 3_600_000_000;
 
@@ -16,6 +18,21 @@ const MAX_GAP_MICROS: u64 = 3_600_000_000;
 /// Samples within a run are correlated, so this is a minimum.
 pub fn min_samples(q: f64) -> u64 {
     (0.05f64.ln() / q.ln()).ceil() as u64
+}
+
+/// Wilson's 95 % interval of a share of which `good` of `n` were counted; everything is possible when
+/// nothing was. E. B. Wilson, "Probable inference, the law of succession, and statistical inference",
+/// Journal of the American Statistical Association 22 (1927).
+pub fn wilson(good: u64, n: u64) -> (f64, f64) {
+    if n == 0 {
+        return (0.0, 1.0);
+    }
+    let (share, n) = (good as f64 / n as f64, n as f64);
+    let z2 = NORMAL_P975 * NORMAL_P975;
+    let centre = share + z2 / (2.0 * n);
+    let spread = NORMAL_P975 * (share * (1.0 - share) / n + z2 / (4.0 * n * n)).sqrt();
+    let bound = |x: f64| (x / (1.0 + z2 / n)).clamp(0.0, 1.0);
+    (bound(centre - spread), bound(centre + spread))
 }
 
 /// A percentile, as far as the sample says something about it.
@@ -203,6 +220,25 @@ mod tests {
                 "{q}"
             );
         }
+    }
+
+    /// Figures of R. G. Newcombe, Statistics in Medicine 17 (1998), table I, method 3.
+    #[test]
+    fn intervals_of_shares_are_those_of_the_literature() {
+        for (good, n, low, high) in [
+            (81, 263, 0.2553, 0.3662),
+            (15, 148, 0.0624, 0.1605),
+            (0, 20, 0.0, 0.1611),
+            (1, 29, 0.0061, 0.1718),
+        ] {
+            let found = wilson(good, n);
+            assert!(
+                (found.0 - low).abs() < 5e-5 && (found.1 - high).abs() < 5e-5,
+                "{found:?}"
+            );
+        }
+        assert_eq!(wilson(0, 0), (0.0, 1.0));
+        assert_eq!(wilson(7, 7).1, 1.0);
     }
 
     #[test]

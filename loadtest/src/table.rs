@@ -5,6 +5,7 @@ use std::fmt::{self, Display, Formatter};
 use crate::config::Arrival;
 use crate::reconcile::{Check, Verdict};
 use crate::report::{OutcomeCount, Report, RunVerdict};
+use crate::slo::Share;
 use crate::stats::{Percentile, Summary};
 
 /// Prints a [`Report`] as text.
@@ -16,6 +17,7 @@ impl Display for Table<'_> {
         requests(f, self.0)?;
         latency(f, self.0)?;
         throughput(f, self.0)?;
+        goodput(f, self.0)?;
         server(f, self.0)?;
         verdict(f, self.0)
     }
@@ -194,6 +196,32 @@ fn throughput(f: &mut Formatter<'_>, report: &Report) -> fmt::Result {
         f,
         "  in flight    {:.2} mean, {} at most",
         rates.in_flight_mean, rates.in_flight_max
+    )
+}
+
+fn goodput(f: &mut Formatter<'_>, report: &Report) -> fmt::Result {
+    let Some(goodput) = &report.goodput else {
+        return Ok(());
+    };
+    let (good, planned, rate) = (goodput.good, goodput.planned, goodput.requests_per_second);
+    writeln!(f, "\nWithin {}", goodput.slo)?;
+    writeln!(f, "  requests/s   {rate:.2}")?;
+    writeln!(
+        f,
+        "  attainment   {good} of {planned}, {}",
+        share(&goodput.attainment)
+    )
+}
+
+/// A share with its interval, in percent.
+pub(crate) fn share(share: &Share) -> String {
+    let value = share
+        .value
+        .map_or_else(|| "–".to_owned(), |v| format!("{:.1}", 100.0 * v));
+    format!(
+        "{value} % ({:.1} to {:.1} at 95 %)",
+        100.0 * share.low,
+        100.0 * share.high
     )
 }
 

@@ -5,10 +5,11 @@ mod fake;
 use clap::Parser;
 use fake::{Behaviour, FakeServer, MetricsPage};
 use loadtest::app;
-use loadtest::args::Args;
+use loadtest::args::{Args, SearchArgs};
 use loadtest::config::Config;
 use loadtest::reconcile::{Check, Verdict};
 use loadtest::report::{Report, RunVerdict};
+use loadtest::search::{self, ProbeKind, ProbeVerdict, SearchConfig, SearchReport, StopReason};
 use loadtest::table::Table;
 use loadtest::target::HttpUrl;
 
@@ -379,4 +380,62 @@ async fn the_json_file_holds_the_report() {
         .map(|e| e.unwrap().file_name().into_string().unwrap())
         .collect();
     assert_eq!(names, ["run.json"], "no partial file stays");
+}
+
+async fn find(server: &FakeServer, line: &str) -> SearchReport {
+    let url = format!("http://{}", server.address);
+    let fixed = ["search", "--quiet", "--url", &url, "--output-tokens", "2"];
+    let args =
+        SearchArgs::try_parse_from(fixed.into_iter().chain(line.split_whitespace())).unwrap();
+    let config = SearchConfig::try_from(args).unwrap();
+    search::search(&config, |_| {}).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_search_climbs_while_the_limits_are_kept() {
+    let server = FakeServer::start(&[Behaviour::Ok], MetricsPage::Honest).await;
+    let line =
+        "--slo ttft=1m,attainment=0.5 --rate 200 --duration 100ms --requests 10 --max-probes 2";
+    let report = find(&server, line).await;
+    let kinds: Vec<_> = report.probes.iter().map(|p| (p.kind, p.verdict)).collect();
+    let expected = [ProbeKind::Solo, ProbeKind::Probe, ProbeKind::Probe];
+    assert_eq!(kinds, expected.map(|kind| (kind, ProbeVerdict::Pass)));
+    assert_eq!(
+        (report.stop, report.rate),
+        (StopReason::MaxProbes, Some(280.0))
+    );
+    let text = report.to_string();
+    assert!(text.contains("at least 280.000 requests/s"), "{text}");
+    let json = serde_json::to_value(&report).unwrap();
+    assert_eq!(
+        (&json["kind"], &json["stop"]),
+        (&"search".into(), &"max_probes".into())
+    );
+    assert_eq!(json["probes"][1]["goodput"]["slo"]["ttft_seconds"], 60.0);
+    let seeds: Vec<u64> = report.probes.iter().map(|p| p.seed).collect();
+    assert_eq!(seeds, [0, 1, 2], "each probe draws anew");
+}
+
+#[tokio::test]
+async fn a_search_ends_where_one_user_is_not_served() {
+    let server = FakeServer::start(&[Behaviour::Status(500, "x")], MetricsPage::Absent).await;
+    let report = find(&server, "--slo e2e=1m --duration 100ms").await;
+    assert_eq!((report.stop, report.rate), (StopReason::SoloFails, None));
+    assert_eq!(report.probes.len(), 1);
+}
+
+#[tokio::test]
+async fn objectives_count_failures_as_missed() {
+    let script = [
+        Behaviour::Ok,
+        Behaviour::Ok,
+        Behaviour::Ok,
+        Behaviour::ErrorEvent,
+    ];
+    let server = FakeServer::start(&script, MetricsPage::Absent).await;
+    let report = measure(&server, "--requests 40 --slo ttft=1m,tpot=1m").await;
+    let goodput = report.goodput.clone().unwrap();
+    assert_eq!((goodput.good, goodput.planned), (30, 40));
+    let table = Table(&report).to_string();
+    assert!(table.contains("attainment   30 of 40, 75.0 %"), "{table}");
 }

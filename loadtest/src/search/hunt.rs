@@ -1,0 +1,204 @@
+//! Which rate to probe next: a bracket first, then its geometric middle, then the same rate three times
+//! more. Knows nothing of time or servers.
+
+use serde::Serialize;
+
+/// A bracket widens by this factor.
+const STRIDE: f64 = 1.4;
+/// Passes that confirm a rate.
+const CONFIRMATIONS: u32 = 3;
+/// Steps down from a rate that is not confirmed.
+const MAX_STEPS_DOWN: u32 = 2;
+
+/// What a probe says about its rate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ProbeVerdict {
+    /// The objectives are kept.
+    Pass,
+    /// They are not, or the server fell behind.
+    Fail,
+    /// The sample does not say; the search treats it as failed.
+    Undecided,
+}
+
+/// Why a search ended. Only `Converged` says what the highest rate is; otherwise it is at least the one
+/// that is named.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StopReason {
+    /// The bracket is narrow and its lower end confirmed.
+    Converged,
+    /// No probes are left.
+    MaxProbes,
+    /// No time is left.
+    MaxTime,
+    /// One user alone does not get answers within the limits.
+    SoloFails,
+    /// The client cannot send faster.
+    Ceiling,
+    /// The rate was not confirmed, nor were two lower ones.
+    Unstable,
+}
+
+/// What to do next.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Next {
+    /// Probe a rate.
+    Probe(f64),
+    /// Probe the rate found once more.
+    Confirm(f64),
+    /// End.
+    Stop(StopReason),
+}
+
+/// A search in motion.
+#[derive(Debug, Clone)]
+pub struct Hunt {
+    first: f64,
+    tolerance: f64,
+    /// Highest rate that passed, if none failed below it.
+    low: Option<f64>,
+    /// Lowest rate that failed.
+    high: Option<f64>,
+    confirming: Option<Confirming>,
+    steps_down: u32,
+    is_at_ceiling: bool,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Confirming {
+    rate: f64,
+    passes: u32,
+}
+
+impl Hunt {
+    /// A search that begins at `first` and ends when the bracket's ends differ by `tolerance`.
+    pub fn new(first: f64, tolerance: f64) -> Self {
+        Self {
+            first,
+            tolerance,
+            low: None,
+            high: None,
+            confirming: None,
+            steps_down: 0,
+            is_at_ceiling: false,
+        }
+    }
+
+    /// The highest rate that passed and did not fail since.
+    pub fn rate(&self) -> Option<f64> {
+        self.low
+    }
+
+    /// What to do.
+    pub fn next(&self) -> Next {
+        if self.is_at_ceiling {
+            return Next::Stop(StopReason::Ceiling);
+        }
+        if let Some(Confirming { rate, passes }) = self.confirming {
+            return match passes {
+                CONFIRMATIONS => Next::Stop(StopReason::Converged),
+                _ if self.steps_down > MAX_STEPS_DOWN => Next::Stop(StopReason::Unstable),
+                _ => Next::Confirm(rate),
+            };
+        }
+        match (self.low, self.high) {
+            (None, None) => Next::Probe(self.first),
+            (Some(low), None) => Next::Probe(low * STRIDE),
+            (None, Some(high)) => Next::Probe(high / STRIDE),
+            (Some(low), Some(high)) => Next::Probe((low * high).sqrt()),
+        }
+    }
+
+    /// Takes the verdict on the rate that `next` named.
+    pub fn record(&mut self, rate: f64, passed: bool, client_was_late: bool) {
+        // A late client says nothing about the server: its delay is in the latencies.
+        if client_was_late && !passed {
+            self.is_at_ceiling = true;
+            return;
+        }
+        match &mut self.confirming {
+            Some(confirming) if passed => {
+                confirming.passes += 1;
+                self.low = Some(rate);
+            }
+            Some(confirming) => {
+                self.steps_down += 1;
+                let lower = rate / (1.0 + self.tolerance);
+                *confirming = Confirming {
+                    rate: lower,
+                    passes: 0,
+                };
+                (self.low, self.high) = (None, Some(rate));
+            }
+            None if passed => self.low = Some(rate),
+            None => self.high = Some(rate),
+        }
+        if let (None, Some(low), Some(high)) = (self.confirming, self.low, self.high)
+            && high / low <= 1.0 + self.tolerance
+        {
+            self.confirming = Some(Confirming {
+                rate: low,
+                passes: 0,
+            });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Plays a server whose probes pass up to a limit that `limit` names for each probe in turn.
+    fn play(first: f64, limit: impl Fn(usize) -> f64) -> (Hunt, StopReason, usize) {
+        let mut hunt = Hunt::new(first, 0.05);
+        for count in 0..200 {
+            match hunt.next() {
+                Next::Stop(reason) => return (hunt, reason, count),
+                Next::Probe(rate) | Next::Confirm(rate) => {
+                    hunt.record(rate, rate <= limit(count), false);
+                }
+            }
+        }
+        panic!("the search does not end: {hunt:?}");
+    }
+
+    #[test]
+    fn the_limit_is_found_from_above_and_below() {
+        for first in [0.01, 1.0, 9.9, 10.0, 400.0] {
+            let (hunt, reason, probes) = play(first, |_| 10.0);
+            let rate = hunt.rate().unwrap();
+            assert_eq!(reason, StopReason::Converged, "from {first}");
+            assert!(rate <= 10.0 && rate * 1.05 >= 10.0, "{rate} from {first}");
+            assert!(probes < 40, "{probes} probes from {first}");
+        }
+    }
+
+    #[test]
+    fn a_rate_near_the_limit_takes_few_probes() {
+        let (_, _, probes) = play(8.0, |_| 10.0);
+        assert!(probes <= 8, "{probes}");
+    }
+
+    /// The machine becomes slower once the rate has been found.
+    #[test]
+    fn what_is_not_confirmed_steps_down() {
+        let slower = |count| if count < 5 { 10.0 } else { 9.2 };
+        let (hunt, reason, _) = play(8.0, slower);
+        assert_eq!(reason, StopReason::Converged);
+        assert!(hunt.rate().unwrap() <= 9.2);
+        let (hunt, reason, _) = play(8.0, |count| if count < 5 { 10.0 } else { 1.0 });
+        assert_eq!((reason, hunt.rate()), (StopReason::Unstable, None));
+    }
+
+    #[test]
+    fn a_client_that_is_late_ends_the_search_unless_the_server_passed() {
+        let mut hunt = Hunt::new(5.0, 0.05);
+        hunt.record(5.0, true, true);
+        assert_eq!(hunt.next(), Next::Probe(7.0));
+        hunt.record(7.0, false, true);
+        assert_eq!(hunt.next(), Next::Stop(StopReason::Ceiling));
+        assert_eq!(hunt.rate(), Some(5.0));
+    }
+}

@@ -1,0 +1,199 @@
+//! The result of a search, as JSON and as text.
+
+use std::fmt::{self, Display, Formatter};
+
+use serde::Serialize;
+
+use super::{ProbeVerdict, SearchConfig, StopReason};
+use crate::config::Arrival;
+use crate::report::{Report, SCHEMA, TargetInfo, Tool};
+use crate::slo::{Goodput, Slo};
+use crate::stats::Percentile;
+use crate::table::share;
+
+/// The result of a search.
+#[derive(Debug, Clone, Serialize)]
+pub struct SearchReport {
+    /// Version of the schema.
+    pub schema: u32,
+    /// What the file describes.
+    pub kind: &'static str,
+    /// What made it.
+    pub tool: Tool,
+    /// What was measured; none when nothing was.
+    pub target: Option<TargetInfo>,
+    /// What had to be kept.
+    pub slo: Slo,
+    /// Requests per second; none when no rate passed.
+    pub rate: Option<f64>,
+    /// Why the search ended.
+    pub stop: StopReason,
+    /// A rate failed although a higher one passed: the machine changed meanwhile.
+    pub not_monotone: bool,
+    /// Every probe, in order.
+    pub probes: Vec<Probe>,
+}
+
+/// What a probe was for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ProbeKind {
+    /// One user alone.
+    Solo,
+    /// Many users, to learn where to begin.
+    Saturation,
+    /// A rate.
+    Probe,
+    /// The rate found, once more.
+    Confirmation,
+}
+
+/// One probe.
+#[derive(Debug, Clone, Serialize)]
+pub struct Probe {
+    /// What it was for.
+    pub kind: ProbeKind,
+    /// How requests arrived.
+    pub arrival: Arrival,
+    /// Seed of its load.
+    pub seed: u64,
+    /// Length of its window.
+    pub seconds: f64,
+    /// What it says.
+    pub verdict: ProbeVerdict,
+    /// What kept the limits.
+    pub goodput: Option<Goodput>,
+    /// What grew over the window.
+    pub growing: Vec<&'static str>,
+    /// The client's own delay was too large.
+    pub client_was_late: bool,
+    /// Requests per second that ended well.
+    pub completed_requests: f64,
+    /// Output tokens per second.
+    pub output_tokens: f64,
+    /// Median and 99th percentile of the time to the first token.
+    pub ttft_p50: Percentile,
+    /// The same of the time per output token.
+    pub tpot_p50: Percentile,
+    /// What speaks against the run.
+    pub reasons: Vec<String>,
+    #[serde(skip)]
+    target: TargetInfo,
+}
+
+impl Probe {
+    pub(super) fn new(kind: ProbeKind, report: &Report, verdict: ProbeVerdict) -> Self {
+        Self {
+            kind,
+            arrival: report.load.arrival,
+            seed: report.load.seed,
+            seconds: report.window.seconds,
+            verdict,
+            goodput: report.goodput.clone(),
+            growing: report.window.growing.clone(),
+            client_was_late: report.client.is_late(),
+            completed_requests: report.rates.completed_requests,
+            output_tokens: report.rates.output_tokens,
+            ttft_p50: report.latency.ttft.p50,
+            tpot_p50: report.latency.tpot.p50,
+            reasons: report.reasons.clone(),
+            target: report.target.clone(),
+        }
+    }
+
+    /// Requests per second that were asked for, of an open loop.
+    fn rate(&self) -> Option<f64> {
+        match self.arrival {
+            Arrival::Poisson { rate, .. } => Some(rate),
+            Arrival::Closed { .. } => None,
+        }
+    }
+}
+
+impl SearchReport {
+    pub(super) fn new(
+        config: &SearchConfig,
+        probes: Vec<Probe>,
+        stop: StopReason,
+        rate: Option<f64>,
+    ) -> Self {
+        let rates = |passed: bool| {
+            let wanted = move |p: &&Probe| (p.verdict == ProbeVerdict::Pass) == passed;
+            probes.iter().filter(wanted).filter_map(Probe::rate)
+        };
+        let best = rates(true).fold(0.0, f64::max);
+        Self {
+            schema: SCHEMA,
+            kind: "search",
+            tool: Tool::this(),
+            target: probes.first().map(|probe| probe.target.clone()),
+            slo: config.slo,
+            rate,
+            stop,
+            not_monotone: rates(false).any(|failed| failed < best),
+            probes,
+        }
+    }
+}
+
+impl Display for Probe {
+    /// One line.
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let load = match self.arrival {
+            Arrival::Poisson { rate, .. } => format!("{rate:.3}/s"),
+            Arrival::Closed { users } => format!("{users} users"),
+        };
+        let verdict = match self.verdict {
+            ProbeVerdict::Pass => "pass",
+            ProbeVerdict::Fail => "fail",
+            ProbeVerdict::Undecided => "undecided",
+        };
+        write!(f, "{load:>12}  {:>6.1} s  {verdict:<9}", self.seconds)?;
+        if let Some(goodput) = &self.goodput {
+            write!(f, "  kept by {}", share(&goodput.attainment))?;
+        }
+        if !self.growing.is_empty() {
+            write!(f, ", {} grew", self.growing.join(" and "))?;
+        }
+        if self.client_was_late {
+            write!(f, ", the client sent late")?;
+        }
+        Ok(())
+    }
+}
+
+impl Display for SearchReport {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        for probe in &self.probes {
+            writeln!(f, "{probe}")?;
+        }
+        let why = match self.stop {
+            StopReason::Converged => "confirmed by three more runs",
+            StopReason::MaxProbes => "no probes were left",
+            StopReason::MaxTime => "no time was left",
+            StopReason::SoloFails => "not even one user alone is served within the limits",
+            StopReason::Ceiling => "the client cannot send faster",
+            StopReason::Unstable => "it was not confirmed, nor were two lower rates",
+        };
+        match self.rate {
+            Some(rate) if self.stop == StopReason::Converged => {
+                writeln!(f, "\n{rate:.3} requests/s within {}: {why}", self.slo)?;
+            }
+            Some(rate) => {
+                writeln!(
+                    f,
+                    "\nat least {rate:.3} requests/s within {}: {why}",
+                    self.slo
+                )?;
+            }
+            None => writeln!(f, "\nno rate found within {}: {why}", self.slo)?,
+        }
+        if self.not_monotone {
+            writeln!(
+                f,
+                "A rate failed although a higher one passed: the machine changed meanwhile."
+            )?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,239 @@
+//! Service-level objectives: what a request must keep to be good, and how large a share of the requests
+//! was. A request that failed, or was never sent, is not good.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::{Serialize, Serializer};
+
+use crate::args::duration;
+use crate::clock::Nanos;
+use crate::record::RequestRecord;
+use crate::stats::wilson;
+
+/// Share of good requests that is asked for unless said otherwise.
+const DEFAULT_ATTAINMENT: f64 = 0.99;
+
+/// Limits of one request, and the share of the requests that must keep all of them.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Slo {
+    /// First token, from the planned start.
+    #[serde(rename = "ttft_seconds", serialize_with = "as_seconds")]
+    pub ttft: Option<Duration>,
+    /// Time per output token after the first.
+    #[serde(rename = "tpot_seconds", serialize_with = "as_seconds")]
+    pub tpot: Option<Duration>,
+    /// Longest gap between two events.
+    #[serde(rename = "stall_seconds", serialize_with = "as_seconds")]
+    pub stall: Option<Duration>,
+    /// End of the text, from the planned start.
+    #[serde(rename = "e2e_seconds", serialize_with = "as_seconds")]
+    pub e2e: Option<Duration>,
+    /// From zero to one.
+    pub attainment: f64,
+}
+
+fn as_seconds<S: Serializer>(limit: &Option<Duration>, s: S) -> Result<S::Ok, S::Error> {
+    limit.map(|limit| limit.as_secs_f64()).serialize(s)
+}
+
+impl Slo {
+    /// Whether the request succeeded within every limit. A value that an answer of one token does not
+    /// have cannot be too large.
+    pub fn is_kept_by(&self, record: &RequestRecord) -> bool {
+        let within = |value: Option<Nanos>, limit: Option<Duration>| match (value, limit) {
+            (Some(value), Some(limit)) => u128::from(value) <= limit.as_nanos(),
+            _ => true,
+        };
+        record.outcome.is_success()
+            && within(record.ttft(), self.ttft)
+            && within(record.tpot(), self.tpot)
+            && within(record.longest_stall(), self.stall)
+            && within(record.e2e(), self.e2e)
+    }
+}
+
+impl FromStr for Slo {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut slo = Self {
+            ttft: None,
+            tpot: None,
+            stall: None,
+            e2e: None,
+            attainment: DEFAULT_ATTAINMENT,
+        };
+        for pair in text.split(',') {
+            let (key, value) = pair
+                .split_once('=')
+                .ok_or_else(|| format!("`{pair}`: an objective is written ttft=1s,tpot=80ms"))?;
+            let limit = match key.trim() {
+                "ttft" => &mut slo.ttft,
+                "tpot" => &mut slo.tpot,
+                "stall" => &mut slo.stall,
+                "e2e" => &mut slo.e2e,
+                "attainment" => {
+                    slo.attainment = share(value.trim())?;
+                    continue;
+                }
+                other => {
+                    return Err(format!(
+                        "unknown objective `{other}`: ttft, tpot, stall, e2e or attainment"
+                    ));
+                }
+            };
+            *limit = Some(duration(value.trim())?);
+        }
+        if [slo.ttft, slo.tpot, slo.stall, slo.e2e] == [None; 4] {
+            return Err(format!("`{text}` has no limit: ttft, tpot, stall or e2e"));
+        }
+        Ok(slo)
+    }
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(share) if share > 0.0 && share < 1.0 => Ok(share),
+        _ => Err(format!(
+            "attainment {text} is not a number between 0 and 1, both left out"
+        )),
+    }
+}
+
+impl fmt::Display for Slo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let limits = [
+            ("ttft", self.ttft),
+            ("tpot", self.tpot),
+            ("stall", self.stall),
+            ("e2e", self.e2e),
+        ];
+        for (name, limit) in limits {
+            if let Some(limit) = limit {
+                write!(f, "{name}={}ms,", limit.as_secs_f64() * 1e3)?;
+            }
+        }
+        write!(f, "attainment={}", self.attainment)
+    }
+}
+
+/// How much of the load was served within the objectives.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Goodput {
+    /// What was asked for.
+    pub slo: Slo,
+    /// Requests planned inside the window that kept every limit.
+    pub good: u64,
+    /// All requests planned inside it, failures, refusals and requests never sent included.
+    pub planned: u64,
+    /// `good / planned`, with its 95 % interval by Wilson's formula.
+    pub attainment: Share,
+    /// Good requests per second of the window.
+    pub requests_per_second: f64,
+}
+
+/// A share and the interval in which it lies with 95 % confidence.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Share {
+    /// As counted; none of nothing.
+    pub value: Option<f64>,
+    /// Lower end.
+    pub low: f64,
+    /// Upper end.
+    pub high: f64,
+}
+
+impl Goodput {
+    /// Counts among the requests planned inside a window of `seconds`.
+    pub fn new(slo: Slo, measured: &[&RequestRecord], seconds: f64) -> Self {
+        let planned = measured.len() as u64;
+        let good = measured.iter().filter(|r| slo.is_kept_by(r)).count() as u64;
+        let (low, high) = wilson(good, planned);
+        Self {
+            slo,
+            good,
+            planned,
+            attainment: Share {
+                value: (planned > 0).then(|| good as f64 / planned as f64),
+                low,
+                high,
+            },
+            requests_per_second: if seconds > 0.0 {
+                good as f64 / seconds
+            } else {
+                0.0
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::outcome::Outcome;
+    use crate::record::tests::{failure, success};
+
+    #[test]
+    fn the_spelling_goes_both_ways() {
+        let slo: Slo = "ttft=1s, tpot=80ms,stall=0.5s,e2e=2m,attainment=0.95"
+            .parse()
+            .unwrap();
+        assert_eq!(slo.ttft, Some(Duration::from_secs(1)));
+        assert_eq!(slo.e2e, Some(Duration::from_secs(120)));
+        assert_eq!(slo.to_string().parse::<Slo>().unwrap(), slo);
+        assert_eq!("ttft=1s".parse::<Slo>().unwrap().attainment, 0.99);
+        for text in [
+            "",
+            "ttft",
+            "ttft=",
+            "ttft=-1s",
+            "speed=1s",
+            "attainment=0.9",
+            "ttft=1s,attainment=1",
+            "ttft=1s,attainment=nan",
+        ] {
+            assert!(text.parse::<Slo>().is_err(), "{text}");
+        }
+    }
+
+    /// The records have a first token after 100 ns, one more every 10 ns and five tokens.
+    #[test]
+    fn each_limit_alone_makes_a_request_bad() {
+        let record = success(0, 0, 7, 5);
+        let limits = [("ttft", 100), ("tpot", 10), ("stall", 10), ("e2e", 140)];
+        for (name, exact) in limits {
+            let at = |nanos: u64| {
+                let mut slo: Slo = format!("{name}=1s").parse().unwrap();
+                for limit in [&mut slo.ttft, &mut slo.tpot, &mut slo.stall, &mut slo.e2e] {
+                    *limit = limit.map(|_| Duration::from_nanos(nanos));
+                }
+                slo.is_kept_by(&record)
+            };
+            assert!(at(exact), "{name}: the limit itself is kept");
+            assert!(!at(exact - 1), "{name}");
+        }
+    }
+
+    #[test]
+    fn failures_are_never_good_and_single_tokens_have_no_gap() {
+        let slo: Slo = "tpot=1ms,stall=1ms".parse().unwrap();
+        assert!(slo.is_kept_by(&success(0, 0, 7, 1)));
+        let refused = failure(1, 0, 429, Outcome::Refused429);
+        assert!(!slo.is_kept_by(&refused));
+        let records = [success(0, 0, 7, 1), refused];
+        let found = Goodput::new(slo, &records.iter().collect::<Vec<_>>(), 2.0);
+        assert_eq!((found.good, found.planned), (1, 2));
+        assert_eq!(
+            (found.attainment.value, found.requests_per_second),
+            (Some(0.5), 0.5)
+        );
+        let none = Goodput::new(slo, &[], 0.0);
+        assert_eq!(
+            (none.attainment.value, none.requests_per_second),
+            (None, 0.0)
+        );
+        assert_eq!((none.attainment.low, none.attainment.high), (0.0, 1.0));
+    }
+}
