@@ -1,7 +1,7 @@
 //! `octet bench`: how fast the engine itself is, without HTTP, beside what the machine could do.
 
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use engine::{EngineHandle, GenerateRequest, SamplingParams, StreamEvent, TokenStream};
@@ -15,6 +15,9 @@ use crate::args::BenchArgs;
 use crate::config::Config;
 use crate::load::load;
 use crate::progress::Progress;
+
+/// For how long a sequence may wait or run: longer than any measurement.
+const UNHURRIED: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// One row of the table.
 #[derive(Debug, Clone, Copy, Serialize)]
@@ -70,6 +73,9 @@ pub fn run(args: BenchArgs) -> Result<()> {
     let largest = args.batch.iter().copied().max().unwrap_or(1);
     config.engine.max_num_seqs = config.engine.max_num_seqs.max(largest);
     config.engine.enable_prefix_caching = false;
+    // A slow combination takes long, and nobody waits for an answer.
+    config.engine.queue_timeout = UNHURRIED;
+    config.engine.request_timeout = UNHURRIED;
     let name = config.gateway.served_model_names[0].clone();
     let metrics = Metrics::new(&name);
     let gateway = Gateway::new(config.gateway.clone(), metrics.clone());
