@@ -38,7 +38,7 @@ fn main() {
     for granularity in [Granularity::Groups(GROUP), Granularity::Row] {
         let few = quantised(granularity, &values[..13 * INPUTS]);
         let expected = multiply(Int8Level::Scalar, &weights[0], &few);
-        for level in Isa::supported().map(Int8Level::of) {
+        for level in Int8Level::supported() {
             let found = multiply(level, &weights[0], &few);
             let same = found.iter().zip(&expected);
             assert!(
@@ -52,7 +52,7 @@ fn main() {
                 let x = quantised(granularity, &values[..rows * INPUTS]);
                 let seconds = time(level, &weights, &x);
                 println!(
-                    "{granularity:>5?} {level:>11} {rows:>4} rows: {:7.2} GB/s {:8.1} GOP/s",
+                    "{granularity:>5?} {level:>13} {rows:>4} rows: {:7.2} GB/s {:8.1} GOP/s",
                     weights[0].bytes() as f64 / seconds * 1e-9,
                     2.0 * (rows * INPUTS * OUTPUTS) as f64 / seconds * 1e-9,
                 );

@@ -9,6 +9,8 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512_vnni;
 mod scalar;
+#[cfg(target_arch = "x86_64")]
+mod vnni256;
 
 use std::fmt;
 
@@ -18,6 +20,8 @@ use crate::simd::Avx2;
 use crate::simd::{Scalar, Simd};
 #[cfg(target_arch = "x86_64")]
 use avx512_vnni::Avx512Vnni;
+#[cfg(target_arch = "x86_64")]
+use vnni256::{Evex, Vex, Vnni256};
 
 /// Inputs that one step covers.
 pub(crate) const STEP: usize = 4;
@@ -56,6 +60,11 @@ pub enum Int8Level {
     Scalar,
     /// AVX2: signs moved to the activations, so that 16-bit sums of pairs cannot saturate.
     Avx2,
+    /// AVX2 with AVX-VNNI.
+    AvxVnni,
+    /// AVX2, and of AVX-512 the form of [`Self::AvxVnni`]'s instruction: chosen by nobody, it runs that
+    /// level's code on machines that lack it.
+    AvxVnniEvex,
     /// AVX-512 with VNNI.
     Avx512Vnni,
 }
@@ -65,10 +74,39 @@ impl Int8Level {
     pub fn of(isa: Isa) -> Self {
         match isa {
             Isa::Scalar => Self::Scalar,
-            Isa::Avx2 => Self::Avx2,
+            Isa::Avx512 if Self::Avx512Vnni.is_supported() => Self::Avx512Vnni,
+            Isa::Avx2 | Isa::Avx512 if Self::AvxVnni.is_supported() => Self::AvxVnni,
+            Isa::Avx2 | Isa::Avx512 => Self::Avx2,
+        }
+    }
+
+    /// The levels this machine can execute, lowest first.
+    pub fn supported() -> impl Iterator<Item = Self> {
+        [
+            Self::Scalar,
+            Self::Avx2,
+            Self::AvxVnni,
+            Self::AvxVnniEvex,
+            Self::Avx512Vnni,
+        ]
+        .into_iter()
+        .filter(|level| level.is_supported())
+    }
+
+    /// Whether this machine can execute the level.
+    pub fn is_supported(self) -> bool {
+        match self {
+            Self::Scalar => true,
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 if Avx512Vnni::new().is_some() => Self::Avx512Vnni,
-            Isa::Avx512 => Self::Avx2,
+            Self::Avx2 => Avx2::new().is_some(),
+            #[cfg(target_arch = "x86_64")]
+            Self::AvxVnni => Vex::new().is_some(),
+            #[cfg(target_arch = "x86_64")]
+            Self::AvxVnniEvex => Evex::new().is_some(),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Vnni => Avx512Vnni::new().is_some(),
+            #[cfg(not(target_arch = "x86_64"))]
+            _ => false,
         }
     }
 
@@ -86,13 +124,25 @@ impl Int8Level {
                 unsafe { run_avx2(level, kernel) }
             }
             #[cfg(target_arch = "x86_64")]
+            Self::AvxVnni => {
+                let level = Vex::new().expect("the level was checked when it was chosen");
+                // SAFETY: the value exists only where the CPU has the features (`Vex::new`).
+                unsafe { run_avx_vnni(Vnni256(level), kernel) }
+            }
+            #[cfg(target_arch = "x86_64")]
+            Self::AvxVnniEvex => {
+                let level = Evex::new().expect("the level was checked when it was chosen");
+                // SAFETY: the value exists only where the CPU has the features (`Evex::new`).
+                unsafe { run_avx_vnni_evex(Vnni256(level), kernel) }
+            }
+            #[cfg(target_arch = "x86_64")]
             Self::Avx512Vnni => {
                 let level = Avx512Vnni::new().expect("the level was checked when it was chosen");
                 // SAFETY: the value exists only where the CPU has the features (`Avx512Vnni::new`).
                 unsafe { run_avx512_vnni(level, kernel) }
             }
             #[cfg(not(target_arch = "x86_64"))]
-            Self::Avx2 | Self::Avx512Vnni => panic!("{self} cannot run on this machine"),
+            _ => panic!("{self} cannot run on this machine"),
         }
     }
 }
@@ -102,6 +152,8 @@ impl fmt::Display for Int8Level {
         f.write_str(match self {
             Self::Scalar => "scalar",
             Self::Avx2 => "avx2",
+            Self::AvxVnni => "avx-vnni",
+            Self::AvxVnniEvex => "avx-vnni-evex",
             Self::Avx512Vnni => "avx512-vnni",
         })
     }
@@ -117,6 +169,22 @@ pub(crate) trait DotKernel {
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
 unsafe fn run_avx2<K: DotKernel>(level: Avx2, kernel: K) {
+    kernel.run(level);
+}
+
+/// # Safety
+/// The CPU has AVX-VNNI, AVX2 and FMA.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avxvnni,avx2,fma")]
+unsafe fn run_avx_vnni<K: DotKernel>(level: Vnni256<Vex>, kernel: K) {
+    kernel.run(level);
+}
+
+/// # Safety
+/// The CPU has AVX-512 F, VL and VNNI, AVX2 and FMA.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512vl,avx512vnni,avx2,fma")]
+unsafe fn run_avx_vnni_evex<K: DotKernel>(level: Vnni256<Evex>, kernel: K) {
     kernel.run(level);
 }
 
@@ -154,6 +222,15 @@ mod tests {
         }
     }
 
+    #[test]
+    fn the_chosen_level_can_run() {
+        for isa in Isa::supported() {
+            let level = Int8Level::of(isa);
+            assert!(level.is_supported() && level != Int8Level::AvxVnniEvex);
+        }
+        assert!(Int8Level::supported().any(|level| level == Int8Level::Scalar));
+    }
+
     /// Every weight against the activations where products are largest and cancel least.
     #[test]
     fn every_level_is_exact_at_the_ends_of_the_range() {
@@ -168,8 +245,7 @@ mod tests {
                         .sum();
                     sum as f32
                 });
-                for isa in Isa::supported() {
-                    let level = Int8Level::of(isa);
+                for level in Int8Level::supported() {
                     let mut out = [0.0; LANES];
                     level.dispatch(Products {
                         x,

@@ -55,10 +55,15 @@ impl Case {
         linear(&x, &self.weight, self.bias.as_deref()).expect("fits")
     }
 
-    fn run(&self, isa: Isa, granularity: Granularity, packed: &QuantisedWeight) -> Vec<f32> {
-        let x = quantised(isa, granularity, &self.x, self.inputs);
+    fn run(
+        &self,
+        level: Int8Level,
+        granularity: Granularity,
+        packed: &QuantisedWeight,
+    ) -> Vec<f32> {
+        let x = quantised(granularity, &self.x, self.inputs);
         let mut out = vec![f32::NAN; x.rows() * packed.outputs()];
-        let (level, bias) = (Int8Level::of(isa), self.bias.as_deref());
+        let bias = self.bias.as_deref();
         linear_w8a8(level, &Serial, &x, packed, bias, &mut out, Epilogue::Store);
         out
     }
@@ -68,22 +73,21 @@ impl Case {
         let expected = self.expected(granularity);
         let packed = self.packed();
         let (rows, outputs) = (self.rows(), self.weight.rows());
-        for isa in Isa::supported() {
-            let level = Int8Level::of(isa);
+        for level in Int8Level::supported() {
             let what = format!(
                 "{rows} × {} → {outputs}, {:?}, {granularity:?}, {level}",
                 self.inputs,
                 self.weight.granularity()
             );
-            same_bits(&self.run(isa, granularity, &packed), &expected, &what);
+            same_bits(&self.run(level, granularity, &packed), &expected, &what);
         }
     }
 }
 
-fn quantised(isa: Isa, granularity: Granularity, x: &[f32], inputs: usize) -> QuantisedRows {
+fn quantised(granularity: Granularity, x: &[f32], inputs: usize) -> QuantisedRows {
     let layout = RowLayout::new(inputs, granularity);
     let mut rows = QuantisedRows::new(x.len() / inputs, layout).expect("memory");
-    quantise(isa, layout, x, rows.words_mut());
+    quantise(Isa::detect(), layout, x, rows.words_mut());
     rows
 }
 
@@ -216,7 +220,7 @@ fn weights_take_a_byte_each() {
 #[should_panic(expected = "activations in the groups of the weights")]
 fn activations_in_other_groups_are_a_bug() {
     let case = Case::new(300, 3, 2, BLOCKS, false);
-    case.run(Isa::Scalar, GROUPS, &case.packed());
+    case.run(Int8Level::Scalar, GROUPS, &case.packed());
 }
 
 #[test]
@@ -248,12 +252,12 @@ fn adding_equals_storing_then_adding() {
     for [weights, granularity] in PAIRS {
         let case = Case::new(140, 50, 9, weights, true);
         let packed = case.packed();
-        for isa in Isa::supported() {
+        for level in Int8Level::supported() {
             let mut residual = random(4, 9 * 50);
-            let y = case.run(isa, granularity, &packed);
+            let y = case.run(level, granularity, &packed);
             let expected: Vec<f32> = residual.iter().zip(&y).map(|(r, y)| r + y).collect();
-            let x = quantised(isa, granularity, &case.x, case.inputs);
-            let (level, bias) = (Int8Level::of(isa), case.bias.as_deref());
+            let x = quantised(granularity, &case.x, case.inputs);
+            let bias = case.bias.as_deref();
             let epilogue = Epilogue::Add;
             linear_w8a8(level, &Serial, &x, &packed, bias, &mut residual, epilogue);
             same_bits(&residual, &expected, &level.to_string());
@@ -269,12 +273,12 @@ fn numbers_that_are_not_finite_reach_their_row_and_no_other() {
             let clean = case.expected(granularity);
             case.x[6 * 200 + 5] = bad;
             let packed = case.packed();
-            for isa in Isa::supported() {
-                let y = case.run(isa, granularity, &packed);
+            for level in Int8Level::supported() {
+                let y = case.run(level, granularity, &packed);
                 let rows = y.chunks_exact(40).zip(clean.chunks_exact(40));
                 for (row, (y, clean)) in rows.enumerate() {
                     if row == 6 {
-                        assert!(y.iter().all(|y| y.is_nan()), "{isa}, {bad}");
+                        assert!(y.iter().all(|y| y.is_nan()), "{level}, {bad}");
                     } else {
                         same_bits(y, clean, "beside a row that is not finite");
                     }
