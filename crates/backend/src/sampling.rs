@@ -76,6 +76,8 @@ pub enum RowTask {
     Draw,
     /// Report the log-probability of a token that is already known (echo scoring).
     Score(TokenId),
+    /// Report the log-probability of every token, to compare whole distributions.
+    Distribution,
 }
 
 /// One row of the sample batch; belongs to the logits row of the same index.
@@ -107,11 +109,12 @@ pub struct SampleBatch {
 /// A chosen or scored token.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sampled {
-    /// The token drawn, or the one scored.
+    /// The token drawn, or the one scored; the most probable one of a distribution.
     pub token_id: TokenId,
     /// Log-softmax of the raw logits at the token, before bias, penalties and temperature.
     pub logprob: f32,
-    /// The most probable tokens by raw logits, best first, ties by lowest id.
+    /// The most probable tokens by raw logits, best first, ties by lowest id. Of a distribution: every
+    /// token, in order of id.
     pub top: Vec<(TokenId, f32)>,
 }
 

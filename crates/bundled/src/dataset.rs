@@ -3,9 +3,10 @@
 
 use serde_json::Value;
 
-use crate::chat::{Message, Role};
+use crate::chat::{Message, Role, render_prompt};
 use crate::prng::Prng;
 use crate::skills::{self, Skill};
+use crate::tokenizer::{IM_END_ID, Tokenizer};
 use crate::words::Split;
 
 /// A conversation to learn from.
@@ -28,6 +29,24 @@ pub struct HeldOut {
     pub messages: Vec<Message>,
     /// What greedy decoding must say, to the letter, before it ends its turn.
     pub answer: String,
+}
+
+/// No right answer takes more tokens.
+pub const MAX_ANSWER_TOKENS: usize = 96;
+
+impl HeldOut {
+    /// The text that the model continues.
+    pub fn prompt(&self) -> String {
+        render_prompt(&self.tools, &self.messages)
+    }
+
+    /// Whether generated tokens are the answer and the end of the turn.
+    pub fn is_answered_by(&self, token_ids: &[u32], tokenizer: &Tokenizer) -> bool {
+        match token_ids.split_last() {
+            Some((&IM_END_ID, answer)) => tokenizer.decode(answer) == self.answer,
+            _ => false,
+        }
+    }
 }
 
 /// Prompts of each skill in the held-out set.

@@ -197,7 +197,9 @@ impl CausalLm for FakeModel {
                 self.seed ^ sample.seed
             };
             let mut token_id = match sample.task {
-                RowTask::Draw => next_token(seed, &history, self.info.vocab_size),
+                RowTask::Draw | RowTask::Distribution => {
+                    next_token(seed, &history, self.info.vocab_size)
+                }
                 RowTask::Score(token_id) => token_id,
             };
             while sample.task == RowTask::Draw && sample.banned.contains(&token_id) {

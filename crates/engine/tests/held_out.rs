@@ -6,8 +6,7 @@
 mod support;
 
 use backend_cpu::Precision;
-use bundled::chat::render_prompt;
-use bundled::dataset::{HeldOut, held_out};
+use bundled::dataset::{HeldOut, MAX_ANSWER_TOKENS, held_out};
 use bundled::prng::Prng;
 use bundled::skills::Skill;
 use bundled::tokenizer::{IM_END_ID, Tokenizer};
@@ -19,8 +18,6 @@ const SKILL_FLOOR: f64 = 85.0;
 const FLOOR: f64 = 95.0;
 /// How far an 8-bit precision may be from 32 bits, over all prompts.
 const INT8_DISTANCE: f64 = 1.0;
-/// No answer is longer.
-const MAX_ANSWER: usize = 96;
 
 fn file(name: &str) -> &'static [u8] {
     let found = bundled::files().iter().find(|(known, _)| *known == name);
@@ -39,8 +36,8 @@ fn score(subject: &Subject, prompts: &[HeldOut]) -> Vec<(Skill, usize, usize)> {
         max_model_len: 1024,
     });
     let request = |prompt: &HeldOut| {
-        let ids = tokenizer.encode(&render_prompt(&prompt.tools, &prompt.messages));
-        greedy(ids, MAX_ANSWER, vec![IM_END_ID])
+        let ids = tokenizer.encode(&prompt.prompt());
+        greedy(ids, MAX_ANSWER_TOKENS, vec![IM_END_ID])
     };
     let answers = rig.answers(prompts.iter().map(request).collect());
     let mut score: Vec<_> = Skill::ALL.iter().map(|skill| (*skill, 0, 0)).collect();
@@ -48,9 +45,7 @@ fn score(subject: &Subject, prompts: &[HeldOut]) -> Vec<(Skill, usize, usize)> {
         let ids: Vec<u32> = tokens.iter().map(|(id, _)| *id).collect();
         let entry = &mut score[prompt.skill.index()];
         entry.2 += 1;
-        if let Some((&IM_END_ID, ids)) = ids.split_last() {
-            entry.1 += usize::from(tokenizer.decode(ids) == prompt.answer);
-        }
+        entry.1 += usize::from(prompt.is_answered_by(&ids, &tokenizer));
     }
     score
 }

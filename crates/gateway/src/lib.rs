@@ -30,4 +30,4 @@ pub use error::ApiError;
 pub use gateway::{Gateway, Readiness, ServedModel, ServedModelError};
 pub use routes::router;
 pub use serve::serve;
-pub use text::TextError;
+pub use text::{TextError, TextTokens};

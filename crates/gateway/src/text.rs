@@ -9,6 +9,7 @@ mod tokenizer;
 pub(crate) use detokenizer::{Detokenizer, LeadingSpace};
 pub(crate) use pieces::Pieces;
 pub(crate) use stop::StopMatcher;
+pub use tokenizer::TextTokens;
 pub(crate) use tokenizer::Tokenizer;
 
 /// Why a model's text files cannot be used.

@@ -103,6 +103,13 @@ impl Checkpoint {
         &self.description
     }
 
+    /// Numbers in all stored tensors; a rough measure of the model's size.
+    pub fn num_parameters(&self) -> usize {
+        let names = self.source.names();
+        let shapes = names.iter().filter_map(|name| self.source.shape(name));
+        shapes.map(|shape| shape.iter().product::<usize>()).sum()
+    }
+
     pub(crate) fn source(&self) -> &dyn TensorSource {
         &*self.source
     }

@@ -39,6 +39,8 @@ pub enum Command {
     Chat(ChatArgs),
     /// Measure the engine without HTTP, beside what the machine can do.
     Bench(Box<BenchArgs>),
+    /// Measure what a precision costs in quality, against the model's own 32-bit form.
+    Eval(Box<EvalArgs>),
 }
 
 /// Where a model is computed.
@@ -140,6 +142,26 @@ pub struct BenchArgs {
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
     /// Model, device and limits, as for `serve`.
+    #[command(flatten)]
+    pub serve: ServeArgs,
+}
+
+/// Flags of `octet eval`.
+#[derive(Debug, Clone, Args)]
+pub struct EvalArgs {
+    /// Text to score, UTF-8; left out, the bundled model is scored on its held-out answers.
+    #[arg(long, value_name = "FILE")]
+    pub text: Option<PathBuf>,
+    /// Tokens to score, in whole windows; 4096 are enough for a first look.
+    #[arg(long, value_name = "N", default_value_t = 32_768)]
+    pub tokens: usize,
+    /// Tokens of a window, the second half of which is scored.
+    #[arg(long, value_name = "TOKENS", default_value_t = 512)]
+    pub window: usize,
+    /// Write the results as JSON.
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Model, device and precision, as for `serve`.
     #[command(flatten)]
     pub serve: ServeArgs,
 }

@@ -17,7 +17,7 @@ use crate::target::Target;
 /// and other programs need the rest.
 const KV_SHARE: u64 = 4;
 /// How often loading is looked after.
-const TURN: Duration = Duration::from_millis(2);
+pub const TURN: Duration = Duration::from_millis(2);
 
 /// A model being served.
 pub struct Loaded {
@@ -96,7 +96,11 @@ pub fn load(config: &Config, gateway: &Gateway, metrics: &Metrics) -> Result<Loa
     })
 }
 
-fn open(config: &Config) -> Result<Checkpoint> {
+/// Opens the configured checkpoint, downloading it where it is on the hub.
+///
+/// # Errors
+/// Whatever is missing or malformed, with its name.
+pub fn open(config: &Config) -> Result<Checkpoint> {
     match &config.model {
         ModelSource::Bundled => Ok(Checkpoint::from_memory(bundled::files())?),
         ModelSource::Path(path) => {

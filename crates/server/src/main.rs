@@ -10,6 +10,7 @@ mod bench;
 mod chat;
 mod config;
 mod devices;
+mod eval;
 mod load;
 mod logging;
 mod progress;
@@ -52,6 +53,7 @@ fn run(cli: Cli) -> Result<()> {
         Some(Command::Devices(args)) => say(&devices::devices(&args)?),
         Some(Command::Chat(args)) => chat::run(&args),
         Some(Command::Bench(args)) => bench::run(*args),
+        Some(Command::Eval(args)) => eval::run(&args),
     }
 }
 

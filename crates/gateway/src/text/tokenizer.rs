@@ -28,6 +28,33 @@ pub(crate) struct Tokenizer {
     raw_prefix: Option<u32>,
     /// Stands for an empty raw prompt: the document's start.
     document_start: Option<u32>,
+    /// What every raw prompt begins with, where the checkpoint marks beginnings.
+    beginning: Option<u32>,
+}
+
+/// The tokens of a text that no request brought.
+#[derive(Debug, Clone)]
+pub struct TextTokens {
+    /// What the checkpoint wants at the beginning of every text; it is not among the others.
+    pub beginning: Option<u32>,
+    /// The text itself; control tokens are read.
+    pub token_ids: Vec<u32>,
+}
+
+impl TextTokens {
+    /// Encodes a text with a checkpoint's own tokenizer.
+    ///
+    /// # Errors
+    /// [`TextError`] when the tokenizer cannot be used or fails.
+    pub fn encode(files: &TextFiles, text: &str) -> Result<Self, TextError> {
+        let tokenizer = Tokenizer::new(files)?;
+        Ok(Self {
+            beginning: tokenizer.beginning,
+            token_ids: tokenizer
+                .encode(text, false)
+                .map_err(TextError::Tokenizer)?,
+        })
+    }
 }
 
 impl Tokenizer {
@@ -69,6 +96,7 @@ impl Tokenizer {
             first_bytes,
             raw_prefix: None,
             document_start: None,
+            beginning: None,
             inner,
             pieces,
         };
@@ -145,6 +173,10 @@ impl Tokenizer {
         let added = self.encode("", true).map_err(TextError::Tokenizer)?;
         self.raw_prefix = bos.filter(|_| added.is_empty() && files.add_bos_token == Some(true));
         self.document_start = bos.or(eos);
+        self.beginning = match self.raw_prefix {
+            Some(bos) => Some(bos),
+            None => bos.filter(|bos| added.first() == Some(bos)),
+        };
         Ok(())
     }
 

@@ -34,17 +34,19 @@ fn outcome(logits: &[f32], row: &SampleRow) -> Option<Sampled> {
     let token_id = match row.task {
         RowTask::Score(token_id) => token_id,
         RowTask::Draw => draw(logits, row, uniform(row.seed, row.position))?,
+        RowTask::Distribution => first_of(logits, max)?,
     };
     let log_sum = f64::from(max) + sum_exp(logits, max).ln();
     let logprob = |logit: f32| representable((f64::from(logit) - log_sum) as f32);
+    let with_id = |id: TokenId| (id, logprob(logits[id as usize]));
     let count = row.params.num_logprobs.unwrap_or(0) as usize;
     Some(Sampled {
         token_id,
         logprob: logprob(*logits.get(token_id as usize)?),
-        top: largest(logits, count)
-            .into_iter()
-            .map(|id| (id, logprob(logits[id as usize])))
-            .collect(),
+        top: match row.task {
+            RowTask::Distribution => (0..logits.len() as TokenId).map(with_id).collect(),
+            _ => largest(logits, count).into_iter().map(with_id).collect(),
+        },
     })
 }
 
@@ -108,8 +110,7 @@ fn draw(raw: &[f32], row: &SampleRow, u: f64) -> Option<TokenId> {
     }
     let max = finite_max(&logits)?;
     if params.temperature == 0.0 {
-        let best = logits.iter().position(|x| *x == max);
-        return best.map(|id| id as TokenId);
+        return first_of(&logits, max);
     }
     if params.temperature.is_nan() || params.temperature < 0.0 {
         return None;
@@ -119,6 +120,12 @@ fn draw(raw: &[f32], row: &SampleRow, u: f64) -> Option<TokenId> {
         *x = exp_nonpositive((*x - max) / params.temperature);
     }
     choose(&logits, params, u)
+}
+
+/// The lowest id with this logit.
+fn first_of(logits: &[f32], max: f32) -> Option<TokenId> {
+    let first = logits.iter().position(|x| *x == max);
+    first.map(|id| id as TokenId)
 }
 
 /// Repetition penalty as in CTRL (Keskar et al. 2019) over prompt and output; frequency and presence

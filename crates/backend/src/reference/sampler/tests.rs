@@ -110,13 +110,32 @@ fn padding_is_never_drawn_and_does_not_count() {
 }
 
 #[test]
+fn a_distribution_lists_every_token_in_order_of_id() {
+    let row = SampleRow {
+        task: RowTask::Distribution,
+        ..row(SamplingParams::default())
+    };
+    let logits = [1.0, 3.0, NEG, 3.0, 9.0];
+    let RowOutput::Token(sampled) = sample_row(&logits, &row, 4) else {
+        panic!("the logits are finite")
+    };
+    assert_eq!(sampled.token_id, 1);
+    assert!(sampled.top.iter().map(|(id, _)| *id).eq(0..4));
+    let sum: f64 = sampled.top.iter().map(|(_, p)| f64::from(*p).exp()).sum();
+    assert!((sum - 1.0).abs() < 1e-6, "{sum}");
+    assert_eq!(sampled.top[3].1, sampled.logprob);
+    assert!((sampled.top[0].1 - (sampled.logprob - 2.0)).abs() < 1e-6);
+}
+
+#[test]
 fn rows_without_an_answer_are_reported() {
-    let scored = SampleRow {
-        task: RowTask::Score(1),
+    let of_task = |task| SampleRow {
+        task,
         ..row(SamplingParams::greedy())
     };
+    let scored = [of_task(RowTask::Score(1)), of_task(RowTask::Distribution)];
     let drawn = ways_to_take_the_best().map(row);
-    for row in drawn.iter().chain([&scored]) {
+    for row in drawn.iter().chain(&scored) {
         for logits in [
             vec![0.0, f32::NAN],
             vec![f32::NAN, 0.0],
