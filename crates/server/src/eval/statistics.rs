@@ -173,7 +173,8 @@ fn mean(values: &[f64]) -> Option<Estimate> {
 
 /// The smallest value that `percent` of the sorted values do not exceed.
 fn percentile(sorted: &[f64], percent: f64) -> f64 {
-    let rank = (percent / 100.0 * sorted.len() as f64).ceil() as usize;
+    // Less than a rank below, so that 99.9 % of 1000 is not rounded up to the 1000th.
+    let rank = (percent * sorted.len() as f64 / 100.0 - 1e-6).ceil() as usize;
     sorted[rank.clamp(1, sorted.len()) - 1]
 }
 
