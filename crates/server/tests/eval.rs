@@ -22,7 +22,6 @@ fn eval(name: &str, args: &[&str]) -> Value {
     for line in ["perplexity ratio", "KL divergence, mean", "tier"] {
         assert!(table.contains(line), "{line} is missing in\n{table}");
     }
-    println!("{table}");
     let text = std::fs::read(&json).expect("the report is written");
     serde_json::from_slice(&text).expect("the report is JSON")
 }
