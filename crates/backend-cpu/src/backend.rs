@@ -2,9 +2,9 @@
 //! into tasks where there is enough to divide.
 
 use ::backend::{
-    Activation, AttentionSpec, Backend, BackendError, Batch, BlockCopy, HostTensor, Ids,
-    KvCacheSpec, LinearRole, LinearWeight, Norm, NormKind, Result, Rope, RowOutput, SampleBatch,
-    SampleOutput, sample_row,
+    Activation, AttentionSpec, Backend, BackendError, Batch, BlockCopy, Experts, HostTensor, Ids,
+    KvCacheSpec, LinearRole, LinearWeight, Norm, NormKind, Result, Rope, Routing, RowOutput,
+    SampleBatch, SampleOutput, route_row, sample_row,
 };
 use kernels_cpu::{
     AttentionShape, Epilogue, NormParams, Serial, TaskRunner, activate, for_each_chunk,
@@ -367,6 +367,54 @@ impl Backend for CpuBackend {
 
     fn add(&mut self, x: &mut CpuTensor, y: &CpuTensor) -> Result<()> {
         self.combine(x, y, |x, y| *x += y)
+    }
+
+    fn route(&mut self, mut logits: CpuTensor, routing: &Routing) -> Result<CpuTensor> {
+        let columns = logits.columns;
+        if routing.top_k > columns {
+            return Err(BackendError::Shape(format!(
+                "{} experts of {columns}",
+                routing.top_k
+            )));
+        }
+        for row in logits.elements_mut()?.chunks_exact_mut(columns.max(1)) {
+            route_row(row, routing);
+        }
+        Ok(logits)
+    }
+
+    fn mix_experts(
+        &mut self,
+        x: &CpuTensor,
+        weights: &CpuTensor,
+        experts: &Experts<CpuLinear>,
+        step: &CpuStep,
+    ) -> Result<CpuTensor> {
+        let (columns, num_experts) = (x.columns, experts.experts.len());
+        expect_equal("rows of weights", weights.rows, x.rows)?;
+        expect_equal("experts", weights.columns, num_experts)?;
+        let weights = weights.elements()?;
+        let mut out = self.pool.tensor(x.rows, columns)?;
+        out.elements_mut()?.fill(0.0);
+        // An expert's matrices are read once for all tokens that chose it.
+        for (index, expert) in experts.experts.iter().enumerate() {
+            let weight = |row: usize| weights[row * num_experts + index];
+            let rows: Vec<usize> = (0..x.rows).filter(|row| weight(*row) != 0.0).collect();
+            if rows.is_empty() {
+                continue;
+            }
+            let chosen = self.gather(x, &rows)?;
+            let gate_up = self.linear(&chosen, &expert.gate_up, step)?;
+            let hidden = self.gated(gate_up, experts.width, experts.activation)?;
+            let y = self.linear(&hidden, &expert.down, step)?;
+            expect_equal("expert output", y.columns, columns)?;
+            let (sums, y) = (out.elements_mut()?, y.elements()?);
+            for (row, y) in rows.into_iter().zip(y.chunks_exact(columns.max(1))) {
+                let sums = sums[row * columns..][..columns].iter_mut().zip(y);
+                sums.for_each(|(sum, y)| *sum += weight(row) * y);
+            }
+        }
+        Ok(out)
     }
 
     fn sample(

@@ -58,7 +58,7 @@ impl Precision {
     /// How activations are quantised for a matrix, where they are.
     fn granularity(self, role: LinearRole) -> Option<Granularity> {
         match (self, role) {
-            (Self::F32 | Self::Bf16, _) => None,
+            (Self::F32 | Self::Bf16, _) | (_, LinearRole::Router) => None,
             (Self::Int8Fast, LinearRole::Projection) => Some(Granularity::Row),
             (Self::Int8, _) | (Self::Int8Fast, LinearRole::Head) => {
                 Some(Granularity::Groups(GROUP))

@@ -53,6 +53,35 @@ pub struct AttentionSpec {
     pub soft_cap: Option<f32>,
 }
 
+/// How the experts of a token are chosen from its router logits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Routing {
+    /// Experts of a token.
+    pub top_k: usize,
+    /// The weights of the chosen ones are divided by their sum.
+    pub renormalise: bool,
+}
+
+/// Gated feed-forward networks of which a token uses a few.
+#[derive(Debug)]
+pub struct Experts<L> {
+    /// In the order of the router's outputs.
+    pub experts: Vec<Expert<L>>,
+    /// Features between the projections.
+    pub width: usize,
+    /// Of the gate.
+    pub activation: Activation,
+}
+
+/// `down(activation(gate(x)) ⊙ up(x))`.
+#[derive(Debug)]
+pub struct Expert<L> {
+    /// Gate, then up, as rows of one matrix `[2·width, hidden]`.
+    pub gate_up: L,
+    /// `[hidden, width]`.
+    pub down: L,
+}
+
 /// Element-wise functions.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Activation {

@@ -16,8 +16,8 @@ mod weights;
 pub use batch::{BLOCK_SIZE, Batch, BatchSequence, BlockCopy, BlockId, Ids, TokenId};
 pub use error::BackendError;
 pub use kv_cache::{KvCacheSpec, KvDtype};
-pub use layers::{Activation, AttentionSpec, Norm, NormKind, Rope};
-pub use reference::{ReferenceBackend, sample_row};
+pub use layers::{Activation, AttentionSpec, Expert, Experts, Norm, NormKind, Rope, Routing};
+pub use reference::{ReferenceBackend, route_row, sample_row};
 pub use sampling::{
     RowOutput, RowTask, SampleBatch, SampleOutput, SampleRow, Sampled, SamplingParams, TokenCount,
 };
@@ -33,7 +33,7 @@ pub type Result<T> = std::result::Result<T, BackendError>;
 /// finds the sequence through the step. A target that promises bit-identical results promises that a
 /// row of any result depends on the row's own inputs only, whatever else is in the batch.
 ///
-/// Seventeen methods are required. The provided ones are fusions: their defaults call the
+/// Nineteen methods are required. The provided ones are fusions: their defaults call the
 /// primitives, and a target overrides one when a measurement says so.
 pub trait Backend: 'static {
     /// Activations, always `[num_tokens, features]`, and loaded tables and vectors.
@@ -108,6 +108,18 @@ pub trait Backend: 'static {
     fn mul(&mut self, x: &mut Self::Tensor, y: &Self::Tensor) -> Result<()>;
     /// `x ← x + y`, shapes equal.
     fn add(&mut self, x: &mut Self::Tensor, y: &Self::Tensor) -> Result<()>;
+    /// Turns router logits, `[num_tokens, num_experts]`, into the weights of experts: the softmax over
+    /// all of them, kept for the `top_k` largest (of equal ones the first), 0 for the others.
+    fn route(&mut self, logits: Self::Tensor, routing: &Routing) -> Result<Self::Tensor>;
+    /// `Σ weights[e] · expert_e(x)` over the experts whose weight is not 0, added in their order
+    /// whatever else is in the batch: `[num_tokens, hidden]`.
+    fn mix_experts(
+        &mut self,
+        x: &Self::Tensor,
+        weights: &Self::Tensor,
+        experts: &Experts<Self::Linear>,
+        step: &Self::Step,
+    ) -> Result<Self::Tensor>;
     /// Turns logits, one row per entry of the sample batch, into tokens and log-probabilities, and
     /// ends the step.
     fn sample(

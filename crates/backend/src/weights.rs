@@ -99,6 +99,9 @@ pub enum LinearRole {
     Projection,
     /// Makes the logits.
     Head,
+    /// Chooses experts: small, and a wrong choice changes everything behind it, so that no target
+    /// quantises it.
+    Router,
 }
 
 impl LinearWeight {
@@ -118,6 +121,14 @@ impl LinearWeight {
                 bias,
                 role: LinearRole::default(),
             }),
+        }
+    }
+
+    /// The same matrix as one that chooses experts.
+    pub fn into_router(self) -> Self {
+        Self {
+            role: LinearRole::Router,
+            ..self
         }
     }
 

@@ -1,8 +1,8 @@
 //! The one decoder. A family is a value of these types; nothing here knows its name.
 
 use backend::{
-    Activation, AttentionSpec, Backend, BackendError, Batch, Ids, KvCacheSpec, Norm, Rope,
-    SampleBatch, SampleOutput,
+    Activation, AttentionSpec, Backend, BackendError, Batch, Experts, Ids, KvCacheSpec, Norm, Rope,
+    Routing, SampleBatch, SampleOutput,
 };
 
 use crate::{CausalLm, ModelInfo};
@@ -85,6 +85,13 @@ pub(crate) enum Mlp<B: Backend> {
         /// Features between.
         width: usize,
         activation: Activation,
+    },
+    /// A few of many gated networks, chosen per token.
+    Routed {
+        /// `[experts, hidden]`.
+        router: B::Linear,
+        routing: Routing,
+        experts: Experts<B::Linear>,
     },
     /// `down(activation(up(n)))`.
     Plain {
@@ -213,8 +220,8 @@ impl<B: Backend> Layer<B> {
                 n
             }
         };
-        let hidden = self.mlp.hidden(n.as_ref().unwrap_or(x), backend, step)?;
-        join(x, &hidden, self.mlp.down(), &self.post_mlp, backend, step)
+        self.mlp
+            .forward(n.as_ref(), x, &self.post_mlp, backend, step)
     }
 }
 
@@ -231,39 +238,67 @@ fn join<B: Backend>(
         return backend.linear_add(x, branch, linear, step);
     };
     let branch = backend.linear(branch, linear, step)?;
-    let branch = backend.norm(&branch, norm, step)?;
-    backend.add(x, &branch)
+    add(x, &branch, Some(norm), backend, step)
+}
+
+/// `x ← x + norm(branch)`.
+fn add<B: Backend>(
+    x: &mut B::Tensor,
+    branch: &B::Tensor,
+    norm: Option<&Norm<B::Tensor>>,
+    backend: &mut B,
+    step: &B::Step,
+) -> Result<(), BackendError> {
+    match norm {
+        Some(norm) => {
+            let branch = backend.norm(branch, norm, step)?;
+            backend.add(x, &branch)
+        }
+        None => backend.add(x, branch),
+    }
 }
 
 impl<B: Backend> Mlp<B> {
-    /// What the last projection reads.
-    fn hidden(
+    /// Adds the feed-forward half to the residual stream, which it reads itself where there is no `n`.
+    fn forward(
         &self,
-        n: &B::Tensor,
+        n: Option<&B::Tensor>,
+        x: &mut B::Tensor,
+        post: &Option<Norm<B::Tensor>>,
         backend: &mut B,
         step: &B::Step,
-    ) -> Result<B::Tensor, BackendError> {
+    ) -> Result<(), BackendError> {
+        let input = n.unwrap_or(x);
         match self {
             Self::Gated {
                 gate_up,
+                down,
                 width,
                 activation,
-                ..
             } => {
-                let gate_up = backend.linear(n, gate_up, step)?;
-                backend.gated(gate_up, *width, *activation)
+                let gate_up = backend.linear(input, gate_up, step)?;
+                let hidden = backend.gated(gate_up, *width, *activation)?;
+                join(x, &hidden, down, post, backend, step)
             }
-            Self::Plain { up, activation, .. } => {
-                let mut hidden = backend.linear(n, up, step)?;
+            Self::Routed {
+                router,
+                routing,
+                experts,
+            } => {
+                let logits = backend.linear(input, router, step)?;
+                let weights = backend.route(logits, routing)?;
+                let mixed = backend.mix_experts(input, &weights, experts, step)?;
+                add(x, &mixed, post.as_ref(), backend, step)
+            }
+            Self::Plain {
+                up,
+                down,
+                activation,
+            } => {
+                let mut hidden = backend.linear(input, up, step)?;
                 backend.activate(&mut hidden, *activation)?;
-                Ok(hidden)
+                join(x, &hidden, down, post, backend, step)
             }
-        }
-    }
-
-    fn down(&self) -> &B::Linear {
-        match self {
-            Self::Gated { down, .. } | Self::Plain { down, .. } => down,
         }
     }
 }

@@ -25,9 +25,9 @@ pub use cache::{
 };
 pub use faults::operands_that_do_not_fit_are_errors;
 pub use operations::{
-    activations_match_reference, embed_matches_reference, linear_matches_reference,
-    mul_and_add_match_reference, norm_matches_reference, rope_matches_reference,
-    select_and_split_are_exact,
+    activations_match_reference, embed_matches_reference, experts_match_reference,
+    linear_matches_reference, mul_and_add_match_reference, norm_matches_reference,
+    rope_matches_reference, select_and_split_are_exact,
 };
 pub use sampling::{sample_matches_reference, sampled_rows_do_not_depend_on_each_other};
 
@@ -115,6 +115,7 @@ macro_rules! conformance_suite {
             activations_match_reference,
             attention_matches_reference,
             embed_matches_reference,
+            experts_match_reference,
             linear_matches_reference,
             mul_and_add_match_reference,
             norm_matches_reference,

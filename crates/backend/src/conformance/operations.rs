@@ -7,7 +7,8 @@ use super::scene::{
 };
 use super::{TestBackend, Tolerances};
 use crate::{
-    Activation, HostTensor, Ids, LinearWeight, Norm, NormKind, ReferenceBackend, Rope, WeightData,
+    Activation, Expert, Experts, HostTensor, Ids, LinearWeight, Norm, NormKind, ReferenceBackend,
+    Rope, Routing, WeightData,
 };
 
 /// `embed` by token and by position, from tables of every type.
@@ -307,6 +308,80 @@ fn activate<B: TestBackend>(
         .activate(&mut x, activation)
         .expect("activations have no shape");
     backend.read(&x)
+}
+
+/// `route` and `mix_experts`: one expert and several, with tokens that share none; and each row the
+/// same bits as alone.
+pub fn experts_match_reference<B: TestBackend>(target: &mut B, tolerances: &Tolerances) {
+    for (num_experts, top_k) in [(1, 1), (3, 1), (5, 2), (8, 8)] {
+        for renormalise in [false, true] {
+            for rows in [1, 2, 17] {
+                let case = ExpertsCase {
+                    num_experts,
+                    routing: Routing { top_k, renormalise },
+                };
+                let (logits, x) = (
+                    matrix(21, rows, num_experts),
+                    matrix(22, rows, ExpertsCase::HIDDEN),
+                );
+                let found = case.run(target, &logits, &x);
+                let expected = case.run(&mut ReferenceBackend, &logits, &x);
+                let scales = row_scales(&expected, ExpertsCase::HIDDEN);
+                let bound = 10.0 * tolerances.linear_f32;
+                assert_close(&found, &expected, &scales, bound, (&case, rows));
+                let last = rows - 1;
+                let alone = case.run(
+                    target,
+                    &logits[last * num_experts..],
+                    &x[last * ExpertsCase::HIDDEN..],
+                );
+                let together = &found[last * ExpertsCase::HIDDEN..];
+                assert_same_bits(&alone, together, (&case, rows));
+            }
+        }
+    }
+}
+
+#[derive(Debug)]
+struct ExpertsCase {
+    num_experts: usize,
+    routing: Routing,
+}
+
+impl ExpertsCase {
+    const HIDDEN: usize = 24;
+    const WIDTH: usize = 40;
+
+    fn run<B: TestBackend>(&self, backend: &mut B, logits: &[f32], x: &[f32]) -> Vec<f32> {
+        let rows = x.len() / Self::HIDDEN;
+        let mut load = |seed, inputs: usize, outputs: usize| {
+            let weight = host(
+                WeightType::F32,
+                outputs,
+                inputs,
+                matrix(seed, outputs, inputs),
+            );
+            let weight = LinearWeight::new(weight, None).expect("there is no bias");
+            backend.load_linear(weight).expect("weights load")
+        };
+        let experts = (0..self.num_experts as u64).map(|expert| Expert {
+            gate_up: load(100 + expert, Self::HIDDEN, 2 * Self::WIDTH),
+            down: load(200 + expert, Self::WIDTH, Self::HIDDEN),
+        });
+        let experts = Experts {
+            experts: experts.collect(),
+            width: Self::WIDTH,
+            activation: Activation::Silu,
+        };
+        let step = plain_step(backend, rows, Vec::new());
+        let logits = backend.upload(rows, self.num_experts, logits);
+        let x = backend.upload(rows, Self::HIDDEN, x);
+        let weights = backend
+            .route(logits, &self.routing)
+            .expect("no more experts than there are");
+        let mixed = backend.mix_experts(&x, &weights, &experts, &step);
+        backend.read(&mixed.expect("the shapes fit"))
+    }
 }
 
 /// `mul` and `add`, NaN included.

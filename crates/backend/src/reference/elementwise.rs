@@ -1,7 +1,7 @@
 //! Norms, rotation and activations of the reference target.
 
 use super::{Tensor, expect_below, expect_equal};
-use crate::{Activation, BackendError, Norm, NormKind, Result, Rope};
+use crate::{Activation, BackendError, Norm, NormKind, Result, Rope, Routing};
 
 pub(super) fn norm(x: &Tensor, norm: &Norm<Tensor>) -> Result<Tensor> {
     expect_equal("norm weight", norm.weight.data.len(), x.columns)?;
@@ -75,6 +75,23 @@ pub(super) fn rope(x: &mut Tensor, rope: &Rope<Tensor>, positions: &[usize]) -> 
     Ok(())
 }
 
+/// Turns the router logits of one token into the weights of its experts, as
+/// [`Backend::route`](crate::Backend::route) says. A logit that is not a number makes all weights so.
+pub fn route_row(row: &mut [f32], routing: &Routing) {
+    let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    row.iter_mut().for_each(|x| *x = (*x - max).exp());
+    let sum: f32 = row.iter().sum();
+    row.iter_mut().for_each(|x| *x /= sum);
+    let mut order: Vec<usize> = (0..row.len()).collect();
+    order.sort_by(|a, b| row[*b].total_cmp(&row[*a]).then(a.cmp(b)));
+    let (chosen, others) = order.split_at(routing.top_k.min(row.len()));
+    others.iter().for_each(|expert| row[*expert] = 0.0);
+    if routing.renormalise {
+        let sum: f32 = chosen.iter().map(|expert| row[*expert]).sum();
+        chosen.iter().for_each(|expert| row[*expert] /= sum);
+    }
+}
+
 pub(super) fn activation(x: f32, activation: Activation) -> f32 {
     match activation {
         Activation::Silu => x / (1.0 + (-x).exp()),
@@ -134,6 +151,30 @@ mod tests {
         }
         assert!(erf(f32::NAN).is_nan());
         assert_eq!(erf(30.0), 1.0);
+    }
+
+    #[test]
+    fn the_best_experts_share_the_weight() {
+        let logits = [1.0f32, 3.0, 2.0, 3.0].map(f32::ln);
+        for (top_k, renormalise, expected) in [
+            (1, false, [0.0, 3.0 / 9.0, 0.0, 0.0]),
+            (1, true, [0.0, 1.0, 0.0, 0.0]),
+            (3, false, [0.0, 3.0 / 9.0, 2.0 / 9.0, 3.0 / 9.0]),
+            (3, true, [0.0, 3.0 / 8.0, 2.0 / 8.0, 3.0 / 8.0]),
+        ] {
+            let mut row = logits;
+            route_row(&mut row, &Routing { top_k, renormalise });
+            for (found, expected) in row.iter().zip(expected) {
+                assert!((found - expected).abs() < 1e-6, "{row:?}");
+            }
+        }
+        let mut row = [0.0, f32::NAN, 1.0];
+        let routing = Routing {
+            top_k: 1,
+            renormalise: true,
+        };
+        route_row(&mut row, &routing);
+        assert!(row.iter().any(|weight| weight.is_nan()));
     }
 
     #[test]

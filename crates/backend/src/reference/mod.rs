@@ -13,10 +13,12 @@ mod tests;
 use half::bf16;
 
 use crate::{
-    Activation, AttentionSpec, BLOCK_SIZE, Backend, BackendError, Batch, BlockCopy, HostTensor,
-    Ids, KvCacheSpec, KvDtype, LinearWeight, Norm, Result, Rope, SampleBatch, SampleOutput,
+    Activation, AttentionSpec, BLOCK_SIZE, Backend, BackendError, Batch, BlockCopy, Experts,
+    HostTensor, Ids, KvCacheSpec, KvDtype, LinearWeight, Norm, Result, Rope, Routing, SampleBatch,
+    SampleOutput,
 };
 
+pub use elementwise::route_row;
 pub use sampler::sample_row;
 
 /// Plain 32-bit loops on one thread.
@@ -332,6 +334,41 @@ impl Backend for ReferenceBackend {
         x.expect_same_shape(y)?;
         x.data.iter_mut().zip(&y.data).for_each(|(x, y)| *x += y);
         Ok(())
+    }
+
+    fn route(&mut self, mut logits: Tensor, routing: &Routing) -> Result<Tensor> {
+        let columns = logits.columns;
+        expect_below("experts of a token", routing.top_k, columns + 1)?;
+        for row in 0..logits.rows {
+            route_row(logits.row_mut(row), routing);
+        }
+        Ok(logits)
+    }
+
+    fn mix_experts(
+        &mut self,
+        x: &Tensor,
+        weights: &Tensor,
+        experts: &Experts<Linear>,
+        step: &Step,
+    ) -> Result<Tensor> {
+        expect_equal("rows of weights", weights.rows, x.rows)?;
+        expect_equal("experts", weights.columns, experts.experts.len())?;
+        let mut out = Tensor::zeros(x.rows, x.columns);
+        for (index, expert) in experts.experts.iter().enumerate() {
+            let weight = |row: usize| weights.row(row)[index];
+            let rows: Vec<usize> = (0..x.rows).filter(|row| weight(*row) != 0.0).collect();
+            let chosen = x.gather(rows.iter().copied())?;
+            let gate_up = self.linear(&chosen, &expert.gate_up, step)?;
+            let hidden = self.gated(gate_up, experts.width, experts.activation)?;
+            let y = self.linear(&hidden, &expert.down, step)?;
+            expect_equal("expert output", y.columns, out.columns)?;
+            for (from, to) in rows.into_iter().enumerate() {
+                let sums = out.row_mut(to).iter_mut().zip(y.row(from));
+                sums.for_each(|(sum, y)| *sum += weight(to) * y);
+            }
+        }
+        Ok(out)
     }
 
     fn sample(&mut self, logits: Tensor, batch: &SampleBatch, _step: Step) -> Result<SampleOutput> {

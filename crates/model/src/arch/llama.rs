@@ -1,8 +1,9 @@
 //! Llama and the families that differ from it by a setting: Mistral, Qwen 2 and 3, Phi 3 and 4, OLMo 2,
-//! SmolLM 3, Granite.
+//! SmolLM 3, Granite, Mixtral, Qwen 3 with experts.
 
 use backend::{Activation, AttentionSpec, Backend, NormKind};
 
+use super::experts::{ExpertNames, RoutedSpec};
 use super::frame::{Frame, Multipliers, Names, NormSpec, PositionSource, Sizes};
 use super::parts::{Parts, activation, bias};
 use super::windows::{WindowRule, windows};
@@ -39,6 +40,8 @@ pub(crate) struct Quirks {
     unrotated_period: Option<usize>,
     /// The keys of Granite's factors count.
     multipliers: bool,
+    /// Layers have experts.
+    experts: Option<ExpertNames>,
     /// What holds where the keys are absent.
     defaults: Defaults,
 }
@@ -67,6 +70,7 @@ impl Quirks {
         fused: false,
         unrotated_period: None,
         multipliers: false,
+        experts: None,
         defaults: Defaults {
             theta: 10_000.0,
             eps: 1e-6,
@@ -92,6 +96,20 @@ impl Quirks {
         qk_norm: Some(QkNormOver::Head),
         qkv_bias: Bias::IfStored,
         ..Self::QWEN2
+    };
+    pub const MIXTRAL: Self = Self {
+        window: WindowRule::All { default: None },
+        experts: Some(ExpertNames::MIXTRAL),
+        defaults: Defaults {
+            theta: 1_000_000.0,
+            eps: 1e-5,
+            ..Self::LLAMA.defaults
+        },
+        ..Self::LLAMA
+    };
+    pub const QWEN3_MOE: Self = Self {
+        experts: Some(ExpertNames::QWEN3),
+        ..Self::QWEN3
     };
     pub const PHI3: Self = Self {
         window: WindowRule::All { default: None },
@@ -140,13 +158,14 @@ pub(crate) struct Llama {
     scale: Option<f32>,
     /// Factor of what attention and MLP add to the stream.
     branch: f32,
+    routed: Option<RoutedSpec>,
     quirks: Quirks,
     qkv_bias: Bias,
     out_bias: Bias,
     mlp_bias: Bias,
 }
 
-pub(crate) fn read(config: &ModelConfig, quirks: Quirks) -> Result<(Frame, Llama)> {
+pub(crate) fn read(config: &ModelConfig, quirks: Quirks) -> Result<(Frame, Box<Llama>)> {
     let sizes = Sizes::read(config, quirks.head_dim)?;
     let attention_bias = bias(config, "attention_bias", false)?;
     let mut rope = RopeConfig::read(config, sizes.head_dim, quirks.defaults.theta, 1.0)?;
@@ -160,9 +179,14 @@ pub(crate) fn read(config: &ModelConfig, quirks: Quirks) -> Result<(Frame, Llama
         logits: 1.0 / factor("logits_scaling")?.unwrap_or(1.0),
         logit_cap: None,
     };
+    let activation = activation(config, &["hidden_act"], "silu")?;
+    let routed = quirks
+        .experts
+        .map(|names| RoutedSpec::read(config, names, activation, sizes.num_layers));
     let layers = Llama {
         width: config.required_count(&["intermediate_size"])?,
-        activation: activation(config, &["hidden_act"], "silu")?,
+        activation,
+        routed: routed.transpose()?,
         windows: windows(config, quirks.window, sizes.num_layers)?,
         rotated: rotated(config, quirks.unrotated_period, sizes.num_layers)?,
         scale: factor("attention_multiplier")?,
@@ -189,7 +213,7 @@ pub(crate) fn read(config: &ModelConfig, quirks: Quirks) -> Result<(Frame, Llama
         head_bias: Bias::IfStored,
         multipliers,
     };
-    Ok((frame, layers))
+    Ok((frame, Box::new(layers)))
 }
 
 impl Llama {
@@ -259,6 +283,10 @@ impl Llama {
     }
 
     fn mlp<B: Backend>(&self, hidden: usize, parts: &mut Parts<B>) -> Result<Mlp<B>> {
+        let routed = self.routed.as_ref();
+        if let Some(routed) = routed.filter(|routed| routed.is_sparse(parts.index)) {
+            return routed.mlp(hidden, parts);
+        }
         let (width, bias) = (self.width, self.mlp_bias);
         let gate_up = match self.quirks.fused {
             true => parts.linear("mlp.gate_up_proj", 2 * width, hidden, bias)?,

@@ -1,5 +1,6 @@
 //! The loader registry: which `model_type` is read by which loader.
 
+mod experts;
 mod falcon;
 mod frame;
 mod gemma;
@@ -70,6 +71,22 @@ const FAMILIES: &[Family] = &[
         gguf: true,
         aliases: &[],
         read: |config| llama::read(config, llama::Quirks::QWEN3).map(with(Layers::Llama)),
+    },
+    Family {
+        model_type: "mixtral",
+        architecture: "MixtralForCausalLM",
+        examples: "Mixtral 8x7B and 8x22B",
+        gguf: false,
+        aliases: &[],
+        read: |config| llama::read(config, llama::Quirks::MIXTRAL).map(with(Layers::Llama)),
+    },
+    Family {
+        model_type: "qwen3_moe",
+        architecture: "Qwen3MoeForCausalLM",
+        examples: "Qwen 3 with experts (30B-A3B, 235B-A22B)",
+        gguf: false,
+        aliases: &[],
+        read: |config| llama::read(config, llama::Quirks::QWEN3_MOE).map(with(Layers::Llama)),
     },
     Family {
         model_type: "gpt_neox",
@@ -198,7 +215,7 @@ pub(crate) struct Architecture {
 
 /// Each family's way to make a layer.
 enum Layers {
-    Llama(llama::Llama),
+    Llama(Box<llama::Llama>),
     GptNeox(gpt_neox::GptNeox),
     Gpt2(gpt2::Gpt2),
     StableLm(stablelm::StableLm),

@@ -150,6 +150,12 @@ fn every_setting_shows_in_the_logits() {
             json!({"no_rope_layers": null, "no_rope_layer_interval": null}),
         ),
         ("smollm3", "default", rope_theta(2e6)),
+        ("mixtral", "default", json!({"num_experts_per_tok": 3})),
+        ("mixtral", "default", json!({"norm_topk_prob": false})),
+        ("mixtral", "default", json!({"rms_norm_eps": 1e-4})),
+        ("qwen3-moe", "default", json!({"norm_topk_prob": true})),
+        ("qwen3-moe", "normalised", json!({"norm_topk_prob": null})),
+        ("qwen3-moe", "default", json!({"num_experts_per_tok": 2})),
         ("granite", "default", json!({"embedding_multiplier": 1.0})),
         ("granite", "default", json!({"attention_multiplier": null})),
         ("granite", "default", json!({"residual_multiplier": null})),
@@ -185,6 +191,8 @@ fn every_tensor_shows_in_the_logits() {
         ("olmo2", "default"),
         ("smollm3", "default"),
         ("granite", "default"),
+        ("mixtral", "default"),
+        ("qwen3-moe", "normalised"),
     ] {
         let mut names = Vec::new();
         let config = format!("{case}.tf5.json");

@@ -46,6 +46,9 @@ pub const CASES: &[(&str, &str, Option<usize>)] = &[
     ("olmo2", "default", None),
     ("smollm3", "default", None),
     ("granite", "default", None),
+    ("mixtral", "default", None),
+    ("qwen3-moe", "default", None),
+    ("qwen3-moe", "normalised", None),
 ];
 
 /// Agreement with transformers, as a share of the largest logit.
