@@ -194,7 +194,7 @@ fn every_tensor_shows_in_the_logits() {
         ("mixtral", "default"),
         ("qwen3-moe", "normalised"),
     ] {
-        let mut names = Vec::new();
+        let (mut names, mut silent) = (Vec::new(), Vec::new());
         let config = format!("{case}.tf5.json");
         edit_tensors(checkpoint_dir(name, &config).path(), |tensors| {
             names.extend(tensors.iter().map(|tensor| tensor.0.clone()));
@@ -209,9 +209,14 @@ fn every_tensor_shows_in_the_logits() {
                     element[2..].fill(0);
                 }
             });
-            let distance = distance(dir.path(), name, case);
-            assert!(distance > TOLERANCE, "{name} {case} {tensor}: {distance:e}");
+            if distance(dir.path(), name, case) <= TOLERANCE {
+                silent.push(tensor);
+            }
         }
+        // An expert that no token of the golden text chooses shows nowhere: three tensors each.
+        let chosen = silent.iter().find(|tensor| !tensor.contains(".experts."));
+        assert_eq!(chosen, None, "{name} {case}");
+        assert!(silent.len() <= 6, "{name} {case}: {silent:?}");
     }
 }
 
