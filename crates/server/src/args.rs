@@ -41,6 +41,15 @@ pub enum Command {
     Bench(Box<BenchArgs>),
     /// Measure what a precision costs in quality, against the model's own 32-bit form.
     Eval(Box<EvalArgs>),
+    /// Ask a server on this machine whether it is ready.
+    Health(HealthArgs),
+    /// Print the completion script of a shell.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page.
+    Man,
 }
 
 /// Where a model is computed.
@@ -164,6 +173,14 @@ pub struct EvalArgs {
     /// Model, device and precision, as for `serve`.
     #[command(flatten)]
     pub serve: ServeArgs,
+}
+
+/// Flags of `octet health`.
+#[derive(Debug, Clone, Args)]
+pub struct HealthArgs {
+    /// Port of the server.
+    #[arg(short, long, env = "OCTET_PORT", default_value_t = 8000)]
+    pub port: u16,
 }
 
 /// Flags of `octet chat`.
@@ -469,6 +486,35 @@ pub struct ServeArgs {
         hide = true
     )]
     pub log_format: LogFormatArg,
+}
+
+/// Names the environment variable that a refused value came from: nobody typed the flag.
+pub fn name_variable(mut error: clap::Error) -> clap::Error {
+    use clap::error::{ContextKind, ContextValue};
+    let text = |kind| match error.get(kind) {
+        Some(ContextValue::String(text)) => text.clone(),
+        _ => String::new(),
+    };
+    let (refused, flag) = (
+        text(ContextKind::InvalidValue),
+        text(ContextKind::InvalidArg),
+    );
+    let command = <Cli as clap::CommandFactory>::command();
+    let named = |arg: &&clap::Arg| {
+        arg.get_long()
+            .is_some_and(|long| flag.split(' ').next() == Some(&format!("--{long}")))
+    };
+    let variable = command.get_arguments().find(named).and_then(|arg| {
+        let name = arg.get_env()?.to_str()?;
+        let value = std::env::var(name).ok()?;
+        (!refused.is_empty() && value.split(',').any(|part| part == refused))
+            .then(|| name.to_owned())
+    });
+    if let Some(name) = variable {
+        let origin = format!("{flag} (from the environment variable {name})");
+        error.insert(ContextKind::InvalidArg, ContextValue::String(origin));
+    }
+    error
 }
 
 /// In the environment a switch is off when it is empty, `0`, `n`, `no`, `f`, `false` or `off`.

@@ -11,10 +11,13 @@ mod chat;
 mod config;
 mod devices;
 mod eval;
+mod health;
 mod load;
 mod logging;
+mod manual;
 mod progress;
 mod serve;
+mod supervisor;
 mod target;
 
 use std::io::Write;
@@ -32,7 +35,7 @@ const COMMIT: &str = match option_env!("OCTET_COMMIT") {
 };
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::try_parse().unwrap_or_else(|error| args::name_variable(error).exit());
     match run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -54,6 +57,9 @@ fn run(cli: Cli) -> Result<()> {
         Some(Command::Chat(args)) => chat::run(&args),
         Some(Command::Bench(args)) => bench::run(*args),
         Some(Command::Eval(args)) => eval::run(&args),
+        Some(Command::Health(args)) => health::run(&args),
+        Some(Command::Completions { shell }) => manual::completions(shell),
+        Some(Command::Man) => manual::man(),
     }
 }
 

@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use crate::args::ServeArgs;
 use crate::config::Config;
 use crate::load::{Loaded, load};
-use crate::{banner, logging};
+use crate::{banner, logging, supervisor};
 
 /// Threads that speak HTTP; the compute threads are the engine's.
 const HTTP_THREADS: usize = 2;
@@ -45,9 +45,13 @@ pub fn run(args: ServeArgs) -> Result<()> {
 
 async fn serve(config: Config) -> Result<()> {
     let started = Instant::now();
-    let listener = bind(&config.host, config.port)
-        .await
-        .map_err(|error| bind_error(&config, &error))?;
+    let handed_over = supervisor::socket().context("cannot take the supervisor's socket")?;
+    let listener = match handed_over {
+        Some(listener) => TcpListener::from_std(listener)?,
+        None => bind(&config.host, config.port)
+            .await
+            .map_err(|error| bind_error(&config, &error))?,
+    };
     let address = listener.local_addr()?;
     let version = env!("CARGO_PKG_VERSION");
     crate::say(&format!("octet {version} on http://{address}\n"))?;
@@ -55,6 +59,7 @@ async fn serve(config: Config) -> Result<()> {
     let gateway = Gateway::new(config.gateway.clone(), metrics.clone());
     let (end, mut ended) = watch::channel(None);
     tokio::spawn(watch_signals(gateway.clone(), end.clone())?);
+    tokio::spawn(supervisor::feed_watchdog(gateway.clone()));
     spawn_model(config, gateway.clone(), metrics, (address, started), end)?;
     let shutdown = {
         let mut ended = ended.clone();
@@ -119,6 +124,7 @@ fn spawn_model(
         if let Err(error) = crate::say(&text) {
             tracing::warn!(%error, "standard output cannot be written to");
         }
+        supervisor::ready();
         wait_for_engine(loaded, &end);
     };
     std::thread::Builder::new()
@@ -169,6 +175,7 @@ fn watch_signals(
             }
             if count == 1 {
                 tracing::info!("draining; a second signal ends running requests");
+                supervisor::stopping();
                 set_first(&end, End::Asked);
             } else {
                 gateway.drain_within(Duration::ZERO);

@@ -39,7 +39,7 @@ pub fn service(program: &str, package: &str) -> Result<()> {
     }
     debian(program, package)?;
     if Path::new("/run/systemd/system").exists() {
-        run(&mut privileged(&["systemctl", "disable", "--now", package]))?;
+        run(&mut privileged(&["systemctl", "disable", "--now", program]))?;
     }
     Ok(())
 }

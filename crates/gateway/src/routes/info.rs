@@ -31,7 +31,9 @@ pub(super) fn model(gateway: &Gateway, path: &str) -> Result<Response, ApiError>
     let id = path.split_once("models/").map_or("", |(_, id)| id);
     let id = decode(id.strip_suffix('/').unwrap_or(id));
     let names = &gateway.config.served_model_names;
-    match names.iter().find(|name| **name == id) {
+    // What requests may call their model without knowing its name.
+    let main = names.first().filter(|_| id == "default");
+    match names.iter().find(|name| **name == id).or(main) {
         Some(name) => Ok(Json(entry(gateway, model, name)).into_response()),
         None => Err(not_found(gateway, &id)),
     }

@@ -11,7 +11,12 @@ use crate::{install, target_dir};
 /// Runs every check of `deploy/`.
 pub fn run() -> Result<()> {
     check()?;
-    prometheus()
+    prometheus()?;
+    install::debian("systemd-analyze", "systemd")?;
+    script("systemd.py")?;
+    install::service("nginx", "nginx-light")?;
+    install::service("haproxy", "haproxy")?;
+    script("proxies.py")
 }
 
 /// The configuration, the rules and the boards, by promtool and by a server that scrapes ours.
@@ -31,18 +36,17 @@ fn prometheus() -> Result<()> {
         "rules/octet.yml",
     ])?;
     promtool(&["test", "rules", "tests/octet.yml", "tests/octet-slow.yml"])?;
-    script("prometheus.py", &[])
+    script("prometheus.py")
 }
 
 /// A test script of `deploy/tests`, against the built server.
-fn script(name: &str, flags: &[&str]) -> Result<()> {
+fn script(name: &str) -> Result<()> {
     println!("-- {name}");
     let mut command = Command::new("python3");
     command
         .arg(deploy("tests").join(name))
         .arg("--octet")
         .arg(binary("octet"))
-        .args(flags)
         .env("PYTHONDONTWRITEBYTECODE", "1");
     install::run(&mut command)
 }

@@ -204,3 +204,72 @@ fn every_alert_has_a_paragraph_and_can_fire() {
         }
     }
 }
+
+#[test]
+fn compose_mounts_what_exists_and_gives_answers_time_to_end() {
+    let compose: Value = yaml_serde::from_str(&read("docker/compose.yaml")).expect("YAML");
+    let services = compose["services"].as_object().expect("services");
+    for (name, service) in services {
+        for volume in service["volumes"].as_array().into_iter().flatten() {
+            let volume = volume.as_str().expect("a volume is a text");
+            let (source, _) = volume.split_once(':').expect("source and target");
+            let is_there = match source.strip_prefix('.') {
+                Some(_) => deploy("docker").join(source).exists(),
+                None => compose["volumes"].get(source).is_some(),
+            };
+            assert!(is_there, "{name} mounts {source}, which does not exist");
+        }
+        for port in service["ports"].as_array().into_iter().flatten() {
+            let port = port.as_str().expect("a port is a text");
+            assert!(
+                port.starts_with("127.0.0.1:"),
+                "{name} is open to everybody: {port}"
+            );
+        }
+        assert!(
+            service["mem_limit"].is_string(),
+            "{name} may take all memory"
+        );
+    }
+    let octet = &services["octet"];
+    let grace = octet["stop_grace_period"].as_str().expect("a time");
+    let grace: u32 = grace.trim_end_matches('s').parse().expect("seconds");
+    let drain = octet["environment"]["OCTET_SHUTDOWN_TIMEOUT"].as_str();
+    let drain: u32 = drain.expect("a time").parse().expect("seconds");
+    assert!(grace >= drain + 5, "running answers would be cut");
+}
+
+#[test]
+fn the_image_runs_without_root_and_without_a_shell() {
+    let image = read("docker/Dockerfile");
+    let runtime = image.rsplit("\nFROM ").next().expect("a last stage");
+    for (word, at_least) in [
+        ("USER 10001", 1),
+        ("ENTRYPOINT [", 1),
+        ("STOPSIGNAL SIGTERM", 1),
+    ] {
+        assert_eq!(runtime.matches(word).count(), at_least, "{word}");
+    }
+    assert!(runtime.contains("CMD [\"/usr/local/bin/octet\", \"health\"]"));
+    assert!(
+        !runtime.contains("\nRUN "),
+        "the runtime has no shell to run anything"
+    );
+    assert!(image.contains("--locked"));
+}
+
+#[test]
+fn the_unit_waits_longer_than_a_drain() {
+    let unit = read("systemd/octet.service");
+    let seconds = |name: &str| -> u32 {
+        let line = unit
+            .lines()
+            .find_map(|line| line.strip_prefix(&format!("{name}=")));
+        line.unwrap_or_else(|| panic!("{name} is missing"))
+            .parse()
+            .expect("seconds")
+    };
+    // The default of --shutdown-timeout, and the time to close connections.
+    assert!(seconds("TimeoutStopSec") >= 30 + 5);
+    assert!(seconds("WatchdogSec") > 5);
+}
