@@ -316,7 +316,8 @@ impl Backend for CpuBackend {
             expect_equal("stored tokens", rows.rows, step.slots.len())?;
         }
         let runner = self.runner_for(k.rows * width);
-        cache.store(runner, layer, k.elements()?, v.elements()?, &step.slots);
+        let rows = (k.elements()?, v.elements()?);
+        cache.store(self.isa, runner, layer, rows, &step.slots);
         Ok(())
     }
 

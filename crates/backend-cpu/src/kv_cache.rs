@@ -1,10 +1,10 @@
-//! The paged cache: memory of all layers in either element type, and which kernel serves it.
+//! The paged cache: memory of all layers in their element types, and which kernel serves them.
 
-use backend::{BackendError, BlockCopy, KvCacheSpec, KvDtype, Result};
+use backend::{BackendError, BlockCopy, KvCacheSpec, KvDtype, KvTypes, Result};
 use half::bf16;
 use kernels_cpu::{
-    AlignedBuf, AttentionShape, Isa, KEY_BLOCK, KvElement, KvGeometry, KvLayer, MAX_HEAD_DIM,
-    TaskRunner, attention, copy_block, store_keys, store_values,
+    AlignedBuf, AttentionShape, Int8Word, Isa, KEY_BLOCK, KvElement, KvGeometry, KvLayer,
+    MAX_HEAD_DIM, TaskRunner, attention, copy_block, store_keys, store_values,
 };
 
 use crate::step::CpuStep;
@@ -19,19 +19,36 @@ const _: () = assert!(
 #[derive(Debug)]
 pub struct CpuKvCache {
     pub(crate) geometry: KvGeometry,
-    layers: Layers,
+    layers: Vec<Layer>,
 }
 
+/// One layer, in one of the pairs of types that loaders ask for.
 #[derive(Debug)]
-enum Layers {
-    F32(Vec<Layer<f32>>),
-    Bf16(Vec<Layer<bf16>>),
+enum Layer {
+    F32(Pair<f32, f32>),
+    Bf16(Pair<bf16, bf16>),
+    Int8(Pair<Int8Word, Int8Word>),
+    /// Keys whose biases leave 8 bits too little, beside 8-bit values.
+    WideKeys(Pair<bf16, Int8Word>),
 }
 
+/// Keys and values of one layer.
 #[derive(Debug)]
-struct Layer<T: KvElement> {
-    keys: AlignedBuf<T>,
-    values: AlignedBuf<T>,
+struct Pair<K: KvElement, V: KvElement> {
+    keys: AlignedBuf<K>,
+    values: AlignedBuf<V>,
+}
+
+/// Calls a method of the pair, whatever its types.
+macro_rules! with_pair {
+    ($layer:expr, $pair:ident => $body:expr) => {
+        match $layer {
+            Layer::F32($pair) => $body,
+            Layer::Bf16($pair) => $body,
+            Layer::Int8($pair) => $body,
+            Layer::WideKeys($pair) => $body,
+        }
+    };
 }
 
 /// The queries of one attention and where its results go.
@@ -46,7 +63,8 @@ impl CpuKvCache {
     /// Allocates the cache, zeroed.
     ///
     /// # Errors
-    /// [`BackendError::Unsupported`] for heads wider than the kernel's, [`BackendError::Shape`] for an
+    /// [`BackendError::Unsupported`] for heads wider than the kernel's and for pairs of types that it
+    /// lacks, [`BackendError::Shape`] for an
     /// empty dimension, [`BackendError::OutOfMemory`].
     pub(crate) fn new(spec: &KvCacheSpec) -> Result<Self> {
         let KvCacheSpec {
@@ -70,19 +88,14 @@ impl CpuKvCache {
             head_dim,
             num_blocks,
         };
-        let layers = match spec.dtype {
-            KvDtype::F32 => Layers::F32(allocate(geometry, spec.num_layers)?),
-            KvDtype::Bf16 => Layers::Bf16(allocate(geometry, spec.num_layers)?),
-        };
+        let layers = spec.layers.iter().map(|types| layer(geometry, *types));
+        let layers = layers.collect::<Result<_>>()?;
         Ok(Self { geometry, layers })
     }
 
     /// Fails for a layer that does not exist.
     pub(crate) fn check_layer(&self, layer: usize) -> Result<()> {
-        let num_layers = match &self.layers {
-            Layers::F32(layers) => layers.len(),
-            Layers::Bf16(layers) => layers.len(),
-        };
+        let num_layers = self.layers.len();
         if layer < num_layers {
             return Ok(());
         }
@@ -93,70 +106,63 @@ impl CpuKvCache {
 
     /// Copies whole blocks in order, in every layer.
     pub(crate) fn copy_blocks(&mut self, copies: &[BlockCopy]) {
-        let geometry = self.geometry;
-        match &mut self.layers {
-            Layers::F32(layers) => layers.iter_mut().for_each(|l| l.copy(geometry, copies)),
-            Layers::Bf16(layers) => layers.iter_mut().for_each(|l| l.copy(geometry, copies)),
+        for layer in &mut self.layers {
+            with_pair!(layer, pair => pair.copy(self.geometry, copies));
         }
     }
 
     /// Writes keys and values to their slots. The layer exists.
     pub(crate) fn store(
         &mut self,
+        isa: Isa,
         runner: &dyn TaskRunner,
         layer: usize,
-        k: &[f32],
-        v: &[f32],
+        (k, v): (&[f32], &[f32]),
         slots: &[usize],
     ) {
         let geometry = self.geometry;
-        match &mut self.layers {
-            Layers::F32(layers) => layers[layer].store(runner, geometry, k, v, slots),
-            Layers::Bf16(layers) => layers[layer].store(runner, geometry, k, v, slots),
-        }
+        with_pair!(&mut self.layers[layer], pair => {
+            store_keys(isa, runner, geometry, &mut pair.keys, k, slots);
+            store_values(isa, runner, geometry, &mut pair.values, v, slots);
+        });
     }
 
     /// Attention over one layer, which exists.
     pub(crate) fn attend(&self, isa: Isa, runner: &dyn TaskRunner, layer: usize, queries: Queries) {
-        match &self.layers {
-            Layers::F32(layers) => layers[layer].attend(isa, runner, self.geometry, queries),
-            Layers::Bf16(layers) => layers[layer].attend(isa, runner, self.geometry, queries),
-        }
+        with_pair!(&self.layers[layer], pair => pair.attend(isa, runner, self.geometry, queries));
     }
 }
 
-fn allocate<T: KvElement>(geometry: KvGeometry, num_layers: usize) -> Result<Vec<Layer<T>>> {
-    let memory = |len: Option<usize>| zeroed(len.unwrap_or(usize::MAX), "the KV cache");
-    (0..num_layers)
-        .map(|_| {
-            Ok(Layer {
-                keys: memory(geometry.keys_len())?,
-                values: memory(geometry.values_len())?,
-            })
-        })
-        .collect()
+fn layer(geometry: KvGeometry, types: KvTypes) -> Result<Layer> {
+    Ok(match (types.keys, types.values) {
+        (KvDtype::F32, KvDtype::F32) => Layer::F32(Pair::new(geometry)?),
+        (KvDtype::Bf16, KvDtype::Bf16) => Layer::Bf16(Pair::new(geometry)?),
+        (KvDtype::Int8, KvDtype::Int8) => Layer::Int8(Pair::new(geometry)?),
+        (KvDtype::Bf16, KvDtype::Int8) => Layer::WideKeys(Pair::new(geometry)?),
+        (keys, values) => {
+            return Err(BackendError::Unsupported(format!(
+                "a cache of {keys} keys and {values} values"
+            )));
+        }
+    })
 }
 
-impl<T: KvElement> Layer<T> {
+impl<K: KvElement, V: KvElement> Pair<K, V> {
+    fn new(geometry: KvGeometry) -> Result<Self> {
+        const PURPOSE: &str = "the KV cache";
+        Ok(Self {
+            keys: zeroed(geometry.keys_len::<K>().unwrap_or(usize::MAX), PURPOSE)?,
+            values: zeroed(geometry.values_len::<V>().unwrap_or(usize::MAX), PURPOSE)?,
+        })
+    }
+
     fn copy(&mut self, geometry: KvGeometry, copies: &[BlockCopy]) {
+        let (key_len, value_len) = (K::key_block_len(geometry), V::value_block_len(geometry));
         for copy in copies {
             let (from, to) = (copy.from as usize, copy.to as usize);
-            copy_block(geometry, &mut self.keys, geometry.key_block_len(), from, to);
-            let len = geometry.value_block_len();
-            copy_block(geometry, &mut self.values, len, from, to);
+            copy_block(geometry, &mut self.keys, key_len, from, to);
+            copy_block(geometry, &mut self.values, value_len, from, to);
         }
-    }
-
-    fn store(
-        &mut self,
-        runner: &dyn TaskRunner,
-        geometry: KvGeometry,
-        k: &[f32],
-        v: &[f32],
-        slots: &[usize],
-    ) {
-        store_keys(runner, geometry, &mut self.keys, k, slots);
-        store_values(runner, geometry, &mut self.values, v, slots);
     }
 
     fn attend(&self, isa: Isa, runner: &dyn TaskRunner, geometry: KvGeometry, queries: Queries) {

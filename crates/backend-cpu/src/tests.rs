@@ -6,7 +6,7 @@ use std::sync::Arc;
 use ::backend::conformance::{TestBackend, Tolerances};
 use ::backend::{
     Activation, AttentionSpec, Backend, Batch, BatchSequence, HostTensor, Ids, KvCacheSpec,
-    KvDtype, LinearWeight, Norm, NormKind, Rope, SampleBatch, SampleOutput, SampleRow,
+    KvDtype, KvTypes, LinearWeight, Norm, NormKind, Rope, SampleBatch, SampleOutput, SampleRow,
     SamplingParams, WeightData,
 };
 use half::bf16;
@@ -152,11 +152,10 @@ impl Layer {
             },
             cache: backend
                 .alloc_kv_cache(&KvCacheSpec {
-                    num_layers: 1,
                     num_kv_heads: 1,
                     head_dim: 64,
                     num_blocks: 16,
-                    dtype,
+                    layers: vec![KvTypes::both(dtype)],
                 })
                 .expect("memory"),
             qkv,
@@ -260,6 +259,7 @@ fn threads_and_levels_do_not_change_bits() {
         (Precision::Bf16, KvDtype::Bf16),
         (Precision::Int8, KvDtype::F32),
         (Precision::Int8Fast, KvDtype::Bf16),
+        (Precision::Int8, KvDtype::Int8),
     ] {
         let expected = bits(Isa::Scalar, precision, dtype, 1);
         for isa in Isa::supported() {
@@ -331,15 +331,18 @@ fn samples_do_not_depend_on_threads() {
 fn what_cannot_run_is_refused() {
     let mut backend = target(Isa::Avx512, Precision::F32, 1);
     let mut spec = KvCacheSpec {
-        num_layers: 2,
         num_kv_heads: 4,
         head_dim: 512,
         num_blocks: 4,
-        dtype: KvDtype::F32,
+        layers: vec![KvTypes::both(KvDtype::F32); 2],
     };
     let refused = backend.alloc_kv_cache(&spec).expect_err("heads too wide");
     assert!(matches!(refused, BackendError::Unsupported(_)), "{refused}");
     spec.head_dim = 64;
+    spec.layers[1].keys = KvDtype::Int8;
+    let refused = backend.alloc_kv_cache(&spec).expect_err("a pair of types");
+    assert!(matches!(refused, BackendError::Unsupported(_)), "{refused}");
+    spec.layers[1].keys = KvDtype::F32;
     spec.num_blocks = usize::MAX / 1024;
     let refused = backend.alloc_kv_cache(&spec).expect_err("too many blocks");
     assert!(

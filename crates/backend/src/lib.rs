@@ -15,7 +15,7 @@ mod weights;
 
 pub use batch::{BLOCK_SIZE, Batch, BatchSequence, BlockCopy, BlockId, Ids, TokenId};
 pub use error::BackendError;
-pub use kv_cache::{KvCacheSpec, KvDtype};
+pub use kv_cache::{KvCacheSpec, KvDtype, KvTypes};
 pub use layers::{Activation, AttentionSpec, Expert, Experts, Norm, NormKind, Rope, Routing};
 pub use reference::{ReferenceBackend, route_row, sample_row};
 pub use sampling::{

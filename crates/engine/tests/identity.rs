@@ -3,6 +3,7 @@
 
 mod support;
 
+use backend::KvDtype;
 use backend_cpu::{Isa, Precision};
 use engine::TokenId;
 use support::{Drawn, Rig, Setup, Subject, greedy};
@@ -56,6 +57,50 @@ fn check(subject: &Subject) {
 
     check_prefix_cache(subject);
     check_preemption(subject, &alone);
+    check_full_pool(subject);
+}
+
+/// Requests that share a prefix in a pool too small for them: blocks are shared, taken back, filled
+/// by others and computed anew, and whatever belongs to a block goes with it.
+fn check_full_pool(subject: &Subject) {
+    let setup = |num_blocks| Setup {
+        max_num_seqs: 4,
+        max_num_batched_tokens: 64,
+        enable_prefix_caching: true,
+        num_blocks,
+        max_model_len: 128,
+    };
+    let request = |i: u32| {
+        // Two whole blocks in common, then a tail of its own.
+        let tail = prompt(7 * i).into_iter().take(5 + i as usize);
+        let tokens = prompt(0)
+            .into_iter()
+            .chain(prompt(1))
+            .chain(prompt(2).into_iter().take(4));
+        greedy(tokens.chain(tail).collect(), 30, Vec::new())
+    };
+    let requests = || (0..6).map(request).collect::<Vec<_>>();
+    let roomy = subject.start(&setup(48));
+    let expected: Vec<_> = requests()
+        .into_iter()
+        .flat_map(|request| roomy.answers(vec![request]))
+        .collect();
+    drop(roomy);
+    let rig = subject.start(&setup(6));
+    for round in 0..2 {
+        let found = rig.answers(requests());
+        assert_eq!(
+            found, expected,
+            "{}: a full pool, round {round}",
+            subject.name
+        );
+    }
+    let (hits, preemptions) = (
+        rig.metrics.prefix_cache_hits_total.get(),
+        rig.metrics.preemptions_total.get(),
+    );
+    assert!(hits > 0, "{}: prefixes were shared", subject.name);
+    assert!(preemptions > 0, "{}: the pool was too small", subject.name);
 }
 
 /// What is in the cache is not computed again, and changes nothing.
@@ -137,6 +182,7 @@ fn check_precisions(subject: &Subject) {
     for precision in PRECISIONS {
         check(&subject.in_precision(precision));
     }
+    check(&subject.in_precision(Precision::Int8).with_kv(KvDtype::Int8));
 }
 
 #[test]

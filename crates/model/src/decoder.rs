@@ -24,6 +24,8 @@ pub(crate) struct Weights<B: Backend> {
     pub position: Position<B::Tensor>,
     /// In order of depth.
     pub layers: Vec<Layer<B>>,
+    /// Euclidean norm of each layer's key biases, zero without: what the cache's types depend on.
+    pub key_bias_norms: Vec<f32>,
     /// Before the head.
     pub final_norm: Norm<B::Tensor>,
     /// `[vocab, hidden]`; a copy of the embedding where the checkpoint ties them.

@@ -1,6 +1,6 @@
 //! From an opened checkpoint to a decoder on a target.
 
-use backend::{BLOCK_SIZE, Backend, KvCacheSpec, KvDtype};
+use backend::{BLOCK_SIZE, Backend, KvCacheSpec, KvDtype, KvTypes};
 
 use crate::ModelInfo;
 use crate::arch::{Architecture, Shape};
@@ -58,12 +58,16 @@ pub fn load<B: Backend>(
 ) -> Result<Decoder<B>> {
     let architecture = Architecture::read(checkpoint.config())?;
     let shape = architecture.shape();
-    let (max_model_len, cache) = cache_size(&shape, options)?;
+    // Settled before anything large is read, in case it cannot be.
+    let types = kv_types(options.kv_dtype, &vec![0.0; shape.num_layers]);
+    let (max_model_len, _) = cache_size(&shape, options, types)?;
     let tensors = Tensors::new(checkpoint.source());
     let mut progress = Progress::new(report, shape.num_layers + 1);
     let (weights, vocab) =
         architecture.load(&tensors, &mut backend, max_model_len, &mut progress)?;
     tensors.finish()?;
+    let types = kv_types(options.kv_dtype, &weights.key_bias_norms);
+    let (max_model_len, cache) = cache_size(&shape, options, types)?;
     let info = ModelInfo {
         logit_width: vocab,
         vocab_size: checkpoint.vocab_size().unwrap_or(vocab).min(vocab),
@@ -73,15 +77,45 @@ pub fn load<B: Backend>(
     Ok(Decoder::new(backend, info, weights, cache)?)
 }
 
+/// How far above the median layer's the key biases of a layer are when 8 bits no longer hold its keys:
+/// most of the range would go to the bias. Qwen 2 and 2.5 have such layers.
+const LARGE_KEY_BIAS: f32 = 5.0;
+
+/// The types of each layer's cache. In an 8-bit cache, layers whose keys mostly consist of biases keep
+/// them in bfloat16.
+fn kv_types(dtype: KvDtype, key_bias_norms: &[f32]) -> Vec<KvTypes> {
+    let mut sorted = key_bias_norms.to_vec();
+    sorted.sort_by(f32::total_cmp);
+    let median = sorted.get(sorted.len() / 2).copied().unwrap_or(0.0);
+    let wide = |norm: f32| dtype == KvDtype::Int8 && norm > LARGE_KEY_BIAS * median;
+    let types = |(layer, norm): (usize, &f32)| {
+        let mut types = KvTypes::both(dtype);
+        if wide(*norm) {
+            tracing::info!(
+                layer,
+                bias = norm,
+                median,
+                "keys of this layer stay in bf16: their biases are too large for 8 bits"
+            );
+            types.keys = KvDtype::Bf16;
+        }
+        types
+    };
+    key_bias_norms.iter().enumerate().map(types).collect()
+}
+
 /// As many blocks as fit the budget and the running sequences can fill. A context that does not fit is
 /// shortened, unless it was asked for.
-fn cache_size(shape: &Shape, options: &LoadOptions) -> Result<(usize, KvCacheSpec)> {
+fn cache_size(
+    shape: &Shape,
+    options: &LoadOptions,
+    layers: Vec<KvTypes>,
+) -> Result<(usize, KvCacheSpec)> {
     let mut spec = KvCacheSpec {
-        num_layers: shape.num_layers,
         num_kv_heads: shape.num_kv_heads,
         head_dim: shape.head_dim,
         num_blocks: 0,
-        dtype: options.kv_dtype,
+        layers,
     };
     if let Some(requested) = options
         .max_model_len
@@ -135,29 +169,61 @@ mod tests {
         }
     }
 
+    fn sized(options: &LoadOptions) -> Result<(usize, KvCacheSpec)> {
+        cache_size(&SHAPE, options, kv_types(options.kv_dtype, &[0.0; 2]))
+    }
+
     #[test]
     fn the_cache_is_bounded_by_memory_and_by_use() {
-        let (len, spec) = cache_size(&SHAPE, &options(None, 7)).expect("fits");
+        let (len, spec) = sized(&options(None, 7)).expect("fits");
         assert_eq!((len, spec.num_blocks), (100, 7));
-        let (len, spec) = cache_size(&SHAPE, &options(Some(64), 1000)).expect("fits");
+        let (len, spec) = sized(&options(Some(64), 1000)).expect("fits");
         assert_eq!((len, spec.num_blocks), (64, 6));
     }
 
     #[test]
     fn a_context_is_shortened_only_when_nobody_asked_for_it() {
-        let (len, spec) = cache_size(&SHAPE, &options(None, 2)).expect("shortened");
+        let (len, spec) = sized(&options(None, 2)).expect("shortened");
         assert_eq!((len, spec.num_blocks), (64, 2));
         for error in [
-            cache_size(&SHAPE, &options(Some(100), 2)).expect_err("asked for"),
-            cache_size(&SHAPE, &options(None, 0)).expect_err("nothing fits"),
+            sized(&options(Some(100), 2)).expect_err("asked for"),
+            sized(&options(None, 0)).expect_err("nothing fits"),
         ] {
             assert!(error.to_string().contains("bytes of cache"), "{error}");
         }
-        let error =
-            cache_size(&SHAPE, &options(Some(101), 1000)).expect_err("longer than the model");
+        let error = sized(&options(Some(101), 1000)).expect_err("longer than the model");
         assert!(
             error.to_string().contains("101") && error.to_string().contains("100"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn eight_bits_and_scales_take_their_share() {
+        let mut options = options(None, 0);
+        options.kv_dtype = KvDtype::Int8;
+        let types = kv_types(KvDtype::Int8, &[0.0; 2]);
+        // Two layers, keys and values, 32 tokens: 8 bytes and a scale.
+        let block = 2 * 2 * 32 * (8 + 4);
+        options.kv_cache_bytes = 5 * block;
+        let (_, spec) = cache_size(&SHAPE, &options, types).expect("fits");
+        assert_eq!((spec.num_blocks, spec.block_bytes() as u64), (5, block));
+    }
+
+    #[test]
+    fn keys_with_large_biases_stay_wide_in_an_8_bit_cache_only() {
+        let norms = [605.0, 22.0, 20.0, 100.0, 25.0, 921.0, 22.0];
+        for dtype in [KvDtype::F32, KvDtype::Bf16] {
+            assert_eq!(kv_types(dtype, &norms), [KvTypes::both(dtype); 7]);
+        }
+        let wide: Vec<usize> = kv_types(KvDtype::Int8, &norms)
+            .iter()
+            .enumerate()
+            .filter(|(_, types)| types.keys == KvDtype::Bf16)
+            .map(|(layer, _)| layer)
+            .collect();
+        assert_eq!(wide, [0, 5], "100 is below five times 22");
+        let none = kv_types(KvDtype::Int8, &[0.0; 4]);
+        assert_eq!(none, [KvTypes::both(KvDtype::Int8); 4]);
     }
 }

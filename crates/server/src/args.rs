@@ -89,6 +89,8 @@ pub enum KvCacheDtypeArg {
     F32,
     /// bfloat16.
     Bf16,
+    /// 8 bits with a scale per token and head: about half of bfloat16's memory.
+    Int8,
 }
 
 /// Which second set of metric names is published.

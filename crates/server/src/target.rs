@@ -77,6 +77,7 @@ impl Target {
             kv_dtype: match (config.kv_cache_dtype, precision) {
                 (KvCacheDtypeArg::F32, _) | (KvCacheDtypeArg::Auto, Precision::F32) => KvDtype::F32,
                 (KvCacheDtypeArg::Bf16 | KvCacheDtypeArg::Auto, _) => KvDtype::Bf16,
+                (KvCacheDtypeArg::Int8, _) => KvDtype::Int8,
             },
             device: "cpu",
             threads: found.threads,
@@ -99,7 +100,11 @@ impl Target {
         }
         Ok(Self {
             kind: Kind::Reference,
-            kv_dtype: KvDtype::F32,
+            kv_dtype: match config.kv_cache_dtype {
+                KvCacheDtypeArg::Auto | KvCacheDtypeArg::F32 => KvDtype::F32,
+                KvCacheDtypeArg::Bf16 => KvDtype::Bf16,
+                KvCacheDtypeArg::Int8 => KvDtype::Int8,
+            },
             device: "reference",
             threads: 1,
             found: "plain loops on one thread, the yardstick of the tests".to_owned(),

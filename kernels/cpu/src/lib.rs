@@ -16,6 +16,7 @@ mod aligned;
 mod attention;
 mod dot;
 mod isa;
+mod kv_int8;
 mod linear;
 mod linear_w8a8;
 mod math;
@@ -37,6 +38,7 @@ pub use attention::{
 };
 pub use dot::Int8Level;
 pub use isa::Isa;
+pub use kv_int8::Int8Word;
 pub use linear::{Epilogue, LinearWeight, PANEL_WIDTH, linear};
 pub use linear_w8a8::{PackError, QuantisedWeight, linear_w8a8};
 pub use norm::{NormKind, NormParams, norm};

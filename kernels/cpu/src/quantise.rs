@@ -162,7 +162,7 @@ impl Kernel for Rows<'_> {
 
 /// Writes the integers of one group, padded to whole vectors, and returns their scale and their sum.
 #[inline(always)]
-fn quantise_group<S: Simd>(s: S, x: &[f32], words: &mut [u32]) -> (f32, f32) {
+pub(crate) fn quantise_group<S: Simd>(s: S, x: &[f32], words: &mut [u32]) -> (f32, f32) {
     // Adding 1.5·2²³ rounds to the nearest integer, ties to even.
     const ROUND: f32 = 12_582_912.0;
     let (zero, round) = (s.splat(0.0), s.splat(ROUND));

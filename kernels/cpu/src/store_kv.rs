@@ -1,11 +1,14 @@
 //! The paged cache of one layer: its layout, and how new keys and values are written to it.
 //!
 //! Per key/value head and block of 32 tokens, keys lie as `[head_dim][32]`, so that one vector holds
-//! a feature of sixteen keys, and values as `[32][head_dim rounded up to 16]`. Memory-bound.
+//! a feature of sixteen keys, and values as `[32][head_dim rounded up to 16]`. The 8-bit form is that
+//! of `kv_int8`. Memory-bound.
 
 use half::bf16;
 
 use crate::aligned::Element;
+use crate::attention::HeadOfTile;
+use crate::isa::Isa;
 use crate::runner::{TaskRunner, for_each_chunk};
 use crate::simd::{LANES, Simd};
 
@@ -24,24 +27,14 @@ pub struct KvGeometry {
 }
 
 impl KvGeometry {
-    /// Elements of one head's keys in one block.
-    pub fn key_block_len(&self) -> usize {
-        self.head_dim * KEY_BLOCK
-    }
-
-    /// Elements of one head's values in one block.
-    pub fn value_block_len(&self) -> usize {
-        self.value_row_len() * KEY_BLOCK
-    }
-
     /// Elements of all keys, or none on overflow.
-    pub fn keys_len(&self) -> Option<usize> {
-        self.times_blocks(self.key_block_len())
+    pub fn keys_len<K: KvElement>(&self) -> Option<usize> {
+        self.times_blocks(K::key_block_len(*self))
     }
 
     /// Elements of all values, or none on overflow.
-    pub fn values_len(&self) -> Option<usize> {
-        self.times_blocks(self.value_block_len())
+    pub fn values_len<V: KvElement>(&self) -> Option<usize> {
+        self.times_blocks(V::value_block_len(*self))
     }
 
     /// Elements between two tokens' values.
@@ -56,96 +49,163 @@ impl KvGeometry {
     }
 }
 
-/// Element types of cached keys and values.
+/// Element types of cached keys and values. An element holds one number or several, and a block may
+/// hold more than its numbers: what belongs to them lies in the same block and is copied with it.
 pub trait KvElement: Element {
-    /// Rounds to nearest even.
-    fn from_f32(x: f32) -> Self;
+    /// Elements of one head's keys in one block.
+    fn key_block_len(geometry: KvGeometry) -> usize;
 
+    /// Elements of one head's values in one block.
+    fn value_block_len(geometry: KvGeometry) -> usize;
+
+    /// Writes one token's keys to their place in a block of one head.
+    #[doc(hidden)]
+    fn store_key(isa: Isa, block: &mut [Self], token: usize, features: &[f32]);
+
+    /// Writes one token's values to their place in a block of one head.
+    #[doc(hidden)]
+    fn store_value(isa: Isa, block: &mut [Self], token: usize, features: &[f32]);
+
+    /// Computes one task of attention, in the way keys of this type are multiplied.
+    #[doc(hidden)]
+    fn attend<V: KvElement>(isa: Isa, task: HeadOfTile<Self, V>);
+
+    /// Vector `vector` of the features of one token's values, without their scale.
+    ///
+    /// # Safety
+    /// `block` holds the values of one head, the token is one of its 32, and the vector lies inside
+    /// the token's `row_len` features.
+    #[doc(hidden)]
+    unsafe fn load_value<S: Simd>(
+        s: S,
+        block: *const Self,
+        row_len: usize,
+        token: usize,
+        vector: usize,
+    ) -> S::F;
+
+    /// What the weights of a block's 32 tokens are multiplied with before their values are, if
+    /// values have scales.
+    ///
+    /// # Safety
+    /// `block` holds the values of one head in rows of `row_len`.
+    #[doc(hidden)]
+    unsafe fn value_scales<S: Simd>(
+        s: S,
+        block: *const Self,
+        row_len: usize,
+    ) -> Option<[S::F; KEY_BLOCK / LANES]>;
+}
+
+/// A number per element.
+macro_rules! float_element {
+    ($type:ty, $round:expr, |$s:ident, $from:ident| $load:expr) => {
+        impl KvElement for $type {
+            fn key_block_len(geometry: KvGeometry) -> usize {
+                geometry.head_dim * KEY_BLOCK
+            }
+
+            fn value_block_len(geometry: KvGeometry) -> usize {
+                geometry.value_row_len() * KEY_BLOCK
+            }
+
+            fn store_key(_isa: Isa, block: &mut [Self], token: usize, features: &[f32]) {
+                for (d, x) in features.iter().enumerate() {
+                    block[d * KEY_BLOCK + token] = $round(*x);
+                }
+            }
+
+            fn store_value(_isa: Isa, block: &mut [Self], token: usize, features: &[f32]) {
+                let row_len = block.len() / KEY_BLOCK;
+                for (to, x) in block[token * row_len..].iter_mut().zip(features) {
+                    *to = $round(*x);
+                }
+            }
+
+            fn attend<V: KvElement>(isa: Isa, task: HeadOfTile<Self, V>) {
+                isa.dispatch(task);
+            }
+
+            #[inline(always)]
+            unsafe fn load_value<S: Simd>(
+                s: S,
+                block: *const Self,
+                row_len: usize,
+                token: usize,
+                vector: usize,
+            ) -> S::F {
+                // SAFETY: the caller's promise.
+                unsafe { Self::load(s, block.add(token * row_len + vector * LANES)) }
+            }
+
+            #[inline(always)]
+            unsafe fn value_scales<S: Simd>(
+                _s: S,
+                _block: *const Self,
+                _row_len: usize,
+            ) -> Option<[S::F; KEY_BLOCK / LANES]> {
+                None
+            }
+        }
+
+        impl FloatElement for $type {
+            #[inline(always)]
+            unsafe fn load<S: Simd>($s: S, $from: *const Self) -> S::F {
+                // SAFETY: the caller's promise; `bf16` is a transparent `u16`.
+                unsafe { $load }
+            }
+        }
+    };
+}
+
+/// Elements that are numbers.
+pub(crate) trait FloatElement: KvElement {
     /// Sixteen elements, widened.
     ///
     /// # Safety
     /// Sixteen elements can be read at `from`.
-    #[doc(hidden)]
     unsafe fn load<S: Simd>(s: S, from: *const Self) -> S::F;
 }
 
-impl KvElement for f32 {
-    fn from_f32(x: f32) -> Self {
-        x
-    }
-
-    #[inline(always)]
-    unsafe fn load<S: Simd>(s: S, from: *const Self) -> S::F {
-        // SAFETY: the caller's promise.
-        unsafe { s.load_ptr(from) }
-    }
-}
-
-impl KvElement for bf16 {
-    fn from_f32(x: f32) -> Self {
-        bf16::from_f32(x)
-    }
-
-    #[inline(always)]
-    unsafe fn load<S: Simd>(s: S, from: *const Self) -> S::F {
-        // SAFETY: the caller's promise; `bf16` is a transparent `u16`.
-        unsafe { s.load_bf16_ptr(from.cast()) }
-    }
-}
+float_element!(f32, std::convert::identity, |s, from| s.load_ptr(from));
+float_element!(bf16, bf16::from_f32, |s, from| s.load_bf16_ptr(from.cast()));
 
 /// Writes keys, rows of `num_kv_heads · head_dim`, to their slots.
 ///
 /// # Panics
 /// When lengths do not fit together or a slot lies outside the cache.
-pub fn store_keys<T: KvElement>(
+pub fn store_keys<K: KvElement>(
+    isa: Isa,
     runner: &dyn TaskRunner,
     geometry: KvGeometry,
-    keys: &mut [T],
+    keys: &mut [K],
     k: &[f32],
     slots: &[usize],
 ) {
-    let block_len = geometry.key_block_len();
-    store(
-        runner,
-        geometry,
-        keys,
-        block_len,
-        k,
-        slots,
-        |block, token, features| {
-            for (d, x) in features.iter().enumerate() {
-                block[d * KEY_BLOCK + token] = T::from_f32(*x);
-            }
-        },
-    );
+    let block_len = K::key_block_len(geometry);
+    let write = |block: &mut [K], token, features: &[f32]| {
+        K::store_key(isa, block, token, features);
+    };
+    store(runner, geometry, keys, block_len, k, slots, write);
 }
 
 /// Writes values, rows of `num_kv_heads · head_dim`, to their slots.
 ///
 /// # Panics
 /// When lengths do not fit together or a slot lies outside the cache.
-pub fn store_values<T: KvElement>(
+pub fn store_values<V: KvElement>(
+    isa: Isa,
     runner: &dyn TaskRunner,
     geometry: KvGeometry,
-    values: &mut [T],
+    values: &mut [V],
     v: &[f32],
     slots: &[usize],
 ) {
-    let block_len = geometry.value_block_len();
-    let row_len = geometry.value_row_len();
-    store(
-        runner,
-        geometry,
-        values,
-        block_len,
-        v,
-        slots,
-        |block, token, features| {
-            for (to, x) in block[token * row_len..].iter_mut().zip(features) {
-                *to = T::from_f32(*x);
-            }
-        },
-    );
+    let block_len = V::value_block_len(geometry);
+    let write = |block: &mut [V], token, features: &[f32]| {
+        V::store_value(isa, block, token, features);
+    };
+    store(runner, geometry, values, block_len, v, slots, write);
 }
 
 /// Calls `write(block, token in block, features)` for every head of every row; one task per head.

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use super::compare::{assert_close, row_scales};
 use super::scene::{MIXED, Scene, Span, features, history, span};
 use super::{TestBackend, Tolerances};
-use crate::{AttentionSpec, KvCacheSpec, KvDtype, ReferenceBackend};
+use crate::{AttentionSpec, KvCacheSpec, KvDtype, KvTypes, ReferenceBackend};
 
 /// Layers of the suite's caches; attention reads the last.
 pub(super) const NUM_LAYERS: usize = 2;
@@ -18,7 +18,7 @@ const SEED_V: u64 = 23;
 #[derive(Debug, Clone)]
 pub(super) struct AttentionCase {
     pub spec: AttentionSpec,
-    pub dtype: KvDtype,
+    pub types: KvTypes,
 }
 
 /// Attention output by sequence and position.
@@ -26,7 +26,7 @@ pub(super) type Outputs = BTreeMap<(usize, usize), Vec<f32>>;
 
 impl AttentionCase {
     /// Plain attention of `num_heads` over `num_kv_heads`.
-    pub fn new(num_heads: usize, num_kv_heads: usize, head_dim: usize, dtype: KvDtype) -> Self {
+    pub fn new(num_heads: usize, num_kv_heads: usize, head_dim: usize, types: KvTypes) -> Self {
         Self {
             spec: AttentionSpec {
                 num_heads,
@@ -37,7 +37,7 @@ impl AttentionCase {
                 window: None,
                 soft_cap: None,
             },
-            dtype,
+            types,
         }
     }
 
@@ -51,11 +51,10 @@ impl AttentionCase {
 
     pub fn alloc<B: TestBackend>(&self, backend: &mut B, num_blocks: usize) -> B::KvCache {
         let spec = KvCacheSpec {
-            num_layers: NUM_LAYERS,
             num_kv_heads: self.spec.num_kv_heads,
             head_dim: self.spec.head_dim,
             num_blocks,
-            dtype: self.dtype,
+            layers: vec![self.types; NUM_LAYERS],
         };
         backend.alloc_kv_cache(&spec).expect("the cache is small")
     }
@@ -151,6 +150,18 @@ pub(super) const HEADS: &[(usize, usize, usize)] = &[
     (4, 1, 128),
 ];
 
+/// The types that a layer's cache may have.
+pub(super) const KV_TYPES: [KvTypes; 4] = [
+    types(KvDtype::F32, KvDtype::F32),
+    types(KvDtype::Bf16, KvDtype::Bf16),
+    types(KvDtype::Int8, KvDtype::Int8),
+    types(KvDtype::Bf16, KvDtype::Int8),
+];
+
+const fn types(keys: KvDtype, values: KvDtype) -> KvTypes {
+    KvTypes { keys, values }
+}
+
 /// `store_kv` and `attention` for every layout of heads, window, cap and type of cache, over a fresh
 /// prompt, single tokens, borders of blocks, a long context and all of them mixed.
 pub fn attention_matches_reference<B: TestBackend>(target: &mut B, tolerances: &Tolerances) {
@@ -171,9 +182,9 @@ pub fn attention_matches_reference<B: TestBackend>(target: &mut B, tolerances: &
         MIXED,
     ];
     for (num_heads, num_kv_heads, head_dim) in HEADS {
-        for dtype in [KvDtype::F32, KvDtype::Bf16] {
+        for types in KV_TYPES {
             for (window, soft_cap) in CAPS {
-                let mut case = AttentionCase::new(*num_heads, *num_kv_heads, *head_dim, dtype);
+                let mut case = AttentionCase::new(*num_heads, *num_kv_heads, *head_dim, types);
                 case.spec.window = *window;
                 case.spec.soft_cap = *soft_cap;
                 for spans in scenes {
@@ -190,9 +201,10 @@ fn compare<B: TestBackend>(
     case: &AttentionCase,
     spans: &[Span],
 ) {
-    let bound = match case.dtype {
+    let bound = match case.types.keys {
         KvDtype::F32 => tolerances.attention_f32,
         KvDtype::Bf16 => tolerances.attention_bf16,
+        KvDtype::Int8 => tolerances.attention_int8,
     };
     let scene = Scene::new(spans, 7);
     let found = case.after_history(target, &scene, spans);

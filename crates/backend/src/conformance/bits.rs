@@ -1,11 +1,11 @@
 //! Promises about rows that a target keeps bit for bit, without asking the reference.
 
 use super::TestBackend;
-use super::attention::AttentionCase;
+use super::attention::{AttentionCase, KV_TYPES};
 use super::compare::assert_same_bits;
 use super::operations::{ACTIVATIONS, load_rope};
 use super::scene::{MIXED, Scene, Span, WEIGHT_TYPES, features, matrix, plain_step, span, weight};
-use crate::{HostTensor, KvDtype, Norm, NormKind, Result};
+use crate::{HostTensor, Norm, NormKind, Result};
 
 /// Columns of the rows under test; odd, and longer than any vector register.
 const WIDTH: usize = 90;
@@ -186,12 +186,12 @@ fn gated_equals_split_activate_mul<B: TestBackend>(target: &mut B, rows: usize) 
 /// Compared are the rotated queries and the attention over what was stored; whether a fused form
 /// leaves rotated keys behind is its own affair.
 fn rope_store_kv_equals_rope_and_store<B: TestBackend>(target: &mut B) {
-    for dtype in [KvDtype::F32, KvDtype::Bf16] {
+    for types in KV_TYPES {
         for rotary_dim in [None, Some(16), Some(8)] {
-            let case = AttentionCase::new(6, 2, 16, dtype);
+            let case = AttentionCase::new(6, 2, 16, types);
             let plain = rotated_attention(target, &case, rotary_dim, Form::Primitives);
             let fused = rotated_attention(target, &case, rotary_dim, Form::Fused);
-            assert_same_bits(&fused, &plain, ("rope_store_kv", dtype, rotary_dim));
+            assert_same_bits(&fused, &plain, ("rope_store_kv", types, rotary_dim));
         }
     }
 }

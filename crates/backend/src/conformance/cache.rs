@@ -1,18 +1,18 @@
 //! Promises about the paged cache that a target keeps bit for bit, without asking the reference.
 
 use super::TestBackend;
-use super::attention::{AttentionCase, HEADS, NUM_LAYERS, Outputs};
+use super::attention::{AttentionCase, HEADS, KV_TYPES, NUM_LAYERS, Outputs};
 use super::compare::assert_same_bits;
 use super::scene::{MIXED, Scene, Span, features, span};
-use crate::{BLOCK_SIZE, BlockCopy, BlockId, KvDtype};
+use crate::{BLOCK_SIZE, BlockCopy, BlockId};
 
 /// A spread of what the promises are checked for: every layout of heads, with a window and a cap on
 /// every other one.
 fn cases() -> Vec<AttentionCase> {
     let mut cases = Vec::new();
     for (i, (num_heads, num_kv_heads, head_dim)) in HEADS.iter().enumerate() {
-        for dtype in [KvDtype::F32, KvDtype::Bf16] {
-            let mut case = AttentionCase::new(*num_heads, *num_kv_heads, *head_dim, dtype);
+        for types in KV_TYPES {
+            let mut case = AttentionCase::new(*num_heads, *num_kv_heads, *head_dim, types);
             if i % 2 == 1 {
                 case.spec.window = Some(17);
                 case.spec.soft_cap = Some(3.0);

@@ -4,7 +4,7 @@ use super::TestBackend;
 use super::attention::AttentionCase;
 use super::operations::load_rope;
 use super::scene::{WeightType, matrix, plain_step, weight};
-use crate::{BackendError, HostTensor, KvDtype, Norm, NormKind, Result, SampleBatch};
+use crate::{BackendError, HostTensor, KvDtype, KvTypes, Norm, NormKind, Result, SampleBatch};
 
 /// Each method that has shapes to check returns [`BackendError::Shape`] when they do not fit.
 pub fn operands_that_do_not_fit_are_errors<B: TestBackend>(target: &mut B) {
@@ -63,7 +63,7 @@ fn refuse_heads<B: TestBackend>(target: &mut B, step: &B::Step) {
     let rope = load_rope(target, 8, 4, 2);
     refused("position", target.rope(&mut x, &rope, step));
 
-    let case = AttentionCase::new(4, 2, 8, KvDtype::F32);
+    let case = AttentionCase::new(4, 2, 8, KvTypes::both(KvDtype::F32));
     let mut cache = case.alloc(target, 16);
     let narrow = target.upload(3, 15, &matrix(1, 3, 15));
     let stored = target.store_kv(&mut cache, 0, &narrow, &x, step);

@@ -72,6 +72,9 @@ pub struct Tolerances {
     pub attention_f32: f32,
     /// `attention` over a bfloat16 cache, same measure.
     pub attention_bf16: f32,
+    /// `attention` over an 8-bit cache, same measure. The reference rounds keys and values as the
+    /// cache does; a target may round queries to 8 bits as well.
+    pub attention_int8: f32,
     /// `activate`: share of `|x|`.
     pub activate: f32,
     /// `mul` and `add`: share of the largest element of the row.
@@ -92,6 +95,7 @@ impl Tolerances {
         rope: 1e-6,
         attention_f32: 1e-5,
         attention_bf16: 1e-5,
+        attention_int8: 3e-2,
         activate: 2e-6,
         elementwise: 0.0,
         logprob: 2e-5,

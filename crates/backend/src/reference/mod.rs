@@ -11,10 +11,12 @@ mod sampler;
 mod tests;
 
 use half::bf16;
+use quant::Granularity;
 
 use crate::{
     Activation, AttentionSpec, BLOCK_SIZE, Backend, BackendError, Batch, BlockCopy, Experts,
-    HostTensor, Ids, KvCacheSpec, KvDtype, LinearWeight, Norm, Result, Rope, Routing, SampleBatch,
+    HostTensor, Ids, KvCacheSpec, KvDtype, KvTypes, LinearWeight, Norm, Result, Rope, Routing,
+    SampleBatch,
     SampleOutput,
 };
 
@@ -47,7 +49,9 @@ pub struct Linear {
 /// the cache's type when stored.
 #[derive(Debug)]
 pub struct KvCache {
-    dtype: KvDtype,
+    /// Of each layer.
+    types: Vec<KvTypes>,
+    head_dim: usize,
     width: usize,
     keys: Vec<Vec<f32>>,
     values: Vec<Vec<f32>>,
@@ -120,6 +124,24 @@ fn zeros(len: usize, purpose: &'static str) -> Result<Vec<f32>> {
     Ok(data)
 }
 
+/// Rounds one head's keys or values to what a cache of this type holds.
+fn round_to(dtype: KvDtype, head: &mut [f32]) {
+    match dtype {
+        KvDtype::F32 => {}
+        KvDtype::Bf16 => head
+            .iter_mut()
+            .for_each(|x| *x = bf16::from_f32(*x).to_f32()),
+        KvDtype::Int8 => {
+            let (mut values, mut scale) = (vec![0; head.len()], [0.0]);
+            // A head that holds a number that is not finite becomes NaN, which nobody overlooks.
+            let _ = quant::quantise_row(head, Granularity::Row, &mut values, &mut scale);
+            for (x, q) in head.iter_mut().zip(values) {
+                *x = f32::from(q) * scale[0];
+            }
+        }
+    }
+}
+
 /// Fails with the index and its limit when it is out of range.
 fn expect_below(what: &str, index: usize, limit: usize) -> Result<()> {
     if index < limit {
@@ -185,12 +207,13 @@ impl Backend for ReferenceBackend {
         let width = spec.num_kv_heads * spec.head_dim;
         let len = (spec.num_blocks * BLOCK_SIZE).saturating_mul(width);
         let layers = || {
-            (0..spec.num_layers)
+            (0..spec.layers.len())
                 .map(|_| zeros(len, "the cache of keys and values"))
                 .collect::<Result<Vec<_>>>()
         };
         Ok(KvCache {
-            dtype: spec.dtype,
+            types: spec.layers.clone(),
+            head_dim: spec.head_dim,
             width,
             keys: layers()?,
             values: layers()?,
@@ -291,16 +314,16 @@ impl Backend for ReferenceBackend {
         for slot in &step.slots {
             expect_below("slot", *slot, cache.num_slots())?;
         }
-        let width = cache.width;
-        for (store, new) in [(&mut cache.keys[layer], k), (&mut cache.values[layer], v)] {
+        let (width, types) = (cache.width, cache.types[layer]);
+        for (store, new, dtype) in [
+            (&mut cache.keys[layer], k, types.keys),
+            (&mut cache.values[layer], v, types.values),
+        ] {
             for (row, slot) in step.slots.iter().enumerate() {
                 let to = &mut store[slot * width..(slot + 1) * width];
-                for (to, from) in to.iter_mut().zip(new.row(row)) {
-                    *to = match cache.dtype {
-                        KvDtype::F32 => *from,
-                        KvDtype::Bf16 => bf16::from_f32(*from).to_f32(),
-                    };
-                }
+                to.copy_from_slice(new.row(row));
+                to.chunks_mut(cache.head_dim)
+                    .for_each(|head| round_to(dtype, head));
             }
         }
         Ok(())

@@ -19,11 +19,10 @@ fn one_token(id: u32, position: usize, blocks: Vec<u32>) -> Batch {
 
 fn cache(backend: &mut ReferenceBackend) -> KvCache {
     let spec = KvCacheSpec {
-        num_layers: 1,
         num_kv_heads: 1,
         head_dim: 2,
         num_blocks: 3,
-        dtype: KvDtype::F32,
+        layers: vec![KvTypes::both(KvDtype::F32)],
     };
     backend.alloc_kv_cache(&spec).expect("a small cache")
 }
@@ -74,11 +73,10 @@ fn malformed_weights_and_impossible_caches_are_errors() {
     };
     assert!(backend.load_linear(weight).is_err());
     let spec = KvCacheSpec {
-        num_layers: 1,
         num_kv_heads: 1 << 30,
         head_dim: 1 << 10,
         num_blocks: 1 << 20,
-        dtype: KvDtype::F32,
+        layers: vec![KvTypes::both(KvDtype::F32)],
     };
     let error = backend.alloc_kv_cache(&spec).expect_err("half an exabyte");
     assert!(matches!(error, BackendError::OutOfMemory { .. }), "{error}");

@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use backend::KvDtype;
+use backend::{KvCacheSpec, KvDtype, KvTypes};
 use backend_cpu::{CpuBackend, CpuConfig, Isa, Precision};
 use engine::{
     Engine, EngineConfig, EngineHandle, EngineStatus, GenerateRequest, SamplingParams, StreamEvent,
@@ -19,8 +19,10 @@ pub struct Subject {
     /// For messages.
     pub name: String,
     source: Source,
-    /// Bytes of a cache block, for pools of an exact size.
-    block_bytes: u64,
+    /// Layers, key/value heads and features of a head, for pools of an exact size.
+    kv_shape: [usize; 3],
+    /// Type of cached keys and values.
+    kv_dtype: KvDtype,
     /// In what weights are kept.
     precision: Precision,
     /// The level of instructions; the highest of this machine if none.
@@ -43,7 +45,8 @@ pub fn with_files(files: Vec<(&'static str, &'static [u8])>) -> Subject {
     Subject {
         name: "bundled".to_owned(),
         source: Source::Files(files),
-        block_bytes: 2 * 6 * 6 * 32 * 32 * 4,
+        kv_shape: [6, 6, 32],
+        kv_dtype: KvDtype::F32,
         precision: Precision::F32,
         isa: None,
     }
@@ -66,7 +69,8 @@ pub fn smollm2() -> Option<Subject> {
     Some(Subject {
         name: "SmolLM2".to_owned(),
         source: Source::Path(path),
-        block_bytes: 2 * 30 * 3 * 64 * 32 * 4,
+        kv_shape: [30, 3, 64],
+        kv_dtype: KvDtype::F32,
         precision: Precision::F32,
         isa: None,
     })
@@ -95,6 +99,27 @@ impl Subject {
             precision,
             ..self.clone()
         }
+    }
+
+    /// The same model with cached keys and values of another type.
+    pub fn with_kv(&self, kv_dtype: KvDtype) -> Self {
+        Self {
+            name: format!("{} with {kv_dtype} keys and values", self.name),
+            kv_dtype,
+            ..self.clone()
+        }
+    }
+
+    /// Bytes of a block over all layers.
+    fn block_bytes(&self) -> u64 {
+        let [num_layers, num_kv_heads, head_dim] = self.kv_shape;
+        let spec = KvCacheSpec {
+            num_kv_heads,
+            head_dim,
+            num_blocks: 0,
+            layers: vec![KvTypes::both(self.kv_dtype); num_layers],
+        };
+        spec.block_bytes() as u64
     }
 
     /// The same model on one level of instructions.
@@ -127,9 +152,9 @@ impl Subject {
         };
         let options = LoadOptions {
             max_model_len: Some(setup.max_model_len),
-            kv_cache_bytes: setup.num_blocks * self.block_bytes,
+            kv_cache_bytes: setup.num_blocks * self.block_bytes(),
             max_num_seqs: setup.max_num_seqs,
-            kv_dtype: KvDtype::F32,
+            kv_dtype: self.kv_dtype,
         };
         let metrics = Metrics::new(&self.name);
         let subject = self.clone();

@@ -130,7 +130,7 @@ impl Falcon {
         };
         Ok(Layer {
             pre_attn: Some(parts.norm(norm, pre_attn, hidden)?),
-            qkv: parts.load(qkv)?,
+            qkv: parts.load_qkv(qkv, sizes)?,
             qk_norm: None,
             rope: Some(0),
             attention: sizes.attention(),

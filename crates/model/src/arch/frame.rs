@@ -248,9 +248,12 @@ impl Frame {
         let head = backend.load_linear(head.into_head())?;
         progress.advance(1);
         let mut layers = Vec::with_capacity(self.sizes.num_layers);
+        let mut key_bias_norms = Vec::with_capacity(self.sizes.num_layers);
         for index in 0..self.sizes.num_layers {
             let place = format!("{prefix}{stem}.{index}.");
-            layers.push(layer(&mut Parts::new(index, place, tensors, backend))?);
+            let mut parts = Parts::new(index, place, tensors, backend);
+            layers.push(layer(&mut parts)?);
+            key_bias_norms.push(parts.key_bias_norm());
             progress.advance(1);
         }
         let final_norm = Parts::new(0, prefix.to_owned(), tensors, backend).norm(
@@ -264,6 +267,7 @@ impl Frame {
             embed,
             position,
             layers,
+            key_bias_norms,
             final_norm,
             head,
             logit_cap: self.multipliers.logit_cap,

@@ -83,6 +83,8 @@ impl Gpt2 {
             let weight = read(parts, parts.spec(part, rows, columns, bias))?;
             parts.load(weight)
         };
+        let qkv = read(parts, parts.spec("attn.c_attn", 3 * hidden, hidden, bias))?;
+        let qkv = parts.load_qkv(qkv, &frame.sizes)?;
         let mut attention = frame.sizes.attention();
         if !self.scaled {
             attention.scale = 1.0;
@@ -92,7 +94,7 @@ impl Gpt2 {
         }
         Ok(Layer {
             pre_attn: Some(parts.norm(norm, "ln_1", hidden)?),
-            qkv: linear(parts, "attn.c_attn", 3 * hidden, hidden)?,
+            qkv,
             qk_norm: None,
             rope: None,
             attention,

@@ -72,11 +72,14 @@ impl GptNeox {
         let pre_mlp = parts.norm(frame.norm, "post_attention_layernorm", hidden)?;
         Ok(Layer {
             pre_attn: Some(pre_attn),
-            qkv: parts.load(if self.ordered {
-                qkv
-            } else {
-                by_part(qkv, sizes)
-            })?,
+            qkv: parts.load_qkv(
+                if self.ordered {
+                    qkv
+                } else {
+                    by_part(qkv, sizes)
+                },
+                sizes,
+            )?,
             qk_norm: None,
             rope: Some(0),
             attention: sizes.attention(),

@@ -62,7 +62,7 @@ impl GptJ {
         let qkv = parts.qkv_weight("attn", sizes, Bias::IfStored)?;
         Ok(Layer {
             pre_attn: Some(parts.norm(frame.norm, "ln_1", hidden)?),
-            qkv: parts.load(self.half_paired(qkv, sizes))?,
+            qkv: parts.load_qkv(self.half_paired(qkv, sizes), sizes)?,
             qk_norm: None,
             rope: Some(0),
             attention: sizes.attention(),

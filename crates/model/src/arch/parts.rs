@@ -18,6 +18,8 @@ pub(crate) struct Parts<'a, 't, B: Backend> {
     stem: String,
     pub tensors: &'a Tensors<'t>,
     backend: &'a mut B,
+    /// Euclidean norm of the biases that keys get; zero without.
+    key_bias_norm: f32,
 }
 
 impl<'a, 't, B: Backend> Parts<'a, 't, B> {
@@ -27,7 +29,13 @@ impl<'a, 't, B: Backend> Parts<'a, 't, B> {
             stem,
             tensors,
             backend,
+            key_bias_norm: 0.0,
         }
+    }
+
+    /// Euclidean norm of the biases of the keys that [`Self::load_qkv`] loaded.
+    pub fn key_bias_norm(&self) -> f32 {
+        self.key_bias_norm
     }
 
     /// The full name of a tensor of this layer.
@@ -46,6 +54,15 @@ impl<'a, 't, B: Backend> Parts<'a, 't, B> {
 
     pub fn load(&mut self, weight: LinearWeight) -> Result<B::Linear> {
         Ok(self.backend.load_linear(weight)?)
+    }
+
+    /// The matrix of a layer's queries, keys and values, `[q | k | v]` by rows.
+    pub fn load_qkv(&mut self, weight: LinearWeight, sizes: &Sizes) -> Result<B::Linear> {
+        let keys = sizes.q_rows()..sizes.q_rows() + sizes.kv_rows();
+        if let Some(bias) = weight.bias.as_deref().and_then(|bias| bias.get(keys)) {
+            self.key_bias_norm = bias.iter().map(|b| b * b).sum::<f32>().sqrt();
+        }
+        self.load(weight)
     }
 
     /// One matrix `[rows, columns]`.
@@ -100,7 +117,7 @@ impl<'a, 't, B: Backend> Parts<'a, 't, B> {
     /// Queries, keys and values as one matrix.
     pub fn qkv(&mut self, part: &str, sizes: &Sizes, bias: Bias) -> Result<B::Linear> {
         let weight = self.qkv_weight(part, sizes, bias)?;
-        self.load(weight)
+        self.load_qkv(weight, sizes)
     }
 
     /// A norm over whole rows.

@@ -3,8 +3,10 @@
 //!
 //! Every (token, head) row has one order, whatever the chunking, the batch and the level. Keys are
 //! split at absolute positions every 256. Inside a split: scores as one running sum of fused
-//! multiply-adds over the features; their maximum; weights `2^(s − max)`; the weights' sum, a
-//! butterfly over each 32 keys and the blocks in order; the weighted values, one running sum per
+//! multiply-adds over the features, or, over 8-bit keys, as an exact sum of products with the query in
+//! 8 bits times both scales; their maximum; weights `2^(s − max)`; the weights' sum, a
+//! butterfly over each 32 keys and the blocks in order; each weight times the scale of its value,
+//! where values are in 8 bits; the weighted values, one running sum per
 //! feature over the visible keys in order. The (max, sum, values) of the splits are merged in order.
 //! Keys a row does not see are skipped, not multiplied by zero: freed blocks may hold anything.
 //!
@@ -12,15 +14,19 @@
 //! the keys) go through a split together, so that keys and values are loaded once for all of them.
 //! Decode is bound by reading the cache.
 
+mod keys;
 mod rows;
 #[cfg(test)]
 mod tests;
 
+use crate::dot::{Dot, DotKernel};
 use crate::isa::{Isa, Kernel};
+use crate::kv_int8::Int8Word;
 use crate::runner::{Shared, TaskRunner};
 use crate::simd::Simd;
 pub use crate::store_kv::KvElement;
-use crate::store_kv::{KEY_BLOCK, KvGeometry};
+use crate::store_kv::{FloatElement, KEY_BLOCK, KvGeometry};
+use keys::{FloatKeys, Int8Keys, Keys};
 use rows::Rows;
 
 /// Features of the widest head.
@@ -43,13 +49,13 @@ pub struct AttentionShape {
 
 /// Keys and values of one layer.
 #[derive(Debug, Clone, Copy)]
-pub struct KvLayer<'a, T> {
+pub struct KvLayer<'a, K, V> {
     /// The shape of both.
     pub geometry: KvGeometry,
     /// Laid out as [`crate::store_keys`] writes them.
-    pub keys: &'a [T],
+    pub keys: &'a [K],
     /// Laid out as [`crate::store_values`] writes them.
-    pub values: &'a [T],
+    pub values: &'a [V],
 }
 
 /// Up to [`QUERY_TILE`] consecutive tokens of one sequence.
@@ -71,12 +77,12 @@ pub struct QueryTile {
 /// When lengths do not fit together, a tile reaches outside its rows or the block tables, or a block
 /// outside the cache.
 #[expect(clippy::too_many_arguments, reason = "each is one named operand")]
-pub fn attention<T: KvElement>(
+pub fn attention<K: KvElement, V: KvElement>(
     isa: Isa,
     runner: &dyn TaskRunner,
     shape: AttentionShape,
     q: &[f32],
-    layer: KvLayer<T>,
+    layer: KvLayer<K, V>,
     tiles: &[QueryTile],
     block_tables: &[u32],
     out: &mut [f32],
@@ -85,7 +91,7 @@ pub fn attention<T: KvElement>(
     let num_kv_heads = layer.geometry.num_kv_heads;
     let out = Shared(out.as_mut_ptr());
     runner.run(tiles.len() * num_kv_heads, &|index| {
-        isa.dispatch(HeadOfTile {
+        let task = HeadOfTile {
             shape,
             q,
             layer,
@@ -93,15 +99,16 @@ pub fn attention<T: KvElement>(
             kv_head: index % num_kv_heads,
             block_tables,
             out: out.get(),
-        });
+        };
+        K::attend(isa, task);
     });
 }
 
 /// Everything the pointers of the kernel rely on.
-fn check<T>(
+fn check<K: KvElement, V: KvElement>(
     shape: &AttentionShape,
     q: &[f32],
-    layer: &KvLayer<T>,
+    layer: &KvLayer<K, V>,
     tiles: &[QueryTile],
     block_tables: &[u32],
     out: &[f32],
@@ -109,8 +116,8 @@ fn check<T>(
     let geometry = layer.geometry;
     assert!(geometry.num_kv_heads > 0 && shape.num_heads.is_multiple_of(geometry.num_kv_heads));
     assert!((1..=MAX_HEAD_DIM).contains(&geometry.head_dim));
-    assert_eq!(geometry.keys_len(), Some(layer.keys.len()));
-    assert_eq!(geometry.values_len(), Some(layer.values.len()));
+    assert_eq!(geometry.keys_len::<K>(), Some(layer.keys.len()));
+    assert_eq!(geometry.values_len::<V>(), Some(layer.values.len()));
     assert_ne!(shape.window, Some(0), "a window holds the token itself");
     let mut rows = 0;
     for tile in tiles {
@@ -125,43 +132,74 @@ fn check<T>(
     assert_eq!(q.len(), out.len(), "as many results as queries");
 }
 
-/// One task.
-struct HeadOfTile<'a, T> {
+/// One task. Public inside a private module: the trait of cache elements names it.
+#[derive(Debug)]
+pub struct HeadOfTile<'a, K, V> {
     shape: AttentionShape,
     q: &'a [f32],
-    layer: KvLayer<'a, T>,
+    layer: KvLayer<'a, K, V>,
     tile: QueryTile,
     kv_head: usize,
     block_tables: &'a [u32],
     out: *mut f32,
 }
 
-impl<T: KvElement> Kernel for HeadOfTile<'_, T> {
+impl<K: FloatElement, V: KvElement> Kernel for HeadOfTile<'_, K, V> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
+        let (keys, head_dim) = (self.head_keys(), self.layer.geometry.head_dim);
+        self.all_rows(s, FloatKeys { keys, head_dim });
+    }
+}
+
+impl<V: KvElement> DotKernel for HeadOfTile<'_, Int8Word, V> {
+    #[inline(always)]
+    fn run<D: Dot>(self, level: D) {
+        let keys = Int8Keys {
+            level,
+            keys: self.head_keys(),
+            head_dim: self.layer.geometry.head_dim,
+        };
+        self.all_rows(level.simd(), keys);
+    }
+}
+
+impl<'a, K: KvElement, V: KvElement> HeadOfTile<'a, K, V> {
+    /// The task's part of `head`-wise memory whose blocks have `block_len` elements.
+    #[inline(always)]
+    fn head_part<T>(&self, all: &'a [T], block_len: usize) -> &'a [T] {
+        let len = self.layer.geometry.num_blocks * block_len;
+        &all[self.kv_head * len..][..len]
+    }
+
+    #[inline(always)]
+    fn head_keys(&self) -> &'a [K] {
+        self.head_part(self.layer.keys, K::key_block_len(self.layer.geometry))
+    }
+
+    #[inline(always)]
+    fn all_rows<S: Simd>(&self, s: S, keys: impl Keys<S>) {
         let heads_per_kv = self.shape.num_heads / self.layer.geometry.num_kv_heads;
         let num_rows = self.tile.num_tokens * heads_per_kv;
         let mut row = 0;
         while row < num_rows {
             let left = num_rows - row;
             row += if S::WIDE && left >= 8 {
-                self.rows::<S, 8>(s, row)
+                self.rows::<S, _, 8>(s, keys, row)
             } else if left >= 4 {
-                self.rows::<S, 4>(s, row)
+                self.rows::<S, _, 4>(s, keys, row)
             } else if left >= 2 {
-                self.rows::<S, 2>(s, row)
+                self.rows::<S, _, 2>(s, keys, row)
             } else {
-                self.rows::<S, 1>(s, row)
+                self.rows::<S, _, 1>(s, keys, row)
             };
         }
     }
-}
 
-impl<T: KvElement> HeadOfTile<'_, T> {
     /// Computes `R` rows from `first` on; row `r` is head `r mod h` of token `r / h`, where `h` heads
     /// share the keys.
     #[inline(always)]
-    fn rows<S: Simd, const R: usize>(&self, s: S, first: usize) -> usize {
+    fn rows<S: Simd, H: Keys<S>, const R: usize>(&self, s: S, keys: H, first: usize) -> usize {
         let geometry = self.layer.geometry;
         let heads_per_kv = self.shape.num_heads / geometry.num_kv_heads;
         let mut starts = [0; R];
@@ -173,15 +211,13 @@ impl<T: KvElement> HeadOfTile<'_, T> {
             starts[r] = (row * self.shape.num_heads + head) * geometry.head_dim;
             positions[r] = self.tile.first_position + token;
         }
-        let key_len = geometry.num_blocks * geometry.key_block_len();
-        let value_len = geometry.num_blocks * geometry.value_block_len();
-        let rows = Rows::<T, R>::new(
+        let rows = Rows::<H, V, R>::new(
             &self.shape,
             geometry,
             positions,
             starts.map(|start| &self.q[start..start + geometry.head_dim]),
-            &self.layer.keys[self.kv_head * key_len..][..key_len],
-            &self.layer.values[self.kv_head * value_len..][..value_len],
+            keys,
+            self.head_part(self.layer.values, V::value_block_len(geometry)),
             &self.block_tables[self.tile.first_block..],
         );
         // SAFETY: each start and the `head_dim` elements from there lie inside `out`, whose length

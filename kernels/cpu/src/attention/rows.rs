@@ -1,5 +1,6 @@
 //! Up to eight rows over one head's keys and values.
 
+use super::keys::Keys;
 use super::{AttentionShape, KvElement, MAX_HEAD_DIM};
 use crate::math::{LOG2_E, exp2, tanh};
 use crate::simd::{LANES, Simd};
@@ -9,16 +10,17 @@ use crate::store_kv::{KEY_BLOCK, KvGeometry};
 const SPLIT: usize = 256;
 
 /// `R` rows that share keys and values.
-pub(super) struct Rows<'a, T, const R: usize> {
+pub(super) struct Rows<'a, K, V, const R: usize> {
     q: [&'a [f32]; R],
     /// First visible position of each row, and the position after its last.
     visible: [(usize, usize); R],
     head_dim: usize,
     value_row_len: usize,
-    /// One head, `[block][head_dim][32]`.
-    keys: &'a [T],
-    /// One head, `[block][32][value_row_len]`.
-    values: &'a [T],
+    /// Of one head.
+    keys: K,
+    /// One head, block after block.
+    values: &'a [V],
+    value_block_len: usize,
     blocks: &'a [u32],
     /// Multiplies `q·k`; holds log₂e unless there is a soft cap.
     scale: f32,
@@ -43,15 +45,15 @@ struct Split<const R: usize> {
     values: [[f32; MAX_HEAD_DIM]; R],
 }
 
-impl<'a, T: KvElement, const R: usize> Rows<'a, T, R> {
+impl<'a, K: Copy, V: KvElement, const R: usize> Rows<'a, K, V, R> {
     #[inline(always)]
     pub(super) fn new(
         shape: &AttentionShape,
         geometry: KvGeometry,
         positions: [usize; R],
         q: [&'a [f32]; R],
-        keys: &'a [T],
-        values: &'a [T],
+        keys: K,
+        values: &'a [V],
         blocks: &'a [u32],
     ) -> Self {
         let (scale, cap) = match shape.soft_cap {
@@ -66,6 +68,7 @@ impl<'a, T: KvElement, const R: usize> Rows<'a, T, R> {
             value_row_len: geometry.value_row_len(),
             keys,
             values,
+            value_block_len: V::value_block_len(geometry),
             blocks,
             scale,
             cap,
@@ -76,7 +79,10 @@ impl<'a, T: KvElement, const R: usize> Rows<'a, T, R> {
     /// `head_dim` floats can be written at each `out`; `blocks` covers the last visible position and
     /// its ids lie inside `keys` and `values`; every query has `head_dim ≤ MAX_HEAD_DIM` features.
     #[inline(always)]
-    pub(super) unsafe fn run<S: Simd>(&self, s: S, out: [*mut f32; R]) {
+    pub(super) unsafe fn run<S: Simd>(&self, s: S, out: [*mut f32; R])
+    where
+        K: Keys<S>,
+    {
         let (mut first, mut end) = self.visible[0];
         for r in 1..R {
             first = first.min(self.visible[r].0);
@@ -93,10 +99,11 @@ impl<'a, T: KvElement, const R: usize> Rows<'a, T, R> {
             weights: [[0.0; SPLIT]; R],
             values: [[0.0; MAX_HEAD_DIM]; R],
         };
+        let queries = self.q.map(|q| self.keys.query(s, q, self.scale));
         while split.start < end {
             // SAFETY: the caller's promise, for positions below `end`.
             unsafe {
-                self.scores(s, &mut split, first, end);
+                self.scores(s, &queries, &mut split, first, end);
                 self.split(s, &mut split, &mut state);
             }
             split.start += SPLIT;
@@ -123,10 +130,16 @@ impl<'a, T: KvElement, const R: usize> Rows<'a, T, R> {
         (first, (end.max(start) - start).min(SPLIT).max(first))
     }
 
-    /// Where a block's elements start.
+    /// The block that holds a position.
     #[inline(always)]
-    fn block(&self, position: usize, block_len: usize) -> usize {
-        self.blocks[position / KEY_BLOCK] as usize * block_len
+    fn block(&self, position: usize) -> usize {
+        self.blocks[position / KEY_BLOCK] as usize
+    }
+
+    /// Where the values of the block that holds a position start.
+    #[inline(always)]
+    fn values(&self, position: usize) -> *const V {
+        self.values[self.block(position) * self.value_block_len..].as_ptr()
     }
 
     /// Scores of the split's blocks that any row sees.
@@ -134,63 +147,58 @@ impl<'a, T: KvElement, const R: usize> Rows<'a, T, R> {
     /// # Safety
     /// As for `run`.
     #[inline(always)]
-    unsafe fn scores<S: Simd>(&self, s: S, split: &mut Split<R>, first: usize, end: usize) {
+    unsafe fn scores<S: Simd>(
+        &self,
+        s: S,
+        queries: &[K::Query<'_>; R],
+        split: &mut Split<R>,
+        first: usize,
+        end: usize,
+    ) where
+        K: Keys<S>,
+    {
         let end = end.min(split.start + SPLIT);
         let mut position = first.max(split.start) / KEY_BLOCK * KEY_BLOCK;
         while position < end {
-            let start = self.block(position, self.head_dim * KEY_BLOCK);
-            let column = position - split.start;
             // SAFETY: the block lies inside the cache by the caller's promise; two vectors cover it.
             unsafe {
-                let keys = self.keys[start..].as_ptr();
                 if S::WIDE {
-                    self.block_scores::<S, 2>(s, keys, split, column);
+                    self.block_scores::<S, 2>(s, queries, split, position, 0);
                 } else {
-                    self.block_scores::<S, 1>(s, keys, split, column);
-                    self.block_scores::<S, 1>(s, keys.add(LANES), split, column + LANES);
+                    self.block_scores::<S, 1>(s, queries, split, position, 0);
+                    self.block_scores::<S, 1>(s, queries, split, position, 1);
                 }
             }
             position += KEY_BLOCK;
         }
     }
 
-    /// Scores of `V` vectors of keys for all rows.
+    /// Scores of `N` vectors of keys for all rows, from vector `first` of the position's block on.
     ///
     /// # Safety
-    /// `head_dim` rows of 32 keys lie at `keys`, less what the caller skipped in the first.
+    /// The block exists, and `first + N` is at most two.
     #[inline(always)]
-    unsafe fn block_scores<S: Simd, const V: usize>(
+    unsafe fn block_scores<S: Simd, const N: usize>(
         &self,
         s: S,
-        keys: *const T,
+        queries: &[K::Query<'_>; R],
         split: &mut Split<R>,
-        column: usize,
-    ) {
-        let zero = s.splat(0.0);
-        let mut sums = [[zero; V]; R];
-        for d in 0..self.head_dim {
-            let mut k = [zero; V];
-            for v in 0..V {
-                // SAFETY: feature `d < head_dim` of the block.
-                k[v] = unsafe { T::load(s, keys.add(d * KEY_BLOCK + v * LANES)) };
-            }
-            for r in 0..R {
-                // SAFETY: queries have `head_dim` features by the promise of `run`.
-                let q = s.splat(unsafe { *self.q[r].get_unchecked(d) });
-                for v in 0..V {
-                    sums[r][v] = s.fma(q, k[v], sums[r][v]);
-                }
-            }
-        }
+        position: usize,
+        first: usize,
+    ) where
+        K: Keys<S>,
+    {
+        let block = self.block(position);
+        // SAFETY: the caller's promise.
+        let scores: [[S::F; N]; R] = unsafe { self.keys.scores(s, queries, block, first) };
         for r in 0..R {
-            for v in 0..V {
-                let score = s.mul(sums[r][v], s.splat(self.scale));
+            for v in 0..N {
                 let score = match self.cap {
-                    Some(cap) => s.mul(tanh(s, score), s.splat(cap)),
-                    None => score,
+                    Some(cap) => s.mul(tanh(s, scores[r][v]), s.splat(cap)),
+                    None => scores[r][v],
                 };
-                let first = column + v * LANES;
-                s.store_slice(&mut split.weights[r][first..first + LANES], score);
+                let column = position - split.start + (first + v) * LANES;
+                s.store_slice(&mut split.weights[r][column..column + LANES], score);
             }
         }
     }
@@ -203,20 +211,50 @@ impl<'a, T: KvElement, const R: usize> Rows<'a, T, R> {
     unsafe fn split<S: Simd>(&self, s: S, split: &mut Split<R>, state: &mut State<R>) {
         let mut max = [0.0; R];
         let mut sum = [0.0; R];
+        let (mut any_first, mut any_end) = (SPLIT, 0);
         for r in 0..R {
             let (first, end) = self.visible_in(r, split.start);
             if first < end {
                 (max[r], sum[r]) = weights(s, &mut split.weights[r], first, end);
+                any_first = any_first.min(first);
+                any_end = any_end.max(end);
             }
         }
         // SAFETY: the caller's promise.
-        unsafe { self.weighted_values(s, split) };
+        unsafe {
+            self.fold_scales(s, split, any_first, any_end);
+            self.weighted_values(s, split);
+        }
         for r in 0..R {
             let (first, end) = self.visible_in(r, split.start);
             if first < end {
                 let vectors = self.value_row_len / LANES;
                 state.merge(s, r, max[r], sum[r], &split.values[r], vectors);
             }
+        }
+    }
+
+    /// Multiplies the weights `first..end` of the split with the scales of the values they belong to.
+    ///
+    /// # Safety
+    /// As for `run`.
+    #[inline(always)]
+    unsafe fn fold_scales<S: Simd>(&self, s: S, split: &mut Split<R>, first: usize, end: usize) {
+        let mut column = first / KEY_BLOCK * KEY_BLOCK;
+        while column < end {
+            let block = self.values(split.start + column);
+            // SAFETY: the block exists by the caller's promise.
+            if let Some(scales) = unsafe { V::value_scales(s, block, self.value_row_len) } {
+                for r in 0..R {
+                    for v in 0..KEY_BLOCK / LANES {
+                        let first = column + v * LANES;
+                        let weights = &mut split.weights[r][first..first + LANES];
+                        let folded = s.mul(s.load_slice(weights), scales[v]);
+                        s.store_slice(weights, folded);
+                    }
+                }
+            }
+            column += KEY_BLOCK;
         }
     }
 
@@ -316,14 +354,13 @@ impl<'a, T: KvElement, const R: usize> Rows<'a, T, R> {
         let mut key = first;
         while key < end {
             let block_end = ((key / KEY_BLOCK + 1) * KEY_BLOCK).min(end);
-            let start = self.block(split.start + key, self.value_row_len * KEY_BLOCK);
-            let values = self.values[start..].as_ptr();
+            let values = self.values(split.start + key);
             while key < block_end {
                 let mut v = [s.splat(0.0); C];
                 for c in 0..C {
-                    let at = key % KEY_BLOCK * self.value_row_len + (vector + c) * LANES;
+                    let (row_len, token) = (self.value_row_len, key % KEY_BLOCK);
                     // SAFETY: inside the block, which lies inside the cache.
-                    v[c] = unsafe { T::load(s, values.add(at)) };
+                    v[c] = unsafe { V::load_value(s, values, row_len, token, vector + c) };
                 }
                 for r in 0..N {
                     // SAFETY: `row + N ≤ R`, and `key < SPLIT`.

@@ -1,8 +1,9 @@
 use half::bf16;
+use quant::{Granularity, quantise_row};
 
 use super::*;
 use crate::test_data::{random, same_bits};
-use crate::{Serial, store_keys, store_values};
+use crate::{AlignedBuf, Int8Word, Serial, store_keys, store_values};
 
 /// One sequence in a cache whose other slots hold NaN.
 struct Case {
@@ -37,10 +38,10 @@ const fn case(sizes: [usize; 4], window: Option<usize>, soft_cap: Option<f32>) -
     }
 }
 
-struct Cache<T> {
+struct Cache<K: KvElement, V: KvElement> {
     geometry: KvGeometry,
-    keys: Vec<T>,
-    values: Vec<T>,
+    keys: AlignedBuf<K>,
+    values: AlignedBuf<V>,
     blocks: Vec<u32>,
 }
 
@@ -62,7 +63,7 @@ impl Case {
     }
 
     /// Stores the sequence in blocks that lie in falling order, among garbage.
-    fn cache<T: KvElement>(&self, k: &[f32], v: &[f32]) -> Cache<T> {
+    fn cache<K: KvElement, V: KvElement>(&self, isa: Isa, k: &[f32], v: &[f32]) -> Cache<K, V> {
         let num_blocks = self.len.div_ceil(KEY_BLOCK) + 2;
         let geometry = KvGeometry {
             num_kv_heads: self.kv_heads,
@@ -73,11 +74,16 @@ impl Case {
         let slots: Vec<usize> = (0..self.len)
             .map(|i| blocks[i / KEY_BLOCK] as usize * KEY_BLOCK + i % KEY_BLOCK)
             .collect();
-        let nan = T::from_f32(f32::NAN);
-        let mut keys = vec![nan; geometry.keys_len().expect("small")];
-        let mut values = vec![nan; geometry.values_len().expect("small")];
-        store_keys(&Serial, geometry, &mut keys, k, &slots);
-        store_values(&Serial, geometry, &mut values, v, &slots);
+        let len = geometry.keys_len::<K>().expect("small");
+        let mut keys = AlignedBuf::zeroed(len).expect("memory");
+        let len = geometry.values_len::<V>().expect("small");
+        let mut values = AlignedBuf::zeroed(len).expect("memory");
+        let all_slots: Vec<usize> = (0..num_blocks * KEY_BLOCK).collect();
+        let nan = vec![f32::NAN; all_slots.len() * self.kv_heads * self.head_dim];
+        for (k, v, slots) in [(&nan[..], &nan[..], &all_slots), (k, v, &slots)] {
+            store_keys(isa, &Serial, geometry, &mut keys, k, slots);
+            store_values(isa, &Serial, geometry, &mut values, v, slots);
+        }
         Cache {
             geometry,
             keys,
@@ -87,11 +93,11 @@ impl Case {
     }
 
     /// Attention of the tokens `range`, in tiles of at most `tile` tokens.
-    fn run<T: KvElement>(
+    fn run<K: KvElement, V: KvElement>(
         &self,
         isa: Isa,
         q: &[f32],
-        cache: &Cache<T>,
+        cache: &Cache<K, V>,
         range: std::ops::Range<usize>,
         tile: usize,
     ) -> Vec<f32> {
@@ -163,7 +169,7 @@ impl Case {
 fn attention_is_accurate() {
     for case in CASES {
         let [q, k, v] = case.inputs();
-        let cache = case.cache::<f32>(&k, &v);
+        let cache = case.cache::<f32, f32>(Isa::detect(), &k, &v);
         let found = case.run(Isa::detect(), &q, &cache, 0..case.len, QUERY_TILE);
         for (i, (y, want)) in found.iter().zip(case.exact(&q, &k, &v)).enumerate() {
             let error = (f64::from(*y) - want).abs();
@@ -176,16 +182,50 @@ fn attention_is_accurate() {
     }
 }
 
-/// Whole prompt, odd chunks and one token at a time, on every level, for both element types.
+/// Rounds each head of each row to 8 bits and back.
+fn rounded(x: &[f32], head_dim: usize) -> Vec<f32> {
+    let mut out = Vec::new();
+    for head in x.chunks_exact(head_dim) {
+        let (mut values, mut scale) = (vec![0; head_dim], [0.0]);
+        assert_eq!(
+            quantise_row(head, Granularity::Row, &mut values, &mut scale),
+            0
+        );
+        out.extend(values.iter().map(|q| f32::from(*q) * scale[0]));
+    }
+    out
+}
+
+/// Attention in 8 bits is exact attention over what the rounding of queries, keys and values leaves.
+#[test]
+fn attention_over_bytes_is_attention_over_rounded_numbers() {
+    for case in CASES {
+        let [q, k, v] = case.inputs();
+        let cache = case.cache::<Int8Word, Int8Word>(Isa::detect(), &k, &v);
+        let found = case.run(Isa::detect(), &q, &cache, 0..case.len, QUERY_TILE);
+        let [q, k, v] = [q, k, v].map(|x| rounded(&x, case.head_dim));
+        for (i, (y, want)) in found.iter().zip(case.exact(&q, &k, &v)).enumerate() {
+            let error = (f64::from(*y) - want).abs();
+            assert!(
+                error < 3e-6,
+                "length {}: element {i} off by {error:e}",
+                case.len
+            );
+        }
+    }
+}
+
+/// Whole prompt, odd chunks and one token at a time, on every level, for every type of cache.
 #[test]
 fn a_row_has_the_same_bits_in_every_chunking_and_on_every_level() {
-    fn check<T: KvElement>(case: &Case, what: &str) {
+    fn check<K: KvElement, V: KvElement>(case: &Case, what: &str) {
         let [q, k, v] = case.inputs();
-        let cache = case.cache::<T>(&k, &v);
+        let cache = case.cache::<K, V>(Isa::Scalar, &k, &v);
         let expected = case.run(Isa::Scalar, &q, &cache, 0..case.len, 1);
         assert!(expected.iter().all(|y| y.is_finite()));
         for isa in Isa::supported() {
             let what = format!("{what}, length {}, {isa}", case.len);
+            let cache = case.cache::<K, V>(isa, &k, &v);
             for tile in [1, 3, QUERY_TILE] {
                 let found = case.run(isa, &q, &cache, 0..case.len, tile);
                 same_bits(&found, &expected, &format!("{what}, tiles of {tile}"));
@@ -197,52 +237,63 @@ fn a_row_has_the_same_bits_in_every_chunking_and_on_every_level() {
         }
     }
     for case in CASES {
-        check::<f32>(case, "f32");
-        check::<bf16>(case, "bf16");
+        check::<f32, f32>(case, "f32");
+        check::<bf16, bf16>(case, "bf16");
+        check::<Int8Word, Int8Word>(case, "int8");
+        check::<bf16, Int8Word>(case, "bf16 keys, int8 values");
     }
 }
 
+/// One token with NaN in its keys, or in its values, shows in every row that sees it and in no other.
 #[test]
 fn visible_nan_is_not_hidden() {
-    let case = &CASES[1];
-    let [q, mut k, v] = case.inputs();
-    k[10 * case.head_dim] = f32::NAN;
-    let cache = case.cache::<f32>(&k, &v);
-    for isa in Isa::supported() {
-        let found = case.run(isa, &q, &cache, 0..case.len, 4);
-        for (token, row) in found.chunks_exact(case.heads * case.head_dim).enumerate() {
-            assert_eq!(
-                row.iter().all(|y| y.is_nan()),
-                token >= 10,
-                "{isa}, token {token}"
-            );
-            assert_eq!(
-                row.iter().any(|y| y.is_nan()),
-                token >= 10,
-                "{isa}, token {token}"
-            );
+    fn check<K: KvElement, V: KvElement>() {
+        let case = &CASES[1];
+        for poisoned in [0, 1] {
+            let [q, mut k, mut v] = case.inputs();
+            let x = if poisoned == 0 { &mut k } else { &mut v };
+            x[10 * case.head_dim..11 * case.head_dim].fill(f32::NAN);
+            for isa in Isa::supported() {
+                let cache = case.cache::<K, V>(isa, &k, &v);
+                let found = case.run(isa, &q, &cache, 0..case.len, 4);
+                for (token, row) in found.chunks_exact(case.heads * case.head_dim).enumerate() {
+                    let context = format!("{isa}, token {token}");
+                    assert_eq!(row.iter().all(|y| y.is_nan()), token >= 10, "{context}");
+                    assert_eq!(row.iter().any(|y| y.is_nan()), token >= 10, "{context}");
+                }
+            }
         }
     }
+    check::<f32, f32>();
+    check::<bf16, bf16>();
+    check::<Int8Word, Int8Word>();
+    check::<bf16, Int8Word>();
 }
 
 #[test]
 fn copied_blocks_are_equal() {
-    let case = &CASES[2];
-    let [q, k, v] = case.inputs();
-    let mut cache = case.cache::<bf16>(&k, &v);
-    let expected = case.run(Isa::detect(), &q, &cache, 0..case.len, 8);
-    let geometry = cache.geometry;
-    let from = cache.blocks[1] as usize;
-    let key_len = geometry.key_block_len();
-    crate::copy_block(geometry, &mut cache.keys, key_len, from, 0);
-    crate::copy_block(
-        geometry,
-        &mut cache.values,
-        geometry.value_block_len(),
-        from,
-        0,
-    );
-    cache.blocks[1] = 0;
-    let found = case.run(Isa::detect(), &q, &cache, 0..case.len, 8);
-    same_bits(&found, &expected, "after the copy");
+    fn check<K: KvElement, V: KvElement>() {
+        let case = &CASES[2];
+        let [q, k, v] = case.inputs();
+        let isa = Isa::detect();
+        let mut cache = case.cache::<K, V>(isa, &k, &v);
+        let expected = case.run(isa, &q, &cache, 0..case.len, 8);
+        let geometry = cache.geometry;
+        let from = cache.blocks[1] as usize;
+        let (key_len, value_len) = (K::key_block_len(geometry), V::value_block_len(geometry));
+        crate::copy_block(geometry, &mut cache.keys, key_len, from, 0);
+        crate::copy_block(geometry, &mut cache.values, value_len, from, 0);
+        // What is written to the old block afterwards, scales included, does not show in the copy.
+        let slots: Vec<usize> = (from * KEY_BLOCK..(from + 1) * KEY_BLOCK).collect();
+        let other = random(9, slots.len() * case.kv_heads * case.head_dim);
+        let other: Vec<f32> = other.into_iter().map(|x| 40.0 * x).collect();
+        store_keys(isa, &Serial, geometry, &mut cache.keys, &other, &slots);
+        store_values(isa, &Serial, geometry, &mut cache.values, &other, &slots);
+        cache.blocks[1] = 0;
+        let found = case.run(isa, &q, &cache, 0..case.len, 8);
+        same_bits(&found, &expected, "after the copy");
+    }
+    check::<f32, f32>();
+    check::<bf16, bf16>();
+    check::<Int8Word, Int8Word>();
 }

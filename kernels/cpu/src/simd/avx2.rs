@@ -136,6 +136,17 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn load_i8_ptr(self, from: *const i8) -> Self::F {
+        // SAFETY: features checked in `new`; the caller answers for sixteen bytes.
+        unsafe {
+            let bytes = _mm_loadu_si128(from.cast());
+            let low = _mm256_cvtepi8_epi32(bytes);
+            let high = _mm256_cvtepi8_epi32(_mm_srli_si128::<8>(bytes));
+            [_mm256_cvtepi32_ps(low), _mm256_cvtepi32_ps(high)]
+        }
+    }
+
+    #[inline(always)]
     unsafe fn store_i8_ptr(self, to: *mut i8, x: Self::F) {
         // SAFETY: features checked in `new`; the caller answers for sixteen bytes.
         unsafe {

@@ -121,6 +121,12 @@ impl Simd for Avx512 {
     }
 
     #[inline(always)]
+    unsafe fn load_i8_ptr(self, from: *const i8) -> __m512 {
+        // SAFETY: features checked in `new`; the caller answers for sixteen bytes.
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.cast()))) }
+    }
+
+    #[inline(always)]
     unsafe fn store_i8_ptr(self, to: *mut i8, x: __m512) {
         // SAFETY: features checked in `new`; the caller answers for sixteen bytes.
         unsafe {

@@ -65,6 +65,12 @@ pub trait Simd: Copy {
     /// Sixteen 32-bit numbers can be read at `from`.
     unsafe fn load_bf16_pairs_ptr(self, from: *const u32) -> (Self::F, Self::F);
 
+    /// Sixteen signed bytes, as numbers.
+    ///
+    /// # Safety
+    /// Sixteen bytes can be read at `from`.
+    unsafe fn load_i8_ptr(self, from: *const i8) -> Self::F;
+
     /// The lanes, integers between −127 and 127, as bytes.
     ///
     /// # Safety

@@ -66,6 +66,12 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
+    unsafe fn load_i8_ptr(self, from: *const i8) -> Self::F {
+        // SAFETY: the caller answers for sixteen bytes; no alignment is assumed.
+        unsafe { from.cast::<[i8; LANES]>().read_unaligned() }.map(f32::from)
+    }
+
+    #[inline(always)]
     unsafe fn store_i8_ptr(self, to: *mut i8, x: Self::F) {
         let mut bytes = [0; LANES];
         for lane in 0..LANES {
