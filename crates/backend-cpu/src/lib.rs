@@ -116,13 +116,7 @@ impl CpuBackend {
     /// [`BackendError::Unsupported`] when this machine lacks the level asked for,
     /// [`BackendError::Device`] when a thread cannot be started.
     pub fn new(config: CpuConfig) -> Result<Self> {
-        let isa = config.isa.unwrap_or_else(Isa::detect);
-        if !isa.is_supported() {
-            return Err(BackendError::Unsupported(format!("instruction set {isa}")));
-        }
-        let threads = config
-            .threads
-            .map_or_else(cores::physical_cores, NonZeroUsize::get);
+        let CpuDescription { isa, threads, .. } = CpuDescription::of(&config)?;
         let team = Team::new(threads).map_err(|error| {
             BackendError::Device(format!("cannot start {threads} threads: {error}"))
         })?;
@@ -135,18 +129,28 @@ impl CpuBackend {
             spare_step: None,
         })
     }
+}
 
-    /// What runs here, for people.
-    pub fn describe(&self) -> CpuDescription {
-        CpuDescription {
-            model: cores::model_name(),
-            physical_cores: cores::physical_cores(),
-            threads: self.team.threads(),
-            isa: self.isa,
-            detected_isa: Isa::detect(),
-            int8: self.int8,
-            precision: self.precision,
+impl CpuDescription {
+    /// What a target with this configuration will be; nothing is started.
+    ///
+    /// # Errors
+    /// [`BackendError::Unsupported`] when this machine lacks the level asked for.
+    pub fn of(config: &CpuConfig) -> Result<Self> {
+        let isa = config.isa.unwrap_or_else(Isa::detect);
+        if !isa.is_supported() {
+            return Err(BackendError::Unsupported(format!("instruction set {isa}")));
         }
+        let physical_cores = cores::physical_cores();
+        Ok(Self {
+            model: cores::model_name(),
+            physical_cores,
+            threads: config.threads.map_or(physical_cores, NonZeroUsize::get),
+            isa,
+            detected_isa: Isa::detect(),
+            int8: Int8Level::of(isa),
+            precision: config.precision,
+        })
     }
 }
 

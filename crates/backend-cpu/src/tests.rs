@@ -353,8 +353,12 @@ fn what_cannot_run_is_refused() {
 
 #[test]
 fn the_description_names_what_runs() {
-    let backend = target(Isa::Scalar, Precision::F32, 2);
-    let text = backend.describe().to_string();
+    let description = CpuDescription::of(&CpuConfig {
+        threads: NonZeroUsize::new(2),
+        isa: Some(Isa::Scalar),
+        ..CpuConfig::default()
+    });
+    let text = description.expect("every machine has it").to_string();
     assert!(
         text.contains("2 threads, scalar kernels, scalar for 8 bits"),
         "{text}"

@@ -98,6 +98,17 @@ impl Checkpoint {
         self.vocab_size
     }
 
+    /// Numbers in all tensors together.
+    pub fn num_weights(&self) -> u64 {
+        let names = self.source.names();
+        let shapes = names.iter().filter_map(|name| self.source.shape(name));
+        let count = |shape: &[usize]| {
+            let dims = shape.iter().map(|dim| *dim as u64);
+            dims.fold(1, u64::saturating_mul)
+        };
+        shapes.map(count).fold(0, u64::saturating_add)
+    }
+
     /// Container and stored types in a few words.
     pub fn description(&self) -> &str {
         &self.description

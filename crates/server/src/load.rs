@@ -9,6 +9,7 @@ use gateway::{Gateway, ServedModel};
 use metrics::Metrics;
 use model::{Checkpoint, LoadOptions, hub};
 
+use crate::banner::bytes;
 use crate::config::{Config, ModelSource};
 use crate::progress::Progress;
 use crate::target::Target;
@@ -42,6 +43,7 @@ pub fn load(config: &Config, gateway: &Gateway, metrics: &Metrics) -> Result<Loa
         checkpoint.text().clone(),
         checkpoint.description().to_owned(),
     );
+    check_weights(checkpoint.num_weights(), &target, available_memory())?;
     let options = LoadOptions {
         max_model_len: config.max_model_len,
         kv_cache_bytes: config
@@ -126,6 +128,22 @@ pub fn open(config: &Config) -> Result<Checkpoint> {
     }
 }
 
+/// Refuses weights that cannot fit before any is read. The bound is low: scales, tables and the buffers
+/// of a step come on top.
+fn check_weights(num_weights: u64, target: &Target, available: u64) -> Result<()> {
+    let needed = num_weights.saturating_mul(target.min_weight_bytes());
+    if needed <= available {
+        return Ok(());
+    }
+    bail!(
+        "{num_weights} weights in {} need at least {} of memory, {} are available; --quantization int8 \
+         needs a byte for each",
+        target.precision,
+        bytes(needed),
+        bytes(available)
+    )
+}
+
 /// Bytes that may still be allocated: what the machine has left, or what the process's group may use.
 pub fn available_memory() -> u64 {
     let mut system = sysinfo::System::new();
@@ -134,4 +152,36 @@ pub fn available_memory() -> u64 {
     system
         .cgroup_limits()
         .map_or(free, |group| free.min(group.free_memory))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::args::{DeviceArg, KvCacheDtypeArg, QuantizationArg};
+    use crate::config::DeviceConfig;
+
+    #[test]
+    fn weights_beyond_memory_are_refused_with_the_figures() {
+        for (quantization, weight_bytes) in [
+            (QuantizationArg::Int8, 1),
+            (QuantizationArg::Bf16, 2),
+            (QuantizationArg::F32, 2),
+        ] {
+            let target = Target::choose(&DeviceConfig {
+                device: DeviceArg::Cpu,
+                quantization,
+                kv_cache_dtype: KvCacheDtypeArg::Auto,
+                threads: None,
+            })
+            .expect("every machine has a processor");
+            let available = 3 << 30;
+            let fitting = available / weight_bytes;
+            assert!(check_weights(fitting, &target, available).is_ok());
+            let error = check_weights(fitting + 1, &target, available).expect_err("too many");
+            let text = error.to_string();
+            assert!(text.contains(&bytes(available)), "{text}");
+            assert!(text.contains(&(fitting + 1).to_string()), "{text}");
+            assert!(check_weights(u64::MAX, &target, available).is_err());
+        }
+    }
 }

@@ -2,7 +2,7 @@
 
 use anyhow::{Result, bail};
 use backend::{KvDtype, ReferenceBackend};
-use backend_cpu::{CpuBackend, CpuConfig, Precision};
+use backend_cpu::{CpuBackend, CpuConfig, CpuDescription, Precision};
 use model::{CausalLm, Checkpoint, LoadOptions};
 
 use crate::args::{DeviceArg, KvCacheDtypeArg, QuantizationArg};
@@ -66,7 +66,7 @@ impl Target {
             precision,
             isa: None,
         };
-        let found = CpuBackend::new(cpu.clone())?.describe();
+        let found = CpuDescription::of(&cpu)?;
         let kernels = match precision {
             Precision::F32 | Precision::Bf16 => found.isa.to_string(),
             Precision::Int8 | Precision::Int8Fast => {
@@ -111,6 +111,17 @@ impl Target {
             precision: "f32",
             why: "the only one it has",
         })
+    }
+
+    /// The fewest bytes that a weight takes: bfloat16 checkpoints are not widened.
+    pub fn min_weight_bytes(&self) -> u64 {
+        match &self.kind {
+            Kind::Cpu(config) => match config.precision {
+                Precision::Int8 | Precision::Int8Fast => 1,
+                Precision::Bf16 | Precision::F32 => 2,
+            },
+            Kind::Reference => 4,
+        }
     }
 
     /// Loads a checkpoint; called on the thread that will compute.

@@ -263,7 +263,9 @@ impl Llama {
             return parts.qkv("self_attn", sizes, self.qkv_bias);
         }
         let rows = sizes.q_rows() + 2 * sizes.kv_rows();
-        parts.linear("self_attn.qkv_proj", rows, sizes.hidden, self.qkv_bias)
+        let spec = parts.spec("self_attn.qkv_proj", rows, sizes.hidden, self.qkv_bias);
+        let weight = parts.tensors.linear(&[spec])?;
+        parts.load_qkv(weight, sizes)
     }
 
     fn qk_norm<B: Backend>(
