@@ -43,9 +43,9 @@ impl CpuLinear {
         }
         let weight = match backend.precision.granularity(linear.role) {
             Some(_) if columns > MAX_INPUTS => {
-                pack_int8(backend, &data, [rows, columns], Granularity::Groups(GROUP))?
+                pack_int8(backend, data, [rows, columns], Granularity::Groups(GROUP))?
             }
-            Some(activations) => pack_int8(backend, &data, [rows, columns], activations)?,
+            Some(activations) => pack_int8(backend, data, [rows, columns], activations)?,
             None => {
                 let packed = pack_float(backend, data, [rows, columns]);
                 Packed::Float(
@@ -136,36 +136,35 @@ fn pack_float(
     }
 }
 
-/// Quantises row by row, each widened alone.
+/// Takes stored integers as they are; quantises everything else row by row, each widened alone.
+/// Weights in groups choose the groups of activations, so where one scale for each token is wished they
+/// are quantised again, with one scale for each row.
 fn pack_int8(
     backend: &CpuBackend,
-    data: &WeightData,
+    data: WeightData,
     shape: [usize; 2],
-    activations: Granularity,
+    wished: Granularity,
 ) -> Result<Packed> {
-    let read_row = |row: usize, out: &mut [f32]| {
-        let elements = row * out.len()..(row + 1) * out.len();
-        match data {
-            WeightData::F32(data) => out.copy_from_slice(&data[elements]),
-            WeightData::Bf16(data) => {
-                for (out, w) in out.iter_mut().zip(&data[elements]) {
-                    *out = w.to_f32();
-                }
-            }
-            WeightData::F16(data) => {
-                for (out, w) in out.iter_mut().zip(&data[elements]) {
-                    *out = w.to_f32();
-                }
-            }
+    let stored = stored_granularity(&data).filter(|stored| {
+        *stored == Granularity::Row || wished != Granularity::Row
+    });
+    let team = &backend.team;
+    let packed = match (&data, stored) {
+        (WeightData::Int8(data), Some(granularity)) => {
+            QuantisedWeight::from_rows(team, shape, granularity, |row, values, scales| {
+                values.copy_from_slice(&data.values[row * values.len()..][..values.len()]);
+                scales.copy_from_slice(&data.scales[row * scales.len()..][..scales.len()]);
+            })
         }
+        _ => QuantisedWeight::quantise(
+            backend.isa,
+            team,
+            shape,
+            Granularity::Row,
+            |row, out| data.widen_row(row, out),
+        ),
     };
-    let packed = QuantisedWeight::quantise(
-        backend.isa,
-        &backend.team,
-        shape,
-        Granularity::Row,
-        read_row,
-    );
+    let activations = stored.map_or(wished, |stored| stored.of_activations(wished));
     let weight = packed.map_err(|error| match error {
         PackError::OutOfMemory { requested } => out_of_memory(requested),
         PackError::NonFinite { .. } => BackendError::InvalidWeights(error.to_string()),
@@ -175,6 +174,21 @@ fn pack_int8(
         activations,
     })
 }
+
+/// Which integers of a row share a scale, where the matrix holds integers in groups that the kernels
+/// know.
+fn stored_granularity(data: &WeightData) -> Option<Granularity> {
+    match data {
+        WeightData::Int8(data) if data.per_row() => Some(Granularity::Row),
+        WeightData::Int8(data) if data.group_len.is_multiple_of(LEAST_GROUP) => {
+            Some(Granularity::Groups(data.group_len))
+        }
+        _ => None,
+    }
+}
+
+/// Groups of weights are multiples of this.
+const LEAST_GROUP: usize = 16;
 
 fn out_of_memory(requested: usize) -> BackendError {
     BackendError::OutOfMemory {

@@ -21,7 +21,7 @@ pub use reference::{ReferenceBackend, route_row, sample_row};
 pub use sampling::{
     RowOutput, RowTask, SampleBatch, SampleOutput, SampleRow, Sampled, SamplingParams, TokenCount,
 };
-pub use weights::{HostTensor, LinearRole, LinearWeight, WeightData};
+pub use weights::{HostTensor, Int8Data, LinearRole, LinearWeight, WeightData};
 
 /// What every method of a target returns.
 pub type Result<T> = std::result::Result<T, BackendError>;

@@ -11,6 +11,7 @@ use crate::files::{Files, file_name};
 use crate::gguf::GgufFile;
 use crate::mapped::map;
 use crate::prompts::Prompt;
+use crate::quantised;
 use crate::safetensors_files::SafetensorsFiles;
 use crate::tensors::TensorSource;
 use crate::{GenerationDefaults, TextFiles};
@@ -72,13 +73,16 @@ impl Checkpoint {
             .text("config.json")?
             .ok_or_else(|| ModelError::malformed("config.json", "is missing"))?;
         let config = ModelConfig::parse(&config)?.into_text();
-        let source = SafetensorsFiles::open(files)?;
+        let source = quantised::open(&config, files, SafetensorsFiles::open(files)?)?;
         let (text, vocab_size) = text_files(files, &config)?;
         Ok(Self {
             vocab_size,
-            description: "safetensors".to_owned(),
+            description: match source.quantised() {
+                Some(format) => format!("safetensors, {format}"),
+                None => "safetensors".to_owned(),
+            },
             config,
-            source: Box::new(source),
+            source,
             text,
         })
     }
@@ -119,6 +123,11 @@ impl Checkpoint {
         let names = self.source.names();
         let shapes = names.iter().filter_map(|name| self.source.shape(name));
         shapes.map(|shape| shape.iter().product::<usize>()).sum()
+    }
+
+    /// Whether matrices are stored as 8-bit integers, so that wider weights would gain nothing.
+    pub fn is_int8(&self) -> bool {
+        self.source.quantised().is_some()
     }
 
     pub(crate) fn source(&self) -> &dyn TensorSource {
@@ -162,9 +171,14 @@ fn json(files: &Files, name: &str) -> Result<Value> {
 /// The text files and the number of ids the tokenizer knows.
 fn text_files(files: &Files, config: &ModelConfig) -> Result<(TextFiles, Option<usize>)> {
     const MISSING: &str = "is missing; save the tokenizer with the fast tokenizer of transformers";
+    const SENTENCEPIECE: &str = "is missing. The folder holds a tokenizer.model only; convert it with `pip install transformers sentencepiece tiktoken` and `python -c \"from transformers import AutoTokenizer as T; T.from_pretrained('FOLDER').save_pretrained('FOLDER')\"`, or use a GGUF file of the model, which carries its tokenizer";
+    let missing = match files.exists("tokenizer.model") {
+        true => SENTENCEPIECE,
+        false => MISSING,
+    };
     let tokenizer_json = files
         .text("tokenizer.json")?
-        .ok_or_else(|| ModelError::malformed("tokenizer.json", MISSING))?
+        .ok_or_else(|| ModelError::malformed("tokenizer.json", missing))?
         .into_owned();
     let tokenizer = Tokenizer::parse(&tokenizer_json)?;
     let settings = json(files, "tokenizer_config.json")?;

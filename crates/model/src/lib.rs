@@ -16,6 +16,7 @@ pub mod hub;
 mod load;
 mod mapped;
 mod prompts;
+mod quantised;
 mod rope;
 mod safetensors_files;
 mod tensors;

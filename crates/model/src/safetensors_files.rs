@@ -14,6 +14,9 @@ use crate::tensors::TensorSource;
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
+/// Pickles can run code when they are opened; the library that wrote them converts them.
+const PICKLES: &str = "is missing. The folder holds pickled weights, which can run code and are never read; convert them with `pip install transformers torch` and `python -c \"from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; M.from_pretrained('IN', torch_dtype='auto').save_pretrained('OUT'); T.from_pretrained('IN').save_pretrained('OUT')\"`";
+
 /// The largest header that is parsed; a real one of a thousand tensors takes a tenth of a megabyte.
 const MAX_HEADER: u64 = 32 << 20;
 
@@ -43,6 +46,13 @@ impl SafetensorsFiles {
             opened.add(&name, files.weights(&name)?)?;
         }
         Ok(opened)
+    }
+
+    /// Type, shape and bytes of a tensor.
+    pub fn raw(&self, name: &str) -> Option<(Dtype, &[usize], &[u8])> {
+        let entry = self.index.get(name)?;
+        let bytes = &self.files[entry.file][entry.start..entry.end];
+        Some((entry.dtype, &entry.shape, bytes))
     }
 
     fn add(&mut self, name: &str, bytes: FileBytes) -> Result<()> {
@@ -150,7 +160,7 @@ fn weight_files(files: &Files) -> Result<Vec<String>> {
     }
     let Some(text) = files.text(INDEX)? else {
         let reason = if files.has_pickles() {
-            "is missing; pickled weights are never read, convert them to safetensors"
+            PICKLES
         } else {
             "is missing, and so is an index of shards"
         };

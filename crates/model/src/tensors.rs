@@ -4,7 +4,7 @@
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 
-use backend::{HostTensor, LinearWeight, WeightData};
+use backend::{HostTensor, Int8Data, LinearWeight, WeightData};
 
 use crate::error::{ModelError, Result};
 
@@ -16,6 +16,10 @@ pub(crate) trait TensorSource: Send {
     fn shape(&self, name: &str) -> Option<&[usize]>;
     /// The elements in the checkpoint's type, row-major.
     fn read(&self, name: &str) -> Result<WeightData>;
+    /// The name of the format whose matrices are 8-bit integers; none for floats.
+    fn quantised(&self) -> Option<&'static str> {
+        None
+    }
 }
 
 /// Buffers that old exporters stored among the weights; they hold nothing trained.
@@ -186,6 +190,10 @@ impl<'a> Tensors<'a> {
             WeightData::F32(data) => WeightData::F32(rearranged(data, part, order)),
             WeightData::Bf16(data) => WeightData::Bf16(rearranged(data, part, order)),
             WeightData::F16(data) => WeightData::F16(rearranged(data, part, order)),
+            // Scales belong to rows, which become columns here.
+            WeightData::Int8(_) => {
+                WeightData::F32(rearranged(&stored.data.clone().into_f32(), part, order))
+            }
         };
         let weight = HostTensor::new(part.rows, part.columns, data)?;
         Ok(LinearWeight::new(weight, bias)?)
@@ -237,12 +245,18 @@ pub(crate) fn reorder_rows(mut layer: LinearWeight, from: impl Fn(usize) -> usiz
         WeightData::F32(data) => WeightData::F32(reordered(data, weight.columns, &from)),
         WeightData::Bf16(data) => WeightData::Bf16(reordered(data, weight.columns, &from)),
         WeightData::F16(data) => WeightData::F16(reordered(data, weight.columns, &from)),
+        WeightData::Int8(data) => WeightData::Int8(Int8Data {
+            values: reordered(&data.values, weight.columns, &from),
+            scales: reordered(&data.scales, data.groups(), &from),
+            ..*data
+        }),
     };
     layer.bias = layer.bias.map(|bias| reordered(&bias, 1, &from));
     layer
 }
 
-/// Puts `below` under `above`, in their common type or in 32 bits.
+/// Puts `below` under `above`, in their common type or in 32 bits. Integers stay what they are where
+/// both have the same groups.
 fn stack(above: HostTensor, below: HostTensor) -> Result<HostTensor> {
     let rows = above.rows + below.rows;
     let data = match (above.data, below.data) {
@@ -258,7 +272,20 @@ fn stack(above: HostTensor, below: HostTensor) -> Result<HostTensor> {
             a.extend(b);
             WeightData::F16(a)
         }
+        (WeightData::Int8(mut a), WeightData::Int8(b)) if a.group_len == b.group_len => {
+            a.values.extend(b.values);
+            a.scales.extend(b.scales);
+            WeightData::Int8(a)
+        }
         (a, b) => {
+            if matches!(
+                (&a, &b),
+                (WeightData::Int8(_), _) | (_, WeightData::Int8(_))
+            ) {
+                tracing::warn!(
+                    "parts of one matrix are quantised in different ways; it is widened, and quantised again where 8 bits are asked for"
+                );
+            }
             let mut a = a.into_f32();
             a.extend(b.into_f32());
             WeightData::F32(a)

@@ -1,8 +1,8 @@
 //! What 8-bit precisions promise: the arithmetic of `quant` bit for bit, a byte per weight, and no
 //! number that is not finite served as a result.
 
-use ::backend::RowOutput;
-use quant::{GROUP, Granularity, Quantised};
+use ::backend::{Int8Data, RowOutput};
+use quant::{BLOCK, GROUP, Granularity, Quantised};
 
 use super::*;
 
@@ -177,6 +177,63 @@ fn what_is_not_finite_is_reported() {
             let rows = layer.sample(&mut backend, &batch).rows;
             assert!(matches!(rows[0], RowOutput::NonFinite), "{precision}");
             assert!(!matches!(rows[1], RowOutput::NonFinite), "{precision}");
+        }
+    }
+}
+
+/// Integers of a checkpoint reach the kernel as they are, −128 and scales by groups included; with one
+/// scale for each token, groups are quantised again.
+#[test]
+fn stored_integers_are_not_quantised_again() {
+    let x = numbers(2, 4 * INPUTS);
+    let values: Vec<i8> = (0..OUTPUTS * INPUTS)
+        .map(|i| (i * 89 % 256) as u8 as i8)
+        .collect();
+    assert!(values.contains(&-128));
+    for group_len in [INPUTS, GROUP, BLOCK, 4] {
+        let groups = INPUTS.div_ceil(group_len);
+        let scales: Vec<f32> = (0..OUTPUTS * groups).map(|i| 0.001 + (i % 7) as f32).collect();
+        let stored = Int8Data {
+            values: values.clone(),
+            scales: scales.clone(),
+            columns: INPUTS,
+            group_len,
+        };
+        let kept = match group_len {
+            INPUTS => Some(Granularity::Row),
+            4 => None,
+            group_len => Some(Granularity::Groups(group_len)),
+        };
+        for precision in [Precision::Int8, Precision::Int8Fast] {
+            let mut backend = target(Isa::Avx512, precision, 2);
+            let linear = backend
+                .load_linear(weight(WeightData::Int8(stored.clone())))
+                .expect("memory");
+            let x_tensor = backend.tensor(4, INPUTS, &x);
+            let step = backend.step(4);
+            let found = backend.linear(&x_tensor, &linear, &step).expect("fits");
+            let wished = match precision {
+                Precision::Int8Fast => Granularity::Row,
+                _ => Granularity::Groups(GROUP),
+            };
+            let kept = kept.filter(|kept| *kept == Granularity::Row || wished != Granularity::Row);
+            let (w, of_x) = match kept {
+                Some(kept) => (
+                    Quantised::from_parts(values.clone(), scales.clone(), OUTPUTS, INPUTS, kept),
+                    kept.of_activations(wished),
+                ),
+                None => {
+                    let wide = WeightData::Int8(stored.clone()).into_f32();
+                    (
+                        Quantised::new(&wide, OUTPUTS, INPUTS, Granularity::Row),
+                        wished,
+                    )
+                }
+            };
+            let x = Quantised::new(&x, 4, INPUTS, of_x).expect("finite");
+            let bias = numbers(3, OUTPUTS);
+            let expected = quant::linear(&x, &w.expect("fits"), Some(&bias)).expect("fits");
+            assert_eq!(backend.read(&found), expected, "{precision} {group_len}");
         }
     }
 }

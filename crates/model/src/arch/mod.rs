@@ -315,18 +315,5 @@ fn refuse(config: &ModelConfig) -> Result<()> {
             "clipped projections are not computed",
         ));
     }
-    for key in ["quantization_config", "compression_config"] {
-        if let Some(settings) = config.object(key)? {
-            let method = settings
-                .get("quant_method")
-                .and_then(|method| method.as_str())
-                .unwrap_or("unnamed");
-            return Err(ModelError::unsupported(
-                key,
-                method,
-                "float checkpoints and GGUF files are read",
-            ));
-        }
-    }
     Ok(())
 }
