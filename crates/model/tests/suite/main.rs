@@ -4,6 +4,7 @@ mod families;
 mod golden;
 mod hub;
 mod malformed;
+mod quantised;
 mod sentencepiece;
 mod smollm2;
 mod support;

@@ -94,7 +94,7 @@ fn wrong_settings() {
         (json!({"clip_qkv": 8.0}), "clip_qkv = 8.0 is not supported"),
         (
             json!({"quantization_config": {"quant_method": "gptq"}}),
-            "quantization_config = gptq is not supported",
+            "quantization_config.bits = null is not supported",
         ),
         (
             json!({"rope_parameters": {"rope_theta": "big"}}),
