@@ -145,9 +145,8 @@ fn pack_int8(
     shape: [usize; 2],
     wished: Granularity,
 ) -> Result<Packed> {
-    let stored = stored_granularity(&data).filter(|stored| {
-        *stored == Granularity::Row || wished != Granularity::Row
-    });
+    let stored = stored_granularity(&data)
+        .filter(|stored| *stored == Granularity::Row || wished != Granularity::Row);
     let team = &backend.team;
     let packed = match (&data, stored) {
         (WeightData::Int8(data), Some(granularity)) => {
@@ -156,13 +155,9 @@ fn pack_int8(
                 scales.copy_from_slice(&data.scales[row * scales.len()..][..scales.len()]);
             })
         }
-        _ => QuantisedWeight::quantise(
-            backend.isa,
-            team,
-            shape,
-            Granularity::Row,
-            |row, out| data.widen_row(row, out),
-        ),
+        _ => QuantisedWeight::quantise(backend.isa, team, shape, Granularity::Row, |row, out| {
+            data.widen_row(row, out)
+        }),
     };
     let activations = stored.map_or(wished, |stored| stored.of_activations(wished));
     let weight = packed.map_err(|error| match error {

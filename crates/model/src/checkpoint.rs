@@ -118,16 +118,15 @@ impl Checkpoint {
         &self.description
     }
 
-    /// Numbers in all stored tensors; a rough measure of the model's size.
-    pub fn num_parameters(&self) -> usize {
-        let names = self.source.names();
-        let shapes = names.iter().filter_map(|name| self.source.shape(name));
-        shapes.map(|shape| shape.iter().product::<usize>()).sum()
-    }
-
     /// Whether matrices are stored as 8-bit integers, so that wider weights would gain nothing.
     pub fn is_int8(&self) -> bool {
         self.source.quantised().is_some()
+    }
+
+    /// Whether matrices come in blocks of fewer bits or other scales, which 8-bit precisions round once
+    /// more.
+    pub fn is_requantised(&self) -> bool {
+        self.source.requantised()
     }
 
     pub(crate) fn source(&self) -> &dyn TensorSource {

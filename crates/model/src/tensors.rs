@@ -20,6 +20,10 @@ pub(crate) trait TensorSource: Send {
     fn quantised(&self) -> Option<&'static str> {
         None
     }
+    /// Whether some matrices have integers of another form than 8-bit targets take.
+    fn requantised(&self) -> bool {
+        false
+    }
 }
 
 /// Buffers that old exporters stored among the weights; they hold nothing trained.

@@ -50,6 +50,8 @@ pub enum Command {
     },
     /// Print the manual page.
     Man,
+    /// Write an 8-bit copy of a model that this and other servers read.
+    Quantize(QuantizeArgs),
 }
 
 /// Where a model is computed.
@@ -208,6 +210,17 @@ pub struct ChatArgs {
     pub max_tokens: Option<u32>,
     /// Ask this one question and exit.
     pub question: Vec<String>,
+}
+
+/// Arguments of `octet quantize`.
+#[derive(Debug, Clone, Args)]
+pub struct QuantizeArgs {
+    /// Folder of a safetensors model in floats.
+    #[arg(value_name = "IN")]
+    pub input: PathBuf,
+    /// Folder to write; it must not exist, or be empty.
+    #[arg(value_name = "OUT")]
+    pub output: PathBuf,
 }
 
 /// Flags of `octet serve`. Names follow vLLM where it has one.

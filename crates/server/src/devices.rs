@@ -24,9 +24,10 @@ pub fn models() -> Result<String> {
     writeln!(
         text,
         "\nCheckpoints:
-  a Hugging Face directory: safetensors, one file or sharded
-  a .gguf file, in any block type, unpacked to the precision that --quantization says; its tokenizer
-    and template are read from it
+  a Hugging Face directory: safetensors, one file or sharded, in floats or in 8 bits of
+    compressed-tensors, bitsandbytes or GPTQ
+  a .gguf file, in any block type; Q8_0 keeps its blocks in int8, everything else is brought to the
+    precision that --quantization says; its tokenizer and template are read from it
   a hub id such as owner/name or owner/name:file.gguf, downloaded once
   {}: inside this program, loaded when no model is named",
         bundled::NAME

@@ -28,7 +28,7 @@ struct Report {
     version: &'static str,
     commit: &'static str,
     model: String,
-    num_parameters: usize,
+    num_parameters: u64,
     device: String,
     precision: &'static str,
     kv_cache: String,
@@ -84,7 +84,7 @@ pub fn run(args: &EvalArgs) -> Result<()> {
         }),
         _ => None,
     };
-    let num_parameters = checkpoint.num_parameters();
+    let num_parameters = checkpoint.num_weights();
     let report = Report {
         version: env!("CARGO_PKG_VERSION"),
         commit: crate::COMMIT,

@@ -37,8 +37,16 @@ pub struct Loaded {
 /// # Errors
 /// Whatever is missing, malformed, unsupported or too large, with its name.
 pub fn load(config: &Config, gateway: &Gateway, metrics: &Metrics) -> Result<Loaded> {
-    let target = Target::choose(&config.device)?;
+    // Flags that contradict each other are told before anything is fetched.
+    Target::choose(&config.device)?;
     let checkpoint = open(config)?;
+    let target = Target::choose_for(&config.device, &checkpoint)?;
+    if target.is_int8() && checkpoint.is_requantised() {
+        tracing::info!(
+            format = checkpoint.description(),
+            "its blocks are rounded once more, to 8 bits with a scale per output, which adds to the error that their own bits have; a Q8_0 file is kept as it is"
+        );
+    }
     let (text, format) = (
         checkpoint.text().clone(),
         checkpoint.description().to_owned(),

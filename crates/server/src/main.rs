@@ -16,6 +16,7 @@ mod load;
 mod logging;
 mod manual;
 mod progress;
+mod quantize;
 mod serve;
 mod supervisor;
 mod target;
@@ -60,6 +61,7 @@ fn run(cli: Cli) -> Result<()> {
         Some(Command::Health(args)) => health::run(&args),
         Some(Command::Completions { shell }) => manual::completions(shell),
         Some(Command::Man) => manual::man(),
+        Some(Command::Quantize(args)) => say(&quantize::run(&args)?),
     }
 }
 

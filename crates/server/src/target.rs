@@ -44,6 +44,25 @@ impl Target {
         }
     }
 
+    /// As [`Self::choose`], once the checkpoint is known: integers stay integers unless something else
+    /// is asked for.
+    ///
+    /// # Errors
+    /// As [`Self::choose`].
+    pub fn choose_for(config: &DeviceConfig, checkpoint: &Checkpoint) -> Result<Self> {
+        let automatic = config.quantization == QuantizationArg::Auto;
+        if !automatic || config.device == DeviceArg::Reference || !checkpoint.is_int8() {
+            return Self::choose(config);
+        }
+        let mut target = Self::choose(&DeviceConfig {
+            quantization: QuantizationArg::Int8,
+            ..config.clone()
+        })?;
+        target.why =
+            "as the checkpoint is stored; activations are scaled per token and 128 features";
+        Ok(target)
+    }
+
     fn cpu(config: &DeviceConfig) -> Result<Self> {
         let (precision, why) = match config.quantization {
             QuantizationArg::Auto => (
@@ -121,6 +140,14 @@ impl Target {
                 Precision::Bf16 | Precision::F32 => 2,
             },
             Kind::Reference => 4,
+        }
+    }
+
+    /// Whether weights have 8 bits.
+    pub fn is_int8(&self) -> bool {
+        match &self.kind {
+            Kind::Cpu(config) => matches!(config.precision, Precision::Int8 | Precision::Int8Fast),
+            Kind::Reference => false,
         }
     }
 

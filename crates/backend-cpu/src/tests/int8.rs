@@ -192,7 +192,9 @@ fn stored_integers_are_not_quantised_again() {
     assert!(values.contains(&-128));
     for group_len in [INPUTS, GROUP, BLOCK, 4] {
         let groups = INPUTS.div_ceil(group_len);
-        let scales: Vec<f32> = (0..OUTPUTS * groups).map(|i| 0.001 + (i % 7) as f32).collect();
+        let scales: Vec<f32> = (0..OUTPUTS * groups)
+            .map(|i| 0.001 + (i % 7) as f32)
+            .collect();
         let stored = Int8Data {
             values: values.clone(),
             scales: scales.clone(),
@@ -209,8 +211,8 @@ fn stored_integers_are_not_quantised_again() {
             let linear = backend
                 .load_linear(weight(WeightData::Int8(stored.clone())))
                 .expect("memory");
-            let x_tensor = backend.tensor(4, INPUTS, &x);
-            let step = backend.step(4);
+            let x_tensor = backend.upload(4, INPUTS, &x);
+            let step = backend.begin_step(&batch(&[(0, 4, &[0])])).expect("a step");
             let found = backend.linear(&x_tensor, &linear, &step).expect("fits");
             let wished = match precision {
                 Precision::Int8Fast => Granularity::Row,

@@ -9,7 +9,7 @@ mod tokenizer;
 
 use std::collections::BTreeMap;
 
-use backend::WeightData;
+use backend::{Int8Data, WeightData};
 use candle_core::Device;
 use candle_core::quantized::GgmlDType;
 use candle_core::quantized::ggml_file::qtensor_from_ggml;
@@ -102,17 +102,28 @@ impl TensorSource for GgufFile {
             return Ok(data);
         };
         let columns = info.shape.get(1).copied().unwrap_or(1);
-        let rows = half_paired(&data.into_f32(), heads, columns, &info.name)?;
-        Ok(WeightData::F32(rows))
+        rows_half_paired(data, heads, columns, &info.name)
+    }
+
+    fn requantised(&self) -> bool {
+        let kept = |dtype: GgmlDType| {
+            use GgmlDType::{BF16, F16, F32, Q8_0};
+            matches!(dtype, F32 | F16 | BF16 | Q8_0)
+        };
+        self.tensors.values().any(|info| !kept(info.dtype))
     }
 }
 
-/// Elements of a tensor; block types become 32-bit floats, whole rows at a time.
+/// Elements of a tensor. Matrices of Q8_0 keep their integers and the scale of each block; other block
+/// types become 32-bit floats, whole rows at a time.
 fn decode(info: &TensorInfo, bytes: &[u8]) -> candle_core::Result<WeightData> {
     match info.dtype {
         GgmlDType::F32 => return Ok(WeightData::F32(elements(bytes, f32::from_le_bytes))),
         GgmlDType::F16 => return Ok(WeightData::F16(elements(bytes, f16::from_le_bytes))),
         GgmlDType::BF16 => return Ok(WeightData::Bf16(elements(bytes, bf16::from_le_bytes))),
+        GgmlDType::Q8_0 if info.shape.len() == 2 => {
+            return Ok(WeightData::Int8(q8_0(bytes, info.shape[1])));
+        }
         _ => {}
     }
     let dtype = info.dtype;
@@ -142,8 +153,45 @@ fn decode(info: &TensorInfo, bytes: &[u8]) -> candle_core::Result<WeightData> {
 /// Elements that one thread dequantises at once.
 const CHUNK: usize = 1 << 18;
 
-/// Undoes the converter's row order: row `2i` of a head goes to `i`, row `2i + 1` to `i + d/2`.
-fn half_paired(data: &[f32], heads: usize, columns: usize, name: &str) -> Result<Vec<f32>> {
+/// Blocks of a half-precision scale and 32 integers.
+fn q8_0(bytes: &[u8], columns: usize) -> Int8Data {
+    const BLOCK: usize = 32;
+    let (blocks, _) = bytes.as_chunks::<{ BLOCK + 2 }>();
+    Int8Data {
+        values: blocks
+            .iter()
+            .flat_map(|block| block[2..].iter().map(|q| q.cast_signed()))
+            .collect(),
+        scales: blocks
+            .iter()
+            .map(|block| f16::from_le_bytes([block[0], block[1]]).to_f32())
+            .collect(),
+        columns,
+        group_len: BLOCK,
+    }
+}
+
+/// Undoes the converter's row order; blocks run along rows, so they move as they are.
+fn rows_half_paired(
+    data: WeightData,
+    heads: usize,
+    columns: usize,
+    name: &str,
+) -> Result<WeightData> {
+    Ok(match data {
+        WeightData::F32(data) => WeightData::F32(half_paired(&data, heads, columns, name)?),
+        WeightData::Bf16(data) => WeightData::Bf16(half_paired(&data, heads, columns, name)?),
+        WeightData::F16(data) => WeightData::F16(half_paired(&data, heads, columns, name)?),
+        WeightData::Int8(data) => WeightData::Int8(Int8Data {
+            values: half_paired(&data.values, heads, columns, name)?,
+            scales: half_paired(&data.scales, heads, data.groups(), name)?,
+            ..data
+        }),
+    })
+}
+
+/// The rows in their own order: row `2i` of a head goes to `i`, row `2i + 1` to `i + d/2`.
+fn half_paired<T: Copy>(data: &[T], heads: usize, columns: usize, name: &str) -> Result<Vec<T>> {
     let rows = data.len() / columns;
     if heads == 0 || !rows.is_multiple_of(2 * heads) {
         return Err(ModelError::tensor(

@@ -537,10 +537,7 @@ fn the_cpu_target_computes_every_family() {
             first_block: 0,
         }]);
         let vocab_size = decoder.info().vocab_size;
-        let samples = SampleBatch {
-            rows: (0..expected.ids.len()).map(greedy_row).collect(),
-            vocab_size,
-        };
+        let samples = greedy(expected.ids.len(), vocab_size);
         let output = decoder.forward(&batch, &samples).expect("the step runs");
         let width = decoder.info().logit_width;
         for (row, logits) in output.rows.iter().zip(expected.logits.chunks(width)) {
@@ -557,7 +554,14 @@ fn the_cpu_target_computes_every_family() {
     }
 }
 
-/// Asks for the best token after each position.
+/// Asks for the best token after each of so many positions.
+pub fn greedy(positions: usize, vocab_size: usize) -> SampleBatch {
+    SampleBatch {
+        rows: (0..positions).map(greedy_row).collect(),
+        vocab_size,
+    }
+}
+
 fn greedy_row(position: usize) -> SampleRow {
     SampleRow {
         params: Arc::new(SamplingParams::greedy()),

@@ -5,6 +5,7 @@ mod golden;
 mod hub;
 mod malformed;
 mod quantised;
+mod quantize;
 mod sentencepiece;
 mod smollm2;
 mod support;

@@ -77,24 +77,53 @@ fn spellings_that_mean_the_same() {
     };
     type Edit = Box<dyn FnOnce(&mut Value)>;
     let edits: Vec<(&str, Edit)> = vec![
-        ("unnamed method", Box::new(|s| { s.as_object_mut().expect("fields").remove("quant_method"); })),
-        ("pattern to ignore", Box::new(|s| s["ignore"] = json!(["re:.*lm_head"]))),
+        (
+            "unnamed method",
+            Box::new(|s| {
+                s.as_object_mut().expect("fields").remove("quant_method");
+            }),
+        ),
+        (
+            "pattern to ignore",
+            Box::new(|s| s["ignore"] = json!(["re:.*lm_head"])),
+        ),
         ("nothing to ignore", Box::new(|s| s["ignore"] = json!([]))),
-        ("preset", Box::new(|s| s["config_groups"] = json!({"W8A8": ["Linear"]}))),
-        ("names", Box::new(group("targets", json!(["re:model.layers", "Unknown"])))),
-        ("format of the group", Box::new(|s| {
-            s["format"] = json!("mixed-precision");
-            s["config_groups"]["group_0"]["format"] = json!("int-quantized");
-        })),
-        ("naive", Box::new(|s| s["format"] = json!("naive-quantized"))),
-        ("order of activations", Box::new(|s| {
-            s["config_groups"]["group_0"]["weights"]["actorder"] = json!("weight");
-            s["config_groups"]["group_0"]["weights"]["group_size"] = json!(-1);
-        })),
-        ("dense", Box::new(|s| s["sparsity_config"] = json!({"format": "dense"}))),
-        ("twice the same", Box::new(|s| {
-            s["config_groups"]["group_1"] = s["config_groups"]["group_0"].clone();
-        })),
+        (
+            "preset",
+            Box::new(|s| s["config_groups"] = json!({"W8A8": ["Linear"]})),
+        ),
+        (
+            "names",
+            Box::new(group("targets", json!(["re:model.layers", "Unknown"]))),
+        ),
+        (
+            "format of the group",
+            Box::new(|s| {
+                s["format"] = json!("mixed-precision");
+                s["config_groups"]["group_0"]["format"] = json!("int-quantized");
+            }),
+        ),
+        (
+            "naive",
+            Box::new(|s| s["format"] = json!("naive-quantized")),
+        ),
+        (
+            "order of activations",
+            Box::new(|s| {
+                s["config_groups"]["group_0"]["weights"]["actorder"] = json!("weight");
+                s["config_groups"]["group_0"]["weights"]["group_size"] = json!(-1);
+            }),
+        ),
+        (
+            "dense",
+            Box::new(|s| s["sparsity_config"] = json!({"format": "dense"})),
+        ),
+        (
+            "twice the same",
+            Box::new(|s| {
+                s["config_groups"]["group_1"] = s["config_groups"]["group_0"].clone();
+            }),
+        ),
     ];
     for (what, edit) in edits {
         let dir = folder(case);
@@ -121,7 +150,9 @@ fn scales_of_every_shape_and_caches_scales() {
         }
         tensors.push((format!("{Q}.k_scale"), Dtype::F32, vec![1], vec![0; 4]));
     });
-    edit_quantization(dir.path(), |s| s["kv_cache_scheme"] = json!({"num_bits": 8}));
+    edit_quantization(dir.path(), |s| {
+        s["kv_cache_scheme"] = json!({"num_bits": 8})
+    });
     assert!(distance(dir.path(), "ct-channel") < TOLERANCE);
 }
 
@@ -246,33 +277,153 @@ fn tensors_that_do_not_fit_are_named() {
 fn settings_that_mean_something_else_are_refused_by_name() {
     let weights = "/config_groups/group_0/weights";
     let cases = [
-        ("ct-channel", "/quant_method", json!("awq"), "awq is not supported"),
-        ("ct-channel", "/quant_method", json!("torchao"), "torchao is not supported"),
-        ("ct-channel", "/quant_method", json!("quanto"), "quanto is not supported"),
-        ("ct-channel", "/quant_method", json!("eetq"), "eetq is not supported"),
-        ("ct-channel", "/quant_method", json!("hqq"), "hqq is not supported"),
+        (
+            "ct-channel",
+            "/quant_method",
+            json!("awq"),
+            "awq is not supported",
+        ),
+        (
+            "ct-channel",
+            "/quant_method",
+            json!("torchao"),
+            "torchao is not supported",
+        ),
+        (
+            "ct-channel",
+            "/quant_method",
+            json!("quanto"),
+            "quanto is not supported",
+        ),
+        (
+            "ct-channel",
+            "/quant_method",
+            json!("eetq"),
+            "eetq is not supported",
+        ),
+        (
+            "ct-channel",
+            "/quant_method",
+            json!("hqq"),
+            "hqq is not supported",
+        ),
         ("ct-channel", "/quant_method", json!("fp8"), "8-bit floats"),
-        ("ct-channel", "/quant_method", json!("new"), "new is not supported: it is unknown"),
-        ("ct-channel", "/format", json!("float-quantized"), "float-quantized is not supported"),
-        ("ct-channel", "/format", json!("marlin-24"), "marlin-24 is not supported"),
-        ("ct-channel", "/quantization_status", json!("calibration"), "calibration is not supported"),
-        ("ct-channel", "/ignore", json!(["lm_head", Q]), "quantization_config ignores it"),
-        ("ct-channel", "/ignore", json!(["re:("]), "ignore holds the pattern"),
-        ("ct-channel", "/sparsity_config", json!({"format": "sparse-bitmask"}), "sparse-bitmask"),
-        ("ct-channel", "/transform_config", json!({"config_groups": {"u": {}}}), "a rotation"),
-        ("ct-channel", "/config_groups/group_0/targets", json!(["model.embed_tokens"]), "quantization_config quantises it"),
-        ("ct-channel", "/config_groups/group_1", json!({"targets": ["Linear"], "weights": null}), "in two groups with different schemes"),
-        ("ct-channel", "/config_groups/group_0/output_activations", json!({"num_bits": 8}), "output_activations"),
-        ("ct-channel", &format!("{weights}/num_bits"), json!(4), "weights.num_bits = 4 is not supported"),
-        ("ct-channel", &format!("{weights}/num_bits"), json!({"q_proj": 8}), "num_bits"),
-        ("ct-channel", &format!("{weights}/type"), json!("float"), "float is not supported"),
-        ("ct-channel", &format!("{weights}/strategy"), json!("block"), "block is not supported"),
-        ("ct-channel", &format!("{weights}/dynamic"), json!(true), "dynamic"),
-        ("ct-channel", &format!("{weights}/surprise"), json!(1), "weights.surprise"),
-        ("ct-packed", "/format", json!("int-quantized"), "is packed, but the format"),
+        (
+            "ct-channel",
+            "/quant_method",
+            json!("new"),
+            "new is not supported: it is unknown",
+        ),
+        (
+            "ct-channel",
+            "/format",
+            json!("float-quantized"),
+            "float-quantized is not supported",
+        ),
+        (
+            "ct-channel",
+            "/format",
+            json!("marlin-24"),
+            "marlin-24 is not supported",
+        ),
+        (
+            "ct-channel",
+            "/quantization_status",
+            json!("calibration"),
+            "calibration is not supported",
+        ),
+        (
+            "ct-channel",
+            "/ignore",
+            json!(["lm_head", Q]),
+            "quantization_config ignores it",
+        ),
+        (
+            "ct-channel",
+            "/ignore",
+            json!(["re:("]),
+            "ignore holds the pattern",
+        ),
+        (
+            "ct-channel",
+            "/sparsity_config",
+            json!({"format": "sparse-bitmask"}),
+            "sparse-bitmask",
+        ),
+        (
+            "ct-channel",
+            "/transform_config",
+            json!({"config_groups": {"u": {}}}),
+            "a rotation",
+        ),
+        (
+            "ct-channel",
+            "/config_groups/group_0/targets",
+            json!(["model.embed_tokens"]),
+            "quantization_config quantises it",
+        ),
+        (
+            "ct-channel",
+            "/config_groups/group_1",
+            json!({"targets": ["Linear"], "weights": null}),
+            "in two groups with different schemes",
+        ),
+        (
+            "ct-channel",
+            "/config_groups/group_0/output_activations",
+            json!({"num_bits": 8}),
+            "output_activations",
+        ),
+        (
+            "ct-channel",
+            &format!("{weights}/num_bits"),
+            json!(4),
+            "weights.num_bits = 4 is not supported",
+        ),
+        (
+            "ct-channel",
+            &format!("{weights}/num_bits"),
+            json!({"q_proj": 8}),
+            "num_bits",
+        ),
+        (
+            "ct-channel",
+            &format!("{weights}/type"),
+            json!("float"),
+            "float is not supported",
+        ),
+        (
+            "ct-channel",
+            &format!("{weights}/strategy"),
+            json!("block"),
+            "block is not supported",
+        ),
+        (
+            "ct-channel",
+            &format!("{weights}/dynamic"),
+            json!(true),
+            "dynamic",
+        ),
+        (
+            "ct-channel",
+            &format!("{weights}/surprise"),
+            json!(1),
+            "weights.surprise",
+        ),
+        (
+            "ct-packed",
+            "/format",
+            json!("int-quantized"),
+            "is packed, but the format",
+        ),
         ("bitsandbytes", "/load_in_4bit", json!(true), "load_in_4bit"),
         ("gptq", "/bits", json!(4), "bits = 4 is not supported"),
-        ("gptq", "/checkpoint_format", json!("marlin"), "marlin is not supported"),
+        (
+            "gptq",
+            "/checkpoint_format",
+            json!("marlin"),
+            "marlin is not supported",
+        ),
         ("gptq", "/group_size", json!(0), "group_size"),
     ];
     for (case, pointer, value, expected) in cases {
@@ -303,7 +454,10 @@ fn the_way_out_is_named_where_nothing_can_be_read() {
     )
     .expect("renamed");
     let text = refusal(dir.path()).expect("no tokenizer");
-    assert!(text.contains("AutoTokenizer") && text.contains("GGUF"), "{text}");
+    assert!(
+        text.contains("AutoTokenizer") && text.contains("GGUF"),
+        "{text}"
+    );
     std::fs::rename(
         dir.path().join("model.safetensors"),
         dir.path().join("pytorch_model.bin"),

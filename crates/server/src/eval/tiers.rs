@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::statistics::Summary;
 
 /// Models with fewer parameters are held to wider limits: the same error moves them more.
-const SMALL_MODEL: usize = 1_000_000_000;
+const SMALL_MODEL: u64 = 1_000_000_000;
 /// How much wider for the divergence, and how much lower the agreement.
 const SMALL_DIVERGENCE: f64 = 2.0;
 const SMALL_SAME_TOP: f64 = 0.015;
@@ -77,7 +77,7 @@ const fn bounds(ratio: f64, divergence: f64, same_top: f64) -> Bounds {
 }
 
 impl Bounds {
-    fn hold(self, summary: &Summary, num_parameters: usize) -> bool {
+    fn hold(self, summary: &Summary, num_parameters: u64) -> bool {
         let is_small = num_parameters < SMALL_MODEL;
         let (factor, less) = match is_small {
             true => (SMALL_DIVERGENCE, SMALL_SAME_TOP),
@@ -90,7 +90,7 @@ impl Bounds {
 }
 
 /// The best tier that a measured loss lies in.
-pub fn verdict(summary: &Summary, num_parameters: usize) -> Verdict {
+pub fn verdict(summary: &Summary, num_parameters: u64) -> Verdict {
     let within = |(_, _, limit, rms): &&(Tier, Bounds, Bounds, f64)| {
         limit.hold(summary, num_parameters) && summary.probability_change.rms <= *rms
     };
