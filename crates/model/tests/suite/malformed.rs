@@ -271,7 +271,7 @@ fn wrong_files() {
         remove(dir, "model.safetensors");
         write(dir, "pytorch_model.bin", "pickle");
     });
-    check(&pickled, "pickled weights are never read");
+    check(&pickled, "holds pickled weights");
     check(
         &refusal(|dir| remove(dir, "tokenizer.json")),
         "tokenizer.json: is missing",

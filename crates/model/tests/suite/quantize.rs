@@ -21,7 +21,7 @@ fn bits(dir: &Path, max_model_len: Option<usize>, precision: Precision) -> Vec<(
     let checkpoint = Checkpoint::open(dir).expect("opens");
     let loaded = load(&checkpoint, target, &options(max_model_len), &mut |_, _| {});
     let mut decoder = loaded.expect("loads");
-    let ids: Vec<u32> = (0..30).map(|i| (7 * i * i + 3 * i + 5) % 90).collect();
+    let ids: Vec<u32> = (0..16).map(|i| (7 * i * i + 3 * i + 5) % 90).collect();
     let batch = batch(&[Span {
         tokens: &ids,
         start: 0,
