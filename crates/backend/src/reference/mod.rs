@@ -16,8 +16,7 @@ use quant::Granularity;
 use crate::{
     Activation, AttentionSpec, BLOCK_SIZE, Backend, BackendError, Batch, BlockCopy, Experts,
     HostTensor, Ids, KvCacheSpec, KvDtype, KvTypes, LinearWeight, Norm, Result, Rope, Routing,
-    SampleBatch,
-    SampleOutput,
+    SampleBatch, SampleOutput,
 };
 
 pub use elementwise::route_row;

@@ -126,8 +126,8 @@ mod tests {
     use super::*;
     use crate::eval::statistics::Comparison;
 
-    const LARGE: usize = 7_000_000_000;
-    const SMALL: usize = 135_000_000;
+    const LARGE: u64 = 7_000_000_000;
+    const SMALL: u64 = 135_000_000;
 
     fn summary(ratio: f64, divergence: f64, same_top: f64, rms: f64) -> Summary {
         let mut comparison = Comparison::default();
