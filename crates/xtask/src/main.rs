@@ -10,6 +10,8 @@ mod assets;
 mod clients;
 mod deploy;
 mod install;
+mod kernels;
+mod nvrtc;
 mod stages;
 mod tidy;
 
@@ -21,6 +23,8 @@ cargo xtask <command>
 
   test [STAGE…]   run every test, or only the named stages
   stages          list the stages of `test`
+  kernels         compile the CUDA kernels for every architecture and check what they take;
+                  --update rewrites the report
   tidy            check the rules that the compiler does not
   dashboards      write the Grafana boards and Prometheus rules from the metric definitions
   assets          fetch the model files that tests use into target/assets";
@@ -30,6 +34,7 @@ fn main() -> ExitCode {
     let result = match args.first().map(String::as_str) {
         Some("test") => stages::run(&args[1..]),
         Some("stages") => stages::list(),
+        Some("kernels") => kernels::run(args.get(1).is_some_and(|arg| arg == "--update")),
         Some("tidy") => tidy::run(),
         Some("dashboards") => deploy::write(),
         Some("assets") => assets::fetch().map(|dir| println!("{}", dir.display())),

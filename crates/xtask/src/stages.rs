@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Result, bail};
 
-use crate::{assets, clients, deploy, install, root, tidy};
+use crate::{assets, clients, deploy, install, kernels, root, tidy};
 
 struct Stage {
     name: &'static str,
@@ -34,6 +34,11 @@ const STAGES: &[Stage] = &[
         name: "build",
         what: "the binaries",
         run: build,
+    },
+    Stage {
+        name: "kernels",
+        what: "CUDA kernels for every architecture, and what they take",
+        run: || kernels::run(false),
     },
     Stage {
         name: "clippy",

@@ -44,7 +44,9 @@ const DIRECTIONS: &[(&str, &[&str])] = &[
     ("engine", &["backend", "metrics", "model"]),
     ("model", &["backend", "quant"]),
     ("backend-cpu", &["backend", "kernels-cpu", "quant"]),
+    ("backend-cuda", &["backend", "quant"]),
     ("backend", &["quant"]),
+    ("cuda-emulation", &[]),
     ("kernels-cpu", &["quant"]),
     ("quant", &[]),
     ("bundled", &[]),
@@ -83,6 +85,8 @@ const UNSAFE: &[&str] = &[
     "kernels/cpu/",
     "crates/backend-cpu/src/team",
     "crates/bundled/src/train/matmul.rs",
+    "crates/xtask/src/nvrtc.rs",
+    "kernels/cuda/emu/",
     "crates/model/src/mapped",
 ];
 

@@ -15,7 +15,7 @@ mod operations;
 mod sampling;
 mod scene;
 
-use crate::{Backend, HostTensor, ReferenceBackend, WeightData};
+use crate::{Backend, HostTensor, KvTypes, ReferenceBackend, WeightData};
 
 pub use attention::attention_matches_reference;
 pub use bits::{fusions_equal_primitives, rows_alone_equal_rows_in_a_batch};
@@ -37,6 +37,11 @@ pub use sampling::{sample_matches_reference, sampled_rows_do_not_depend_on_each_
 pub trait TestBackend: Backend {
     /// The elements of a tensor, row-major.
     fn read(&mut self, x: &Self::Tensor) -> Vec<f32>;
+
+    /// Whether its cache can have these types; others are refused when the cache is asked for.
+    fn keeps(&self, _types: KvTypes) -> bool {
+        true
+    }
 
     /// Activations with these elements, as an operation of this target would have left them.
     /// The default serves targets whose activations are loaded like tables of 32-bit floats.

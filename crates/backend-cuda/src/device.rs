@@ -1,0 +1,85 @@
+//! The line between the backend and what runs kernels: memory, copies and launches, in one order.
+//!
+//! Everything a device is asked to do happens in the order it is asked; a download waits for it.
+
+use backend::Result;
+
+/// What a backend needs to know about a device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Properties {
+    /// Its own name.
+    pub name: String,
+    /// Compute capability, major and minor.
+    pub capability: (u32, u32),
+    /// Multiprocessors.
+    pub multiprocessors: u32,
+    /// Bytes of shared memory that one block may have.
+    pub shared_memory: u32,
+}
+
+/// One argument of a kernel, as its signature says.
+#[derive(Debug)]
+pub enum Arg<'a, B> {
+    /// The address of a byte inside a buffer.
+    Buffer(&'a B, usize),
+    /// A null pointer.
+    Null,
+    /// A 32-bit integer.
+    Int(i32),
+    /// A 32-bit float.
+    Float(f32),
+}
+
+/// One launch.
+#[derive(Debug)]
+pub struct Launch<'a, B> {
+    /// Name of the entry point.
+    pub kernel: &'static str,
+    /// Threads of a block.
+    pub threads: u32,
+    /// Blocks along each axis.
+    pub grid: [u32; 3],
+    /// Bytes of dynamic shared memory.
+    pub dynamic_bytes: u32,
+    /// As the signature says.
+    pub args: &'a [Arg<'a, B>],
+}
+
+/// A device, real or emulated.
+pub trait Device: 'static {
+    /// Memory of the device, freed on drop.
+    type Buffer;
+
+    /// What it is.
+    fn properties(&self) -> &Properties;
+
+    /// Memory with arbitrary contents.
+    ///
+    /// # Errors
+    /// [`backend::BackendError::OutOfMemory`].
+    fn alloc(&self, bytes: usize, purpose: &'static str) -> Result<Self::Buffer>;
+
+    /// Memory of zeros.
+    ///
+    /// # Errors
+    /// [`backend::BackendError::OutOfMemory`].
+    fn alloc_zeroed(&self, bytes: usize, purpose: &'static str) -> Result<Self::Buffer>;
+
+    /// Copies to the device.
+    ///
+    /// # Errors
+    /// [`backend::BackendError::Device`].
+    fn upload(&self, to: &Self::Buffer, offset: usize, data: &[u8]) -> Result<()>;
+
+    /// Copies from the device, when everything asked for before is done.
+    ///
+    /// # Errors
+    /// [`backend::BackendError::Device`].
+    fn download(&self, from: &Self::Buffer, offset: usize, data: &mut [u8]) -> Result<()>;
+
+    /// Runs a kernel.
+    ///
+    /// # Errors
+    /// [`backend::BackendError::Device`].
+    fn launch(&self, launch: &Launch<Self::Buffer>) -> Result<()>;
+}

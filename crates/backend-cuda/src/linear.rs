@@ -1,0 +1,381 @@
+//! Packed weight matrices, and which matrix kernel multiplies how many tokens with them.
+
+use backend::{BackendError, LinearRole, LinearWeight, Result, WeightData};
+use half::{bf16, f16};
+use quant::{Granularity, MAX_INPUTS, Quantised};
+
+use crate::Precision;
+use crate::device::{Arg, Device, Launch};
+use crate::pack::{pack, padded};
+use crate::tensor::{CudaTensor, Form, Twin, bytes_of};
+
+/// Columns of one group of activations.
+pub(crate) const GROUP: usize = 128;
+
+/// A packed matrix with its bias.
+pub struct CudaLinear<D: Device> {
+    weight: D::Buffer,
+    scales: Option<D::Buffer>,
+    bias: Option<D::Buffer>,
+    pub(crate) outputs: usize,
+    pub(crate) inputs: usize,
+    pub(crate) form: Form,
+}
+
+/// Whether a product replaces its output or is added to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Store {
+    Replace,
+    Add,
+}
+
+/// Sums of divided products, zero between launches.
+pub(crate) struct Workspace<D: Device> {
+    sums: D::Buffer,
+    counters: D::Buffer,
+    tiles: usize,
+}
+
+/// A tile kernel: its name, its size, its threads and its stages.
+struct Tile {
+    kernel: &'static str,
+    tokens: usize,
+    channels: usize,
+    threads: u32,
+    stages: u32,
+}
+
+impl Tile {
+    fn dynamic_bytes(&self) -> u32 {
+        self.stages * (self.tokens + self.channels) as u32 * 64
+    }
+}
+
+const fn tile(
+    kernel: &'static str,
+    tokens: usize,
+    channels: usize,
+    threads: u32,
+    stages: u32,
+) -> Tile {
+    Tile {
+        kernel,
+        tokens,
+        channels,
+        threads,
+        stages,
+    }
+}
+
+/// Tiles of the 8-bit product by growing number of tokens.
+const INT8_TILES: [Tile; 3] = [
+    tile("gemm_i8_tile_32x64", 32, 64, 128, 4),
+    tile("gemm_i8_tile_64x64", 64, 64, 128, 4),
+    tile("gemm_i8_tile_128x128", 128, 128, 256, 3),
+];
+const F16_TILES: [Tile; 2] = [
+    tile("gemm_f16_tile_16x64", 16, 64, 128, 4),
+    tile("gemm_f16_tile_64x64", 64, 64, 128, 4),
+];
+const BF16_TILES: [Tile; 2] = [
+    tile("gemm_bf16_tile_16x64", 16, 64, 128, 4),
+    tile("gemm_bf16_tile_64x64", 64, 64, 128, 4),
+];
+/// The largest tile of the workspace, and the blocks that may divide one K.
+const WORKSPACE_TILE: usize = 128 * 128;
+const MAX_SPLIT: usize = 8;
+
+/// The smallest tile that takes all tokens, or the largest.
+fn choose(tiles: &[Tile], tokens: usize) -> &Tile {
+    let last = &tiles[tiles.len() - 1];
+    tiles.iter().find(|t| tokens <= t.tokens).unwrap_or(last)
+}
+
+impl<D: Device> CudaLinear<D> {
+    /// Quantises or rounds, and packs.
+    pub(crate) fn load(device: &D, precision: Precision, linear: LinearWeight) -> Result<Self> {
+        let (rows, columns) = (linear.weight.rows, linear.weight.columns);
+        if rows == 0 || columns == 0 || linear.weight.data.len() != rows * columns {
+            return Err(BackendError::Shape(format!(
+                "{} elements for a weight matrix of [{rows}, {columns}]",
+                linear.weight.data.len()
+            )));
+        }
+        if linear.bias.as_ref().is_some_and(|b| b.len() != rows) {
+            return Err(BackendError::Shape(format!("bias for {rows} outputs")));
+        }
+        let form = precision.form(linear.role, columns);
+        let (bytes, scales) = match form {
+            Form::Int8Rows | Form::Int8Groups => quantise(linear.weight.data, rows, columns)?,
+            Form::F16 => (to_f16(linear.weight.data), None),
+            Form::Bf16 => (to_bf16(linear.weight.data), None),
+        };
+        let packed = pack(&bytes, rows, columns * form.size());
+        let upload = |bytes: &[u8]| {
+            let buffer = device.alloc(bytes.len(), "weights")?;
+            device.upload(&buffer, 0, bytes)?;
+            Ok::<_, BackendError>(buffer)
+        };
+        Ok(Self {
+            weight: upload(&packed)?,
+            scales: scales.map(|s| upload(&bytes_of(&s))).transpose()?,
+            bias: linear.bias.map(|b| upload(&bytes_of(&b))).transpose()?,
+            outputs: rows,
+            inputs: columns,
+            form,
+        })
+    }
+
+    /// `x · Wᵀ + bias` into or onto `y`; the shapes fit and the twin has the matrix's form.
+    pub(crate) fn multiply(
+        &self,
+        device: &D,
+        workspace: &mut Option<Workspace<D>>,
+        twin: &Twin<D>,
+        y: &CudaTensor<D>,
+        store: Store,
+    ) -> Result<()> {
+        if y.rows == 0 {
+            return Ok(());
+        }
+        match (self.form, &twin.steps, &self.scales) {
+            (Form::F16, ..) => self.multiply_16(device, choose(&F16_TILES, y.rows), twin, y, store),
+            (Form::Bf16, ..) => {
+                self.multiply_16(device, choose(&BF16_TILES, y.rows), twin, y, store)
+            }
+            (_, Some(steps), Some(scales)) => {
+                let scales = (steps, scales);
+                if y.rows <= 16 {
+                    return self.stream(device, twin, scales, y, store);
+                }
+                self.tiles(device, workspace, twin, scales, y, store)
+            }
+            _ => Err(BackendError::Shape(
+                "8-bit operands without their scales".into(),
+            )),
+        }
+    }
+
+    fn k_bytes(&self) -> usize {
+        padded(self.inputs * self.form.size())
+    }
+
+    fn groups(&self) -> usize {
+        match self.form {
+            Form::Int8Groups => self.inputs.div_ceil(GROUP),
+            _ => 1,
+        }
+    }
+
+    fn bias_arg(&self) -> Arg<'_, D::Buffer> {
+        self.bias.as_ref().map_or(Arg::Null, |b| Arg::Buffer(b, 0))
+    }
+
+    /// The arguments that both 8-bit kernels begin with.
+    fn int8_args<'a>(
+        &'a self,
+        twin: &'a Twin<D>,
+        (steps, scales): (&'a D::Buffer, &'a D::Buffer),
+        y: &'a CudaTensor<D>,
+        store: Store,
+    ) -> Result<Vec<Arg<'a, D::Buffer>>> {
+        Ok(vec![
+            Arg::Buffer(&twin.values, 0),
+            Arg::Buffer(&self.weight, 0),
+            Arg::Buffer(steps, 0),
+            Arg::Buffer(scales, 0),
+            self.bias_arg(),
+            y.arg()?,
+            int(y.rows)?,
+            int(self.outputs)?,
+            int(self.k_bytes())?,
+            int(self.groups())?,
+            int(y.pitch)?,
+            Arg::Int(i32::from(store == Store::Add)),
+        ])
+    }
+
+    fn stream(
+        &self,
+        device: &D,
+        twin: &Twin<D>,
+        scales: (&D::Buffer, &D::Buffer),
+        y: &CudaTensor<D>,
+        store: Store,
+    ) -> Result<()> {
+        device.launch(&Launch {
+            kernel: if y.rows <= 8 {
+                "gemm_i8_stream_8"
+            } else {
+                "gemm_i8_stream_16"
+            },
+            threads: 256,
+            grid: [self.outputs.div_ceil(16) as u32, 1, 1],
+            dynamic_bytes: 0,
+            args: &self.int8_args(twin, scales, y, store)?,
+        })
+    }
+
+    fn tiles(
+        &self,
+        device: &D,
+        workspace: &mut Option<Workspace<D>>,
+        twin: &Twin<D>,
+        scales: (&D::Buffer, &D::Buffer),
+        y: &CudaTensor<D>,
+        store: Store,
+    ) -> Result<()> {
+        let tile = choose(&INT8_TILES, y.rows);
+        let (across, down) = (
+            self.outputs.div_ceil(tile.channels),
+            y.rows.div_ceil(tile.tokens),
+        );
+        let slots = 2 * device.properties().multiprocessors as usize;
+        let split = division(self.groups(), across * down, slots, self.k_bytes() / 64);
+        let mut args = self.int8_args(twin, scales, y, store)?;
+        if split > 1 {
+            if workspace
+                .as_ref()
+                .is_none_or(|known| known.tiles < across * down)
+            {
+                *workspace = Some(Workspace {
+                    sums: device.alloc_zeroed(slots * WORKSPACE_TILE * 4, "divided products")?,
+                    counters: device.alloc_zeroed(slots * 4, "divided products")?,
+                    tiles: slots,
+                });
+            }
+            if let Some(known) = workspace {
+                args.extend([Arg::Buffer(&known.sums, 0), Arg::Buffer(&known.counters, 0)]);
+            }
+        } else {
+            args.extend([Arg::Null, Arg::Null]);
+        }
+        args.push(int(across)?);
+        device.launch(&Launch {
+            kernel: tile.kernel,
+            threads: tile.threads,
+            grid: [across as u32, down as u32, split as u32],
+            dynamic_bytes: tile.dynamic_bytes(),
+            args: &args,
+        })
+    }
+
+    fn multiply_16(
+        &self,
+        device: &D,
+        tile: &Tile,
+        twin: &Twin<D>,
+        y: &CudaTensor<D>,
+        store: Store,
+    ) -> Result<()> {
+        device.launch(&Launch {
+            kernel: tile.kernel,
+            threads: tile.threads,
+            grid: [
+                self.outputs.div_ceil(tile.channels) as u32,
+                y.rows.div_ceil(tile.tokens) as u32,
+                1,
+            ],
+            dynamic_bytes: tile.dynamic_bytes(),
+            args: &[
+                Arg::Buffer(&twin.values, 0),
+                Arg::Buffer(&self.weight, 0),
+                self.bias_arg(),
+                y.arg()?,
+                int(y.rows)?,
+                int(self.outputs)?,
+                int(self.k_bytes())?,
+                int(y.pitch)?,
+                Arg::Int(i32::from(store == Store::Add)),
+            ],
+        })
+    }
+}
+
+/// Among how many blocks K is divided: one scale per row makes the sum one integer, exact in any order,
+/// and more blocks fill a device that the tiles leave idle.
+fn division(groups: usize, tiles: usize, slots: usize, blocks: usize) -> usize {
+    if groups > 1 || tiles >= slots {
+        return 1;
+    }
+    (slots / tiles).min(MAX_SPLIT).min(blocks / 2).max(1)
+}
+
+/// A size as a kernel's argument.
+pub(crate) fn int<B>(size: usize) -> Result<Arg<'static, B>> {
+    match i32::try_from(size) {
+        Ok(size) => Ok(Arg::Int(size)),
+        Err(_) => Err(BackendError::Shape(format!(
+            "a size of {size} (at most {})",
+            i32::MAX
+        ))),
+    }
+}
+
+fn quantise(data: WeightData, rows: usize, columns: usize) -> Result<(Vec<u8>, Option<Vec<f32>>)> {
+    let invalid = |row: usize, count: usize| {
+        BackendError::InvalidWeights(format!(
+            "output {row} holds {count} numbers that are not finite"
+        ))
+    };
+    let wide = data.into_f32();
+    let quantised =
+        Quantised::new(&wide, rows, columns, Granularity::Row).map_err(|error| match error {
+            quant::QuantError::NonFinite { row, count } => invalid(row, count),
+            other => BackendError::Shape(other.to_string()),
+        })?;
+    let bytes = quantised.values().iter().map(|q| q.cast_unsigned());
+    Ok((bytes.collect(), Some(quantised.scales().to_vec())))
+}
+
+fn to_f16(data: WeightData) -> Vec<u8> {
+    let wide = data.into_f32();
+    wide.iter()
+        .flat_map(|w| f16::from_f32(*w).to_le_bytes())
+        .collect()
+}
+
+fn to_bf16(data: WeightData) -> Vec<u8> {
+    let wide = data.into_f32();
+    wide.iter()
+        .flat_map(|w| bf16::from_f32(*w).to_le_bytes())
+        .collect()
+}
+
+impl Precision {
+    /// The form of both operands of a product.
+    fn form(self, role: LinearRole, columns: usize) -> Form {
+        match (self, role) {
+            (Self::F16, _) => Form::F16,
+            (Self::Bf16, _) => Form::Bf16,
+            (Self::Int8Fast, LinearRole::Projection) if columns <= MAX_INPUTS => Form::Int8Rows,
+            (Self::Int8 | Self::Int8Fast, _) => Form::Int8Groups,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn k_is_divided_only_where_sums_are_one_integer_and_tiles_are_few() {
+        assert_eq!(division(2, 1, 100, 64), 1, "groups are chained in order");
+        assert_eq!(division(1, 100, 100, 64), 1, "enough tiles");
+        assert_eq!(division(1, 30, 100, 64), 3);
+        assert_eq!(division(1, 1, 100, 64), MAX_SPLIT);
+        assert_eq!(division(1, 1, 100, 5), 2, "two blocks of K for each");
+        assert_eq!(division(1, 1, 100, 1), 1);
+    }
+
+    #[test]
+    fn tiles_fit_two_to_a_multiprocessor_or_one_of_the_smallest() {
+        for tile in INT8_TILES.iter().chain(&F16_TILES).chain(&BF16_TILES) {
+            assert!(tile.dynamic_bytes() <= 49_152, "{}", tile.kernel);
+            assert_eq!(tile.threads % 32, 0);
+        }
+        assert_eq!(choose(&INT8_TILES, 17).tokens, 32);
+        assert_eq!(choose(&INT8_TILES, 33).tokens, 64);
+        assert_eq!(choose(&INT8_TILES, 5000).tokens, 128);
+    }
+}

@@ -1,0 +1,96 @@
+//! One batch's columns on the device, and what the host must know of them to check and plan.
+
+use backend::{BLOCK_SIZE, Batch, Result};
+
+use crate::device::{Arg, Device};
+
+/// Keys whose part of an attention is closed and merged in order.
+pub(crate) const SPLIT: usize = 256;
+/// Tokens of one query tile at most.
+const QUERY_TILE: usize = 8;
+
+/// Ids, positions, slots, block tables and query tiles of one batch.
+pub struct CudaStep<D: Device> {
+    words: D::Buffer,
+    starts: [usize; 6],
+    pub(crate) num_tokens: usize,
+    pub(crate) num_logit_rows: usize,
+    pub(crate) num_tiles: usize,
+    pub(crate) max_token: usize,
+    pub(crate) max_position: usize,
+    pub(crate) max_logit_row: usize,
+    pub(crate) max_block: usize,
+    /// First and last split of all tokens without a window.
+    pub(crate) max_split: usize,
+}
+
+/// The columns, in the order in which they lie.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Column {
+    Tokens,
+    Positions,
+    Slots,
+    LogitRows,
+    Tables,
+    Tiles,
+}
+
+impl<D: Device> CudaStep<D> {
+    /// Brings a valid batch to the device in one copy.
+    pub(crate) fn new(device: &D, batch: &Batch) -> Result<Self> {
+        let mut tables: Vec<usize> = Vec::new();
+        let mut tiles: Vec<usize> = Vec::new();
+        let mut first_row = 0;
+        for sequence in &batch.sequences {
+            let table = tables.len();
+            let end = sequence.num_computed_tokens + sequence.num_tokens;
+            let blocks = &sequence.block_table[..end.div_ceil(BLOCK_SIZE)];
+            tables.extend(blocks.iter().map(|block| *block as usize));
+            for offset in (0..sequence.num_tokens).step_by(QUERY_TILE) {
+                let num_tokens = QUERY_TILE.min(sequence.num_tokens - offset);
+                let position = sequence.num_computed_tokens + offset;
+                tiles.extend([first_row + offset, num_tokens, position, table]);
+            }
+            first_row += sequence.num_tokens;
+        }
+        let tokens: Vec<usize> = batch.token_ids.iter().map(|id| *id as usize).collect();
+        let positions: Vec<usize> = batch.positions().collect();
+        let slots: Vec<usize> = batch.slots().collect();
+        let columns = [
+            &tokens,
+            &positions,
+            &slots,
+            &batch.logit_rows,
+            &tables,
+            &tiles,
+        ];
+        let mut bytes = Vec::new();
+        let mut starts = [0; 6];
+        for (start, column) in starts.iter_mut().zip(columns) {
+            // Aligned for sixteen-byte loads of tiles.
+            bytes.resize(bytes.len().next_multiple_of(16), 0);
+            *start = bytes.len();
+            bytes.extend(column.iter().flat_map(|x| (*x as u32).to_le_bytes()));
+        }
+        let words = device.alloc(bytes.len().max(16), "the step's columns")?;
+        device.upload(&words, 0, &bytes)?;
+        let max = |column: &[usize]| column.iter().copied().max().unwrap_or(0);
+        Ok(Self {
+            words,
+            starts,
+            num_tokens: tokens.len(),
+            num_logit_rows: batch.logit_rows.len(),
+            num_tiles: tiles.len() / 4,
+            max_token: max(&tokens),
+            max_position: max(&positions),
+            max_logit_row: max(&batch.logit_rows),
+            max_block: max(&tables),
+            max_split: max(&positions) / SPLIT,
+        })
+    }
+
+    /// A column as a kernel's argument.
+    pub(crate) fn arg(&self, column: Column) -> Arg<'_, D::Buffer> {
+        Arg::Buffer(&self.words, self.starts[column as usize])
+    }
+}

@@ -1,0 +1,405 @@
+//! Bits: products against their definition, attention whole against attention in parts, and the same
+//! under every check, on every architecture and in every order of threads.
+
+use backend::conformance::TestBackend;
+use backend::{
+    AttentionSpec, Backend, Batch, BatchSequence, BlockCopy, HostTensor, KvCacheSpec, KvDtype,
+    KvTypes, LinearWeight, Norm, NormKind, WeightData,
+};
+use backend_cuda::Precision;
+use cuda_emulation::Profile;
+use quant::{GROUP, Granularity, Quantised};
+
+use crate::device::Target;
+
+const CHECKED: [(Profile, u32); 4] = [
+    (Profile::Checked80, 0),
+    (Profile::Checked80, 1),
+    (Profile::Checked80, 12_345),
+    (Profile::Checked75, 0),
+];
+const FAST: [(Profile, u32); 2] = [(Profile::Fast80, 0), (Profile::Fast75, 1)];
+
+fn numbers(seed: u32, len: usize) -> Vec<f32> {
+    let mut state = seed;
+    let mut next = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+    };
+    (0..len).map(|_| next()).collect()
+}
+
+fn bits(x: &[f32]) -> Vec<u32> {
+    x.iter().map(|x| x.to_bits()).collect()
+}
+
+fn tokens(position: usize, count: usize, blocks: &[u32]) -> Batch {
+    Batch {
+        token_ids: vec![0; count],
+        sequences: vec![BatchSequence {
+            num_tokens: count,
+            num_computed_tokens: position,
+            block_table: blocks.to_vec(),
+        }],
+        logit_rows: Vec::new(),
+        copies: Vec::new(),
+    }
+}
+
+/// One product, replaced and then added, against `quant` on the same numbers.
+fn check_linear(target: &mut Target, granularity: Granularity, [m, n, k]: [usize; 3], case: &str) {
+    let (x, w) = (numbers(1, m * k), numbers(2, n * k));
+    let bias = (n % 2 == 0).then(|| numbers(3, n));
+    let expected = {
+        let w = Quantised::new(&w, n, k, Granularity::Row).expect("finite");
+        let x = Quantised::new(&x, m, k, granularity).expect("finite");
+        quant::linear(&x, &w, bias.as_deref()).expect("fits")
+    };
+    let weight = HostTensor::new(n, k, WeightData::F32(w)).expect("a matrix");
+    let weight = LinearWeight::new(weight, bias).expect("a bias");
+    let linear = target.load_linear(weight).expect("memory");
+    let step = target.begin_step(&tokens(0, m, &[0; 8])).expect("a step");
+    let x = target.upload(m, k, &x);
+    for again in 0..2 {
+        let y = target.linear(&x, &linear, &step).unwrap_or_else(|error| {
+            panic!("{case} [{m}, {n}, {k}] launch {again}: {error}");
+        });
+        let found = target.read(&y);
+        assert_eq!(
+            bits(&found),
+            bits(&expected),
+            "{case} [{m}, {n}, {k}] launch {again}"
+        );
+    }
+    let residual = numbers(4, m * n);
+    let mut sum = target.upload(m, n, &residual);
+    target
+        .linear_add(&mut sum, &x, &linear, &step)
+        .expect("fits");
+    let expected: Vec<f32> = residual.iter().zip(expected).map(|(r, y)| r + y).collect();
+    assert_eq!(
+        bits(&target.read(&sum)),
+        bits(&expected),
+        "{case} [{m}, {n}, {k}] added"
+    );
+}
+
+/// Every kernel of the 8-bit product, its tails in tokens, channels and K, and K divided among blocks.
+const SHAPES: [[usize; 3]; 22] = [
+    [1, 16, 64],
+    [1, 5, 7],
+    [7, 33, 129],
+    [8, 17, 300],
+    [9, 16, 128],
+    [15, 40, 64],
+    [16, 48, 192],
+    [17, 64, 64],
+    [31, 65, 200],
+    [32, 63, 256],
+    [33, 70, 100],
+    [63, 16, 384],
+    [64, 130, 64],
+    [65, 128, 130],
+    [127, 20, 320],
+    [128, 129, 64],
+    [129, 8, 700],
+    [130, 140, 128],
+    [20, 40, 512],
+    [40, 64, 640],
+    [3, 16, 4500],
+    [13, 20, 8200],
+];
+
+fn each_precision() -> [(Precision, Granularity); 2] {
+    [
+        (Precision::Int8, Granularity::Groups(GROUP)),
+        (Precision::Int8Fast, Granularity::Row),
+    ]
+}
+
+#[test]
+fn products_follow_the_definition() {
+    for (profile, order) in FAST {
+        for (precision, granularity) in each_precision() {
+            let mut target = Target::new(profile, order, precision);
+            for shape in SHAPES {
+                check_linear(
+                    &mut target,
+                    granularity,
+                    shape,
+                    &format!("{profile:?} {precision:?}"),
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn products_pass_every_check() {
+    for (profile, order) in CHECKED {
+        for (precision, granularity) in each_precision() {
+            let mut target = Target::new(profile, order, precision);
+            for shape in &SHAPES[..20] {
+                let case = format!("{profile:?} order {order} {precision:?}");
+                check_linear(&mut target, granularity, *shape, &case);
+            }
+        }
+    }
+}
+
+/// NaN and infinities poison their own row, or group, and nothing else.
+#[test]
+fn what_is_not_finite_surfaces() {
+    for (precision, _) in each_precision() {
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let mut target = Target::new(Profile::Checked80, 0, precision);
+            let (m, n, k) = (3, 20, 300);
+            let weight = HostTensor::new(n, k, WeightData::F32(numbers(2, n * k)));
+            let weight = LinearWeight::new(weight.expect("a matrix"), None).expect("no bias");
+            let linear = target.load_linear(weight).expect("memory");
+            let step = target.begin_step(&tokens(0, m, &[0])).expect("a step");
+            let clean = numbers(1, m * k);
+            let mut x = clean.clone();
+            x[k + 290] = bad;
+            let [clean, y] = [clean, x].map(|x| {
+                let x = target.upload(m, k, &x);
+                let y = target.linear(&x, &linear, &step).expect("fits");
+                target.read(&y)
+            });
+            assert!(y[n..2 * n].iter().all(|y| y.is_nan()), "{bad}");
+            assert_eq!(bits(&y[..n]), bits(&clean[..n]), "{bad}");
+            assert_eq!(bits(&y[2 * n..]), bits(&clean[2 * n..]), "{bad}");
+        }
+    }
+}
+
+/// A product with 16-bit weights gives a row the same bits in every tile.
+#[test]
+fn sixteen_bit_products_pass_every_check() {
+    let checked = [
+        (Profile::Checked80, 0, Precision::F16),
+        (Profile::Checked80, 1, Precision::Bf16),
+        (Profile::Checked75, 3, Precision::F16),
+    ];
+    for (profile, order, precision) in checked {
+        let mut target = Target::new(profile, order, precision);
+        let (n, k) = (70, 100);
+        let weight = HostTensor::new(n, k, WeightData::F32(numbers(2, n * k)));
+        let weight = LinearWeight::new(weight.expect("a matrix"), Some(numbers(3, n)));
+        let linear = target.load_linear(weight.expect("a bias")).expect("memory");
+        let x = numbers(1, 70 * k);
+        let mut run = |rows: usize| {
+            let step = target
+                .begin_step(&tokens(0, rows, &[0; 3]))
+                .expect("a step");
+            let x = target.upload(rows, k, &x[..rows * k]);
+            let y = target.linear(&x, &linear, &step).expect("fits");
+            target.read(&y)
+        };
+        let all = run(70);
+        for rows in [1, 16, 17, 64] {
+            assert_eq!(
+                bits(&run(rows)),
+                bits(&all[..rows * n]),
+                "{precision:?} {rows}"
+            );
+        }
+    }
+}
+
+struct Case {
+    heads: (usize, usize),
+    head_dim: usize,
+    window: Option<usize>,
+    soft_cap: Option<f32>,
+    dtype: KvDtype,
+}
+
+/// Stores `total` tokens and attends from the last `queries`; the step has one sequence.
+fn attend(target: &mut Target, case: &Case, total: usize, queries: usize) -> Vec<f32> {
+    let (heads, kv_heads) = case.heads;
+    let (q_width, kv_width) = (heads * case.head_dim, kv_heads * case.head_dim);
+    let num_blocks = total.div_ceil(32) + 2;
+    let spec = KvCacheSpec {
+        num_kv_heads: kv_heads,
+        head_dim: case.head_dim,
+        num_blocks,
+        layers: vec![KvTypes::both(case.dtype); 2],
+    };
+    let mut cache = target.alloc_kv_cache(&spec).expect("memory");
+    // Blocks in another order than positions.
+    let table: Vec<u32> = (0..num_blocks as u32 - 1).rev().collect();
+    let all = target
+        .begin_step(&tokens(0, total, &table))
+        .expect("a step");
+    let k = target.upload(total, kv_width, &numbers(5, total * kv_width));
+    let v = target.upload(total, kv_width, &numbers(6, total * kv_width));
+    target.store_kv(&mut cache, 1, &k, &v, &all).expect("fits");
+    let step = target.begin_step(&tokens(total - queries, queries, &table));
+    let step = step.expect("a step");
+    let q = &numbers(7, total * q_width)[(total - queries) * q_width..];
+    let q = target.upload(queries, q_width, q);
+    let spec = AttentionSpec {
+        num_heads: heads,
+        num_kv_heads: kv_heads,
+        head_dim: case.head_dim,
+        scale: 0.3,
+        window: case.window,
+        soft_cap: case.soft_cap,
+    };
+    let out = target.attention(&q, &cache, 1, &spec, &step).expect("fits");
+    target.read(&out)
+}
+
+const CASES: [Case; 4] = [
+    Case {
+        heads: (4, 1),
+        head_dim: 64,
+        window: None,
+        soft_cap: None,
+        dtype: KvDtype::Bf16,
+    },
+    Case {
+        heads: (7, 1),
+        head_dim: 20,
+        window: Some(270),
+        soft_cap: None,
+        dtype: KvDtype::F32,
+    },
+    Case {
+        heads: (2, 2),
+        head_dim: 80,
+        window: None,
+        soft_cap: Some(5.0),
+        dtype: KvDtype::F32,
+    },
+    Case {
+        heads: (20, 2),
+        head_dim: 8,
+        window: None,
+        soft_cap: None,
+        dtype: KvDtype::Bf16,
+    },
+];
+
+/// One token of a long context runs its splits on blocks of their own; many tokens run them in one.
+#[test]
+fn attention_in_parts_equals_attention_whole() {
+    for (profile, order) in FAST {
+        for (index, case) in CASES.iter().enumerate() {
+            let mut target = Target::new(profile, order, Precision::Int8);
+            for total in [257, 520] {
+                let width = case.heads.0 * case.head_dim;
+                let whole = attend(&mut target, case, total, 80);
+                for queries in [1, 3] {
+                    let parts = attend(&mut target, case, total, queries);
+                    let same = &whole[(80 - queries) * width..];
+                    assert_eq!(bits(&parts), bits(same), "case {index} of {total}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn attention_passes_every_check() {
+    for (index, case) in CASES.iter().enumerate() {
+        let (total, queries) = (260, 2);
+        let mut known = None;
+        for (profile, order) in CHECKED {
+            let mut target = Target::new(profile, order, Precision::Int8Fast);
+            let found = bits(&attend(&mut target, case, total, queries));
+            assert_eq!(
+                known.get_or_insert(found.clone()),
+                &found,
+                "case {index} {profile:?}"
+            );
+            // The whole form: many tokens, few keys.
+            attend(&mut target, case, 70, 70);
+        }
+    }
+}
+
+/// Norms, gates, rotations, copies and gathers under every check.
+#[test]
+fn row_kernels_pass_every_check() {
+    for (profile, order) in CHECKED {
+        for precision in [Precision::Int8, Precision::Int8Fast, Precision::F16] {
+            let mut target = Target::new(profile, order, precision);
+            rows(&mut target, 300);
+            rows(&mut target, 1030);
+        }
+    }
+}
+
+fn rows(target: &mut Target, columns: usize) {
+    let step = target.begin_step(&tokens(3, 2, &[1, 0])).expect("a step");
+    let weight = target
+        .load_tensor(HostTensor::vector(numbers(8, columns)))
+        .expect("a vector");
+    let x = target.upload(2, columns, &numbers(9, 2 * columns));
+    for (kind, width) in [(NormKind::Rms, columns), (NormKind::Layer, columns / 2)] {
+        let weight = target
+            .load_tensor(HostTensor::vector(numbers(8, columns)))
+            .expect("a vector");
+        let norm = Norm {
+            kind,
+            width,
+            weight,
+            bias: None,
+            eps: 1e-5,
+        };
+        let plain = target.norm(&x, &norm, &step).expect("fits");
+        let fused = target.norm_quant(&x, &norm, &step).expect("fits");
+        assert_eq!(bits(&target.read(&plain)), bits(&target.read(&fused)));
+    }
+    drop(weight);
+    let gate = target.upload(2, 2 * columns, &numbers(10, 4 * columns));
+    target
+        .gated(gate, columns, backend::Activation::Gelu)
+        .expect("fits");
+    let spec = KvCacheSpec {
+        num_kv_heads: 1,
+        head_dim: 6,
+        num_blocks: 3,
+        layers: vec![KvTypes::both(KvDtype::Bf16); 2],
+    };
+    let mut cache = target.alloc_kv_cache(&spec).expect("memory");
+    let table = HostTensor::new(8, 4, WeightData::F32(numbers(11, 32))).expect("a table");
+    let rope = backend::Rope {
+        head_dim: 6,
+        rotary_dim: 4,
+        table: target.load_tensor(table).expect("memory"),
+    };
+    let qkv = target.upload(2, 24, &numbers(12, 48));
+    let mut parts = target.split(qkv, &[12, 6, 6]).expect("fits").into_iter();
+    let mut part = || parts.next().expect("three parts");
+    let (mut q, mut k, v) = (part(), part(), part());
+    target
+        .rope_store_kv(&mut cache, 0, &mut q, &mut k, &v, Some(&rope), &step)
+        .expect("fits");
+    target.rope(&mut k, &rope, &step).expect("fits");
+    let copies = [BlockCopy { from: 1, to: 2 }, BlockCopy { from: 2, to: 0 }];
+    target.copy_blocks(&mut cache, &copies).expect("fits");
+}
+
+/// Every entry point of every profile has the threads and arguments that the launcher relies on: the
+/// launches above check them, and here that all of them were reachable by name.
+#[test]
+fn profiles_have_the_same_kernels() {
+    let names = |profile: Profile| {
+        let mut names: Vec<_> = profile.kernels().iter().map(|k| k.name).collect();
+        names.sort_unstable();
+        names
+    };
+    let all = names(Profile::Checked80);
+    assert_eq!(all.len(), 29, "{all:?}");
+    assert_eq!(names(Profile::Fast80), all);
+    let turing: Vec<_> = all
+        .iter()
+        .copied()
+        .filter(|n| !n.starts_with("gemm_bf16"))
+        .collect();
+    assert_eq!(names(Profile::Fast75), turing);
+    assert_eq!(names(Profile::Checked75), turing);
+}

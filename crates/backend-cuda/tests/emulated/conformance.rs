@@ -1,0 +1,38 @@
+//! The conformance suite on the emulated device.
+
+use backend::conformance::Tolerances;
+use backend_cuda::Precision;
+use cuda_emulation::Profile;
+
+use crate::device::Target;
+
+/// The bounds of the CPU's 8-bit precisions: a narrow matrix under an outlier errs by a tenth.
+const INT8: Tolerances = Tolerances {
+    linear_f32: 0.2,
+    linear_bf16: 0.2,
+    linear_f16: 0.2,
+    ..Tolerances::F32
+};
+
+/// Both operands are rounded to eleven bits.
+const F16: Tolerances = Tolerances {
+    linear_f32: 2e-3,
+    linear_bf16: 2e-3,
+    linear_f16: 2e-3,
+    ..Tolerances::F32
+};
+
+mod int8 {
+    use super::*;
+    backend::conformance_suite!(Target::new(Profile::Fast80, 0, Precision::Int8), INT8);
+}
+
+mod int8_fast_turing {
+    use super::*;
+    backend::conformance_suite!(Target::new(Profile::Fast75, 1, Precision::Int8Fast), INT8);
+}
+
+mod f16 {
+    use super::*;
+    backend::conformance_suite!(Target::new(Profile::Fast80, 7, Precision::F16), F16);
+}

@@ -1,0 +1,7 @@
+//! The backend on the emulated device: the conformance suite, bits against the CPU target, and the
+//! bundled model's answers. Every kernel runs from the files that the device compiler reads.
+
+mod bits;
+mod conformance;
+mod device;
+mod model;

@@ -1,0 +1,282 @@
+//! `cargo xtask kernels`: every CUDA kernel for every architecture, by the compiler library of one wheel,
+//! on a machine without CUDA; and the report of what each takes of a multiprocessor.
+//!
+//! Binaries go to `kernels/cuda` under the target folder, the report is compared with the committed one:
+//! a spilled register, or a kernel that no longer fits, fails here before a device sees it.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::nvrtc::{Compiled, Nvrtc};
+use crate::{assets, root, target_dir};
+
+/// Architectures with a binary of their own.
+const BINARIES: [&str; 6] = ["sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_90a"];
+/// What drivers compile for parts that are newer than these.
+const PTX: &str = "compute_80";
+/// Registers of a multiprocessor, and the most of one thread.
+const REGISTERS: u32 = 65_536;
+/// Static shared memory of any block.
+const MAX_STATIC_SHARED: u32 = 49_152;
+
+/// What one kernel takes on one architecture.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Resources {
+    registers: u32,
+    shared: u32,
+    spills: u32,
+}
+
+/// Instructions that must stand in the PTX of a file: a wrapper whose instruction changed unnoticed would
+/// still compile.
+const EXPECTED: &[(&str, &[&str])] = &[
+    (
+        "gemm_i8_tile.cu",
+        &[
+            "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32",
+            "cp.async.cg.shared.global",
+            "cp.async.wait_group 2",
+            "red.global.add.s32",
+            "ld.global.cg.s32",
+        ],
+    ),
+    (
+        "gemm_i8_stream.cu",
+        &[
+            "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32",
+            "ld.global.nc.L1::no_allocate.L2::128B.v4.u32",
+        ],
+    ),
+    (
+        "gemm_16_tile.cu",
+        &[
+            "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32",
+            "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32",
+        ],
+    ),
+];
+
+/// Compiles everything and checks the report; with `update`, writes it instead.
+///
+/// # Errors
+/// A kernel that does not compile, breaks a rule, or takes other resources than the report says.
+pub fn run(update: bool) -> Result<()> {
+    let folder = root().join("kernels/cuda");
+    let nvrtc = Nvrtc::open(&assets::fetch_nvrtc()?)?;
+    let out = target_dir().join("kernels/cuda");
+    std::fs::create_dir_all(&out)?;
+    let headers = read_all(&folder, "cuh")?;
+    let mut report = BTreeMap::new();
+    let sources = read_all(&folder, "cu")?;
+    for (name, source) in &sources {
+        let stem = name.trim_end_matches(".cu");
+        for arch in BINARIES {
+            let compiled = compile(&nvrtc, name, source, &headers, arch)?;
+            for (kernel, found) in resources(&compiled.log)? {
+                check(&kernel, arch, &found)?;
+                report.insert((kernel, arch), found);
+            }
+            std::fs::write(out.join(format!("{stem}.{arch}.cubin")), compiled.code)?;
+        }
+        let compiled = compile(&nvrtc, name, source, &headers, PTX)?;
+        instructions(name, &String::from_utf8_lossy(&compiled.code))?;
+        std::fs::write(out.join(format!("{stem}.ptx")), compiled.code)?;
+    }
+    let text = render(&report);
+    let path = folder.join("resources.txt");
+    if update {
+        std::fs::write(&path, text)?;
+    } else if std::fs::read_to_string(&path).unwrap_or_default() != text {
+        std::fs::write(out.join("resources.txt"), text)?;
+        bail!(
+            "kernels take other resources than kernels/cuda/resources.txt says; look at {} and run \
+             `cargo xtask kernels --update` when that is meant",
+            out.join("resources.txt").display()
+        );
+    }
+    println!(
+        "{} files for {} architectures and one PTX each in {}",
+        sources.len(),
+        BINARIES.len(),
+        out.display()
+    );
+    Ok(())
+}
+
+fn compile(
+    nvrtc: &Nvrtc,
+    name: &str,
+    source: &str,
+    headers: &[(String, String)],
+    arch: &str,
+) -> Result<Compiled> {
+    let options = [
+        format!("--gpu-architecture={arch}"),
+        "--std=c++17".to_owned(),
+        "--generate-line-info".to_owned(),
+        "--ptxas-options=-v".to_owned(),
+    ];
+    let compiled = nvrtc
+        .compile(name, source, headers, &options)
+        .with_context(|| format!("{name} for {arch}"))?;
+    ensure!(
+        !compiled.log.contains("warning"),
+        "{name} for {arch}:\n{}",
+        compiled.log
+    );
+    Ok(compiled)
+}
+
+/// Files of the folder with this extension, by name.
+fn read_all(folder: &Path, extension: &str) -> Result<Vec<(String, String)>> {
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|found| found == extension) {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            files.push((name.into_owned(), std::fs::read_to_string(&path)?));
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+/// Reads the assembler's report: kernels by name.
+fn resources(log: &str) -> Result<Vec<(String, Resources)>> {
+    let mut found: Vec<(String, Resources)> = Vec::new();
+    for line in log.lines() {
+        if let Some((_, rest)) = line.split_once("Compiling entry function '") {
+            let name = rest.split('\'').next().unwrap_or_default();
+            found.push((name.to_owned(), Resources::default()));
+            continue;
+        }
+        let Some((_, kernel)) = found.last_mut() else {
+            continue;
+        };
+        if let Some(spills) = number_before(line, " bytes spill stores") {
+            kernel.spills = kernel.spills.max(spills);
+        }
+        if let Some(registers) = number_before(line, " registers") {
+            kernel.registers = registers;
+            kernel.shared = number_before(line, " bytes smem").unwrap_or(0);
+        }
+    }
+    ensure!(!found.is_empty(), "the assembler reported no kernel: {log}");
+    Ok(found)
+}
+
+fn number_before(line: &str, what: &str) -> Option<u32> {
+    let (before, _) = line.split_once(what)?;
+    let digits = before.rsplit(|c: char| !c.is_ascii_digit()).next()?;
+    digits.parse().ok()
+}
+
+/// Threads of a block, by the naming of the kernels: the tiles of four warps are the smaller ones.
+fn threads(kernel: &str) -> u32 {
+    let small = ["_16x64", "_32x64", "_64x64"];
+    if kernel.contains("_tile_") && small.iter().any(|size| kernel.ends_with(size)) {
+        128
+    } else {
+        256
+    }
+}
+
+fn check(kernel: &str, arch: &str, found: &Resources) -> Result<()> {
+    ensure!(
+        found.spills == 0,
+        "{kernel} on {arch} spills {} bytes",
+        found.spills
+    );
+    let registers = found.registers.next_multiple_of(8) * threads(kernel);
+    ensure!(
+        registers <= REGISTERS,
+        "{kernel} on {arch}: {registers} registers for one block"
+    );
+    ensure!(
+        found.shared <= MAX_STATIC_SHARED,
+        "{kernel} on {arch}: {} bytes of shared memory",
+        found.shared
+    );
+    Ok(())
+}
+
+fn instructions(file: &str, ptx: &str) -> Result<()> {
+    for (_, expected) in EXPECTED.iter().filter(|(name, _)| *name == file) {
+        for instruction in *expected {
+            ensure!(
+                ptx.contains(instruction),
+                "{file}: no {instruction} in its PTX"
+            );
+        }
+    }
+    ensure!(
+        !ptx.contains(".approx"),
+        "{file}: an approximate instruction, whose bits differ between devices"
+    );
+    Ok(())
+}
+
+fn render(report: &BTreeMap<(String, &str), Resources>) -> String {
+    let mut text = String::from(
+        "# Registers of a thread and bytes of static shared memory; nothing spills. Written by\n\
+         # `cargo xtask kernels --update`.\n",
+    );
+    for ((kernel, arch), found) in report {
+        // Writing to a string cannot fail.
+        let _ = writeln!(
+            text,
+            "{kernel:<28} {arch:<7} {:>3} {:>6}",
+            found.registers, found.shared
+        );
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LOG: &str = "\
+ptxas info    : Compiling entry function 'a' for 'sm_80'
+ptxas info    : Function properties for a
+ptxas         .     24 bytes stack frame, 20 bytes spill stores, 24 bytes spill loads
+ptxas info    : Used 128 registers, used 1 barriers, 24 bytes cumulative stack size, 16512 bytes smem, 436 bytes cmem[0]
+ptxas info    : Compiling entry function 'b' for 'sm_80'
+ptxas info    : Function properties for b
+ptxas         .     0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 16 registers, used 0 barriers, 376 bytes cmem[0]";
+
+    #[test]
+    fn the_report_is_read_and_spills_are_refused() {
+        let found = resources(LOG).expect("two kernels");
+        assert_eq!(found[0].0, "a");
+        let a = Resources {
+            registers: 128,
+            shared: 16_512,
+            spills: 20,
+        };
+        assert_eq!(found[0].1, a);
+        assert_eq!((found[1].1.registers, found[1].1.shared), (16, 0));
+        assert!(check("a", "sm_80", &a).is_err());
+        assert!(check("b", "sm_80", &found[1].1).is_ok());
+        assert!(resources("").is_err());
+    }
+
+    #[test]
+    fn kernels_that_cannot_start_are_refused() {
+        let large = Resources {
+            registers: 255,
+            shared: 0,
+            spills: 0,
+        };
+        assert!(check("x_tile_64x64", "sm_80", &large).is_ok());
+        let shared = Resources {
+            shared: 50_000,
+            ..large
+        };
+        assert!(check("x", "sm_80", &shared).is_err());
+    }
+}

@@ -1,0 +1,57 @@
+//! Compiles the emulator once and the kernels once per profile, with g++ (its hooks are what the checks
+//! hang on).
+
+use std::path::Path;
+
+/// Name, architecture, and whether every load and store is reported.
+const PROFILES: [(&str, &str, bool); 4] = [
+    ("fast_80", "800", false),
+    ("checked_80", "800", true),
+    ("fast_75", "750", false),
+    ("checked_75", "750", true),
+];
+
+fn main() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
+    println!("cargo::rerun-if-changed=..");
+    for (name, arch, checked) in PROFILES {
+        let mut build = compiler();
+        build
+            .file(folder.join("kernels.cpp"))
+            .define("PTX_ARCH", arch)
+            .define("EMU_PROFILE", name)
+            .flag("-fno-tree-vectorize")
+            .flag("-fno-tree-loop-distribute-patterns")
+            .flag("-ftrivial-auto-var-init=pattern");
+        if checked {
+            build
+                .flag("-fsanitize=thread")
+                .flag("--param=tsan-instrument-func-entry-exit=0")
+                .flag("--param=tsan-distinguish-volatile=1");
+        }
+        build.compile(&format!("cuda_kernels_{name}"));
+    }
+    compiler()
+        .file(folder.join("emu.cpp"))
+        .file(folder.join("shadow.cpp"))
+        .opt_level(3)
+        .compile("cuda_emulator");
+}
+
+fn compiler() -> cc::Build {
+    let mut build = cc::Build::new();
+    build
+        .cpp(true)
+        .compiler("g++")
+        .std("c++20")
+        .opt_level(2)
+        .debug(false)
+        .flag("-march=x86-64-v3")
+        .flag("-ffp-contract=off")
+        .flag("-fno-math-errno")
+        .flag("-fwrapv")
+        .flag("-fno-strict-aliasing")
+        .flag("-fno-exceptions")
+        .flag("-Wno-unused-function");
+    build
+}

@@ -1,0 +1,92 @@
+// The 8-bit product of many tokens, tensor-core-bound from about 150 tokens on.
+//
+// Grouped activations: an accumulator starts each group at the bits of 1.5·2²³, so that its bits, read
+// as a float, are that number plus the group's sum, exactly; one subtraction and one fused step promote
+// it, in the order of the groups. One scale per row: the sum is one integer, K may be divided among
+// blocks (`split`), whose partial sums meet in `workspace`; the last block to arrive runs the epilogue and
+// leaves workspace and counter zeroed for the next launch.
+#include "gemm_tile.cuh"
+
+struct ProductS8 {
+    typedef i32 Sum;
+    DEV_METHOD static void mma(i32 (&c)[4], const u32 (&a)[4], const u32 (&b)[2]) { mma_s8(c, a, b); }
+};
+
+template <typename T>
+DEV void clear(i32 (&c)[T::TM][T::TN][4], i32 value) {
+    for_each_output<T>([&](i32, i32, i32 i, i32 j, i32 k) { c[i][j][k] = value; });
+}
+
+template <typename T>
+DEV void grouped_tile(i8* ring, const i8* x, const i8* w, const Epilogue& e, i32 k_bytes) {
+    i32 panels = (e.n + PANEL_CHANNELS - 1) / PANEL_CHANNELS;
+    i32 blocks = k_bytes / BLOCK_BYTES;
+    i32 c[T::TM][T::TN][4];
+    float t[T::TM][T::TN][4] = {};
+    clear<T>(c, ROUND_BITS);
+    run_tile<T, ProductS8>(c, ring, x, w, e.m, panels, k_bytes, 0, blocks, [&](i32 b) {
+        if (b % 2 == 0 && b + 1 < blocks) return;  // C6
+        for_each_output<T>([&](i32 row, i32, i32 i, i32 j, i32 k) {
+            float sum = fsub(float_of(static_cast<u32>(c[i][j][k])), ROUND_TO_INTEGER);
+            float scale = row < e.m ? e.s_x[row * e.groups + b / 2] : 0.0f;
+            t[i][j][k] = ffma(sum, scale, t[i][j][k]);
+        });
+        clear<T>(c, ROUND_BITS);
+    });
+    for_each_output<T>([&](i32 row, i32 channel, i32 i, i32 j, i32 k) { finish_s8(e, row, channel, t[i][j][k]); });
+}
+
+template <typename T>
+DEV void row_tile(i8* ring, const i8* x, const i8* w, const Epilogue& e, i32 k_bytes, i32* workspace, u32* counters, i32 tile_index) {
+    SHARED_STATIC(u32, arrived, 1);
+    i32 panels = (e.n + PANEL_CHANNELS - 1) / PANEL_CHANNELS;
+    i32 blocks = k_bytes / BLOCK_BYTES;
+    i32 share = (blocks + grid_z() - 1) / grid_z();
+    i32 first = block_z() * share < blocks ? block_z() * share : blocks;
+    i32 end = first + share < blocks ? first + share : blocks;
+    i32 c[T::TM][T::TN][4] = {};
+    run_tile<T, ProductS8>(c, ring, x, w, e.m, panels, k_bytes, first, end, [](i32) {});
+    if (grid_z() > 1) {
+        i32* sums = workspace + static_cast<i64>(tile_index) * T::BM * T::BN + thread_index();
+        for_each_output<T>([&](i32, i32, i32 i, i32 j, i32 k) {
+            red_add(sums + ((i * T::TN + j) * 4 + k) * T::THREADS, c[i][j][k]);  // C7
+        });
+        fence();       // C8
+        block_sync();  // C9
+        if (thread_index() == 0) arrived[0] = atomic_increment(counters + tile_index);
+        block_sync();  // C10
+        if (arrived[0] + 1 != static_cast<u32>(grid_z())) return;
+        fence();  // C11
+        for_each_output<T>([&](i32, i32, i32 i, i32 j, i32 k) {
+            i32* at = sums + ((i * T::TN + j) * 4 + k) * T::THREADS;
+            c[i][j][k] = ld_cg(at);
+            *at = 0;  // C12
+        });
+        if (thread_index() == 0) counters[tile_index] = 0;  // C13
+    }
+    for_each_output<T>([&](i32 row, i32 channel, i32 i, i32 j, i32 k) {
+        if (row >= e.m) return;
+        finish_s8(e, row, channel, ffma(float_of_int(c[i][j][k]), e.s_x[row], 0.0f));
+    });
+}
+
+// x [m, k_bytes], w in P64; workspace [tiles][BM·BN] and counters [tiles] are zero before and after and
+// are read when the grid has a depth above one.
+#define GEMM_I8_TILE(BM, BN, WM, WN, STAGES, MIN_BLOCKS)                                                                          \
+    KERNEL(32 * WM * WN, MIN_BLOCKS) gemm_i8_tile_##BM##x##BN(                                                                    \
+        const i8* x, const i8* w, const float* s_x, const float* s_w, const float* bias, float* y, i32 m, i32 n, i32 k_bytes,     \
+        i32 groups, i32 y_pitch, i32 accumulate, i32* workspace, u32* counters, i32 tiles_n) {                                    \
+        SHARED_DYNAMIC(i8, ring);                                                                                                 \
+        typedef Tile<BM, BN, WM, WN, STAGES> T;                                                                                   \
+        Epilogue e = {s_x, s_w, bias, y, m, n, y_pitch, groups, accumulate};                                                      \
+        if (groups == 1) {                                                                                                        \
+            row_tile<T>(ring, x, w, e, k_bytes, workspace, counters, block_y() * tiles_n + block_x());                            \
+        } else {                                                                                                                  \
+            grouped_tile<T>(ring, x, w, e, k_bytes);                                                                              \
+        }                                                                                                                         \
+    }                                                                                                                             \
+    REGISTER_KERNEL(gemm_i8_tile_##BM##x##BN, 32 * WM * WN)
+
+GEMM_I8_TILE(32, 64, 2, 2, 4, 2)
+GEMM_I8_TILE(64, 64, 2, 2, 4, 2)
+GEMM_I8_TILE(128, 128, 2, 4, 3, 1)
