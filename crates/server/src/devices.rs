@@ -17,8 +17,11 @@ pub fn models() -> Result<String> {
     for family in model::supported() {
         writeln!(
             text,
-            "  {:<10} {:<22} {}",
-            family.model_type, family.architecture, family.examples
+            "  {:<11} {:<22} {:<4} {}",
+            family.model_type,
+            family.architecture,
+            if family.reads_gguf() { "GGUF" } else { "" },
+            family.examples
         )?;
     }
     writeln!(

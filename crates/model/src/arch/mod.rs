@@ -18,6 +18,7 @@ use backend::Backend;
 use crate::config::ModelConfig;
 use crate::decoder::{Layer, Weights};
 use crate::error::{ModelError, Result};
+use crate::gguf::GgufFamily;
 use crate::load::Progress;
 use crate::tensors::Tensors;
 use frame::Frame;
@@ -32,8 +33,6 @@ pub struct Family {
     pub architecture: &'static str,
     /// Models people know it by.
     pub examples: &'static str,
-    /// Whether GGUF files of this architecture are read too.
-    pub gguf: bool,
     /// Older spellings of `model_type`.
     aliases: &'static [&'static str],
     read: fn(&ModelConfig) -> Result<Architecture>,
@@ -44,7 +43,6 @@ const FAMILIES: &[Family] = &[
         model_type: "llama",
         architecture: "LlamaForCausalLM",
         examples: "Llama 1, 2, 3, 3.1, 3.2, 3.3; SmolLM 1 and 2; TinyLlama; Vicuna; OpenAssistant's LLaMA; Falcon 3",
-        gguf: true,
         aliases: &[],
         read: |config| llama::read(config, llama::Quirks::LLAMA).map(with(Layers::Llama)),
     },
@@ -52,7 +50,6 @@ const FAMILIES: &[Family] = &[
         model_type: "mistral",
         architecture: "MistralForCausalLM",
         examples: "Mistral 7B v0.1 to v0.3, Mistral Nemo",
-        gguf: true,
         aliases: &[],
         read: |config| llama::read(config, llama::Quirks::MISTRAL).map(with(Layers::Llama)),
     },
@@ -60,7 +57,6 @@ const FAMILIES: &[Family] = &[
         model_type: "qwen2",
         architecture: "Qwen2ForCausalLM",
         examples: "Qwen 2 and 2.5; DeepSeek-R1-Distill-Qwen",
-        gguf: true,
         aliases: &[],
         read: |config| llama::read(config, llama::Quirks::QWEN2).map(with(Layers::Llama)),
     },
@@ -68,7 +64,6 @@ const FAMILIES: &[Family] = &[
         model_type: "qwen3",
         architecture: "Qwen3ForCausalLM",
         examples: "Qwen 3 (dense)",
-        gguf: true,
         aliases: &[],
         read: |config| llama::read(config, llama::Quirks::QWEN3).map(with(Layers::Llama)),
     },
@@ -76,7 +71,6 @@ const FAMILIES: &[Family] = &[
         model_type: "mixtral",
         architecture: "MixtralForCausalLM",
         examples: "Mixtral 8x7B and 8x22B",
-        gguf: false,
         aliases: &[],
         read: |config| llama::read(config, llama::Quirks::MIXTRAL).map(with(Layers::Llama)),
     },
@@ -84,7 +78,6 @@ const FAMILIES: &[Family] = &[
         model_type: "qwen3_moe",
         architecture: "Qwen3MoeForCausalLM",
         examples: "Qwen 3 with experts (30B-A3B, 235B-A22B)",
-        gguf: false,
         aliases: &[],
         read: |config| llama::read(config, llama::Quirks::QWEN3_MOE).map(with(Layers::Llama)),
     },
@@ -92,7 +85,6 @@ const FAMILIES: &[Family] = &[
         model_type: "gpt_neox",
         architecture: "GPTNeoXForCausalLM",
         examples: "Dolly v2, Pythia, OpenAssistant's Pythia, StableLM alpha, GPT-NeoX 20B, RedPajama-INCITE",
-        gguf: false,
         aliases: &[],
         read: |config| gpt_neox::read(config).map(with(Layers::GptNeox)),
     },
@@ -100,7 +92,6 @@ const FAMILIES: &[Family] = &[
         model_type: "gpt2",
         architecture: "GPT2LMHeadModel",
         examples: "GPT-2 up to XL, exports of nanoGPT",
-        gguf: false,
         aliases: &[],
         read: |config| gpt2::read(config).map(with(Layers::Gpt2)),
     },
@@ -108,7 +99,6 @@ const FAMILIES: &[Family] = &[
         model_type: "stablelm",
         architecture: "StableLmForCausalLM",
         examples: "StableLM 2, StableLM 3B 4E1T, StableLM Zephyr",
-        gguf: false,
         aliases: &["stablelm_epoch"],
         read: |config| stablelm::read(config).map(with(Layers::StableLm)),
     },
@@ -116,7 +106,6 @@ const FAMILIES: &[Family] = &[
         model_type: "gptj",
         architecture: "GPTJForCausalLM",
         examples: "GPT-J 6B, Dolly v1",
-        gguf: false,
         aliases: &[],
         read: |config| gptj::read(config).map(with(Layers::GptJ)),
     },
@@ -124,7 +113,6 @@ const FAMILIES: &[Family] = &[
         model_type: "phi",
         architecture: "PhiForCausalLM",
         examples: "Phi 1, 1.5 and 2",
-        gguf: false,
         aliases: &[],
         read: |config| phi::read(config).map(with(Layers::Phi)),
     },
@@ -132,7 +120,6 @@ const FAMILIES: &[Family] = &[
         model_type: "phi3",
         architecture: "Phi3ForCausalLM",
         examples: "Phi 3, 3.5 and 4, Phi 4 mini",
-        gguf: false,
         aliases: &[],
         read: |config| llama::read(config, llama::Quirks::PHI3).map(with(Layers::Llama)),
     },
@@ -140,7 +127,6 @@ const FAMILIES: &[Family] = &[
         model_type: "gemma",
         architecture: "GemmaForCausalLM",
         examples: "Gemma 1",
-        gguf: false,
         aliases: &[],
         read: |config| gemma::read(config, gemma::Generation::One).map(with(Layers::Gemma)),
     },
@@ -148,7 +134,6 @@ const FAMILIES: &[Family] = &[
         model_type: "gemma2",
         architecture: "Gemma2ForCausalLM",
         examples: "Gemma 2",
-        gguf: false,
         aliases: &[],
         read: |config| gemma::read(config, gemma::Generation::Two).map(with(Layers::Gemma)),
     },
@@ -156,7 +141,6 @@ const FAMILIES: &[Family] = &[
         model_type: "gemma3_text",
         architecture: "Gemma3ForCausalLM",
         examples: "Gemma 3, the text part of those with images",
-        gguf: false,
         aliases: &["gemma3"],
         read: |config| gemma::read(config, gemma::Generation::Three).map(with(Layers::Gemma)),
     },
@@ -164,7 +148,6 @@ const FAMILIES: &[Family] = &[
         model_type: "falcon",
         architecture: "FalconForCausalLM",
         examples: "Falcon 7B, 11B and 40B",
-        gguf: false,
         aliases: &["RefinedWebModel", "RefinedWeb"],
         read: |config| falcon::read(config).map(with(Layers::Falcon)),
     },
@@ -172,7 +155,6 @@ const FAMILIES: &[Family] = &[
         model_type: "olmo2",
         architecture: "Olmo2ForCausalLM",
         examples: "OLMo 2",
-        gguf: false,
         aliases: &[],
         read: |config| llama::read(config, llama::Quirks::OLMO2).map(with(Layers::Llama)),
     },
@@ -180,7 +162,6 @@ const FAMILIES: &[Family] = &[
         model_type: "smollm3",
         architecture: "SmolLM3ForCausalLM",
         examples: "SmolLM 3",
-        gguf: false,
         aliases: &[],
         read: |config| llama::read(config, llama::Quirks::SMOLLM3).map(with(Layers::Llama)),
     },
@@ -188,11 +169,17 @@ const FAMILIES: &[Family] = &[
         model_type: "granite",
         architecture: "GraniteForCausalLM",
         examples: "Granite 3 (dense)",
-        gguf: false,
         aliases: &[],
         read: |config| llama::read(config, llama::Quirks::GRANITE).map(with(Layers::Llama)),
     },
 ];
+
+impl Family {
+    /// Whether GGUF files of this architecture are read too.
+    pub fn reads_gguf(&self) -> bool {
+        GgufFamily::reads(self.model_type)
+    }
+}
 
 /// Every family that loads.
 pub fn supported() -> &'static [Family] {

@@ -191,7 +191,13 @@ fn scaled(mut layer: LinearWeight, factor: f32) -> LinearWeight {
         values.iter_mut().for_each(|value| *value *= factor);
         values
     };
-    layer.weight.data = WeightData::F32(times(layer.weight.data.into_f32()));
+    layer.weight.data = match layer.weight.data {
+        WeightData::Int8(mut data) if factor > 0.0 => {
+            data.scales = times(data.scales);
+            WeightData::Int8(data)
+        }
+        data => WeightData::F32(times(data.into_f32())),
+    };
     layer.bias = layer.bias.map(times);
     layer
 }

@@ -1,10 +1,10 @@
-//! GGUF metadata read as the `config.json` of the same model, and tensor names as a Hugging Face
-//! checkpoint has them.
+//! GGUF metadata read as the `config.json` of the same model.
 
 use std::collections::BTreeMap;
 
 use serde_json::{Map, Value as Json, json};
 
+use super::families::GgufFamily;
 use super::parse::Value;
 use crate::config::ModelConfig;
 use crate::error::{ModelError, Result};
@@ -12,13 +12,33 @@ use crate::error::{ModelError, Result};
 /// Divisors of the rotation frequencies, stored as a tensor (Llama 3.1 and later).
 pub(crate) const ROPE_FREQS: &str = "rope_freqs.weight";
 
-/// Architectures that are read; all use the tensor names below.
-const ARCHITECTURES: &[&str] = &["llama", "qwen2", "qwen3"];
+/// Divisors of the rotation frequencies for long and for short contexts, stored as tensors (Phi 3).
+pub(crate) const ROPE_FACTORS: [&str; 2] =
+    ["rope_factors_long.weight", "rope_factors_short.weight"];
+
+/// What the tensors of a file say about its model.
+#[derive(Debug, Default)]
+pub(crate) struct Stored {
+    /// Of [`ROPE_FREQS`].
+    pub rope_freqs: Option<Vec<f32>>,
+    /// Of [`ROPE_FACTORS`].
+    pub rope_factors: Option<[Vec<f32>; 2]>,
+    /// There is no head beside the embedding.
+    pub tied: bool,
+    /// Layers have a norm before the MLP.
+    pub mlp_norm: bool,
+    /// Layers have a second norm before attention.
+    pub two_norms: bool,
+    /// Layers normalise queries and keys.
+    pub qk_norm: bool,
+    /// Rows of the first layer's fused q, k and v.
+    pub qkv_rows: Option<usize>,
+}
 
 /// The key/value part of a GGUF file.
 pub(crate) struct Metadata {
     file: String,
-    architecture: String,
+    family: &'static GgufFamily,
     values: BTreeMap<String, Value>,
 }
 
@@ -33,15 +53,14 @@ impl Metadata {
                 ));
             }
         };
-        if !ARCHITECTURES.contains(&architecture.as_str()) {
-            return Err(ModelError::UnknownArchitecture {
+        let family =
+            GgufFamily::find(&architecture).ok_or_else(|| ModelError::UnknownArchitecture {
                 found: architecture,
-                supported: format!("{} in GGUF files", ARCHITECTURES.join(", ")),
-            });
-        }
+                supported: format!("{} in GGUF files", GgufFamily::list()),
+            })?;
         Ok(Self {
             file: file.to_owned(),
-            architecture,
+            family,
             values,
         })
     }
@@ -74,7 +93,7 @@ impl Metadata {
     }
 
     fn own(&self, key: &str) -> String {
-        format!("{}.{key}", self.architecture)
+        format!("{}.{key}", self.family.architecture)
     }
 
     /// A count of this architecture; a list with one value per layer counts when all are equal.
@@ -104,11 +123,15 @@ impl Metadata {
         self.typed(&self.own(key), Value::as_f64, "a number")
     }
 
-    /// Heads whose rows the converter interleaved: q and k of the Llama architecture.
+    pub fn family(&self) -> &'static GgufFamily {
+        self.family
+    }
+
+    /// Heads whose rows the converter interleaved: q and k of Llama and what derives from it.
     pub fn interleaved_heads(&self, name: &str) -> Result<Option<usize>> {
         let query_heads = || self.required("attention.head_count");
         let heads = match name {
-            _ if self.architecture != "llama" => return Ok(None),
+            _ if !self.family.interleaved => return Ok(None),
             _ if name.contains(".self_attn.q_proj.") => query_heads()?,
             _ if name.contains(".self_attn.k_proj.") => {
                 match self.count("attention.head_count_kv")? {
@@ -122,14 +145,7 @@ impl Metadata {
     }
 
     /// The same settings under the names of `config.json`.
-    pub fn config(&self, rope_freqs: Option<Vec<f32>>, tied: bool) -> Result<ModelConfig> {
-        if self.count("expert_count")?.unwrap_or(0) > 0 {
-            return Err(ModelError::unsupported(
-                &self.own("expert_count"),
-                "experts",
-                "dense layers are",
-            ));
-        }
+    pub fn config(&self, stored: Stored) -> Result<ModelConfig> {
         let heads = self.required("attention.head_count")?;
         let hidden = self.required("embedding_length")?;
         if heads == 0 {
@@ -149,10 +165,29 @@ impl Metadata {
         let window = self
             .count("attention.sliding_window")?
             .filter(|window| *window > 0);
-        let model_type = match (&*self.architecture, window) {
-            // The Llama of Hugging Face has no window; the one that has it is called Mistral.
-            ("llama", Some(_)) => "mistral",
-            (architecture, _) => architecture,
+        let experts = self.count("expert_count")?.filter(|experts| *experts > 0);
+        let model_type = match (self.family.model_type, experts, window) {
+            // The Llama of Hugging Face has neither experts nor a window; the ones that have them are
+            // called Mixtral and Mistral.
+            ("llama", Some(_), _) => "mixtral",
+            ("llama", None, Some(_)) => "mistral",
+            (model_type, _, _) => model_type,
+        };
+        let width = match self.count("feed_forward_length")? {
+            Some(width) => Some(width),
+            None if experts.is_some() => self.count("expert_feed_forward_length")?,
+            None => Some(self.required("feed_forward_length")?),
+        };
+        let eps = match self.number("attention.layer_norm_rms_epsilon")? {
+            Some(eps) => eps,
+            None => self
+                .number("attention.layer_norm_epsilon")?
+                .ok_or_else(|| {
+                    self.malformed(format!(
+                        "{} is missing",
+                        self.own("attention.layer_norm_rms_epsilon")
+                    ))
+                })?,
         };
         let mut config = json!({
             "model_type": model_type,
@@ -161,25 +196,135 @@ impl Metadata {
             "num_attention_heads": heads,
             "num_key_value_heads": self.count("attention.head_count_kv")?.unwrap_or(heads),
             "head_dim": head_dim,
-            "intermediate_size": self.required("feed_forward_length")?,
+            "intermediate_size": width,
+            "n_inner": width,
+            "ffn_hidden_size": width,
             "max_position_embeddings": self.required("context_length")?,
-            "rms_norm_eps": self
-                .number("attention.layer_norm_rms_epsilon")?
-                .ok_or_else(|| self.malformed(format!("{} is missing", self.own("attention.layer_norm_rms_epsilon"))))?,
+            "rms_norm_eps": eps,
+            "layer_norm_eps": eps,
+            "layer_norm_epsilon": eps,
             "rotary_dim": self.count("rope.dimension_count")?.unwrap_or(head_dim),
             "rope_parameters": self.rope()?,
-            "tie_word_embeddings": tied,
+            "tie_word_embeddings": stored.tied,
             "sliding_window": window,
             "use_sliding_window": window.is_some(),
             "max_window_layers": 0,
         });
-        if let Some(factors) = rope_freqs {
+        if let Some(factors) = &stored.rope_freqs {
             config["rope_freqs"] = json!(factors);
         }
+        if let Some(experts) = experts {
+            config["num_local_experts"] = json!(experts);
+            config["num_experts_per_tok"] = json!(self.required("expert_used_count")?);
+            config["norm_topk_prob"] = json!(true);
+            config["moe_intermediate_size"] =
+                json!(self.count("expert_feed_forward_length")?.or(width));
+        }
+        self.of_family(&mut config, &stored)?;
         match config {
             Json::Object(fields) => Ok(ModelConfig::from_fields(fields)),
             _ => unreachable!("the literal above is an object"),
         }
+    }
+
+    /// The settings that a single family has.
+    fn of_family(&self, config: &mut Json, stored: &Stored) -> Result<()> {
+        let copy = |config: &mut Json, pairs: &[(&str, &str)]| -> Result<()> {
+            for (name, key) in pairs {
+                if let Some(value) = self.number(key)? {
+                    config[*name] = json!(value);
+                }
+            }
+            Ok(())
+        };
+        match self.family.model_type {
+            "gpt2" => config["activation_function"] = json!("gelu_new"),
+            "gpt_neox" => {
+                let key = self.own("use_parallel_residual");
+                let parallel = self.typed(&key, Value::as_bool, "true or false")?;
+                config["use_parallel_residual"] = json!(parallel.unwrap_or(true));
+                config["ordered_qkv"] = json!(true);
+            }
+            "stablelm" => {
+                config["use_parallel_residual"] = json!(!stored.mlp_norm);
+                config["qk_layernorm"] = json!(stored.qk_norm);
+            }
+            "falcon" => {
+                // What the file says of key heads differs from converter to converter.
+                let count = |key: &str| config[key].as_u64().unwrap_or(1);
+                let rows = stored.qkv_rows.unwrap_or(0) as u64 / count("head_dim").max(1);
+                let kv_heads = rows.saturating_sub(count("num_attention_heads")) / 2;
+                config["num_kv_heads"] = json!(kv_heads);
+                config["num_key_value_heads"] = json!(kv_heads);
+                config["new_decoder_architecture"] = json!(true);
+                config["num_ln_in_parallel_attn"] = json!(1 + u8::from(stored.two_norms));
+                config["ordered_qkv"] = json!(true);
+            }
+            "granite" => copy(
+                config,
+                &[
+                    ("attention_multiplier", "attention.scale"),
+                    ("embedding_multiplier", "embedding_scale"),
+                    ("residual_multiplier", "residual_scale"),
+                    ("logits_scaling", "logit_scale"),
+                ],
+            )?,
+            "gemma2" | "gemma3_text" => {
+                // The two largest models scale by the width of a head of the whole.
+                let largest = match self.required("block_count")? {
+                    46 => self.family.model_type == "gemma2",
+                    62 => self.family.model_type == "gemma3_text",
+                    _ => false,
+                };
+                config["query_pre_attn_scalar"] = match largest {
+                    true => json!(
+                        self.required("embedding_length")?
+                            / self.required("attention.head_count")?
+                    ),
+                    false => config["head_dim"].clone(),
+                };
+                copy(
+                    config,
+                    &[
+                        ("attn_logit_softcapping", "attn_logit_softcapping"),
+                        ("final_logit_softcapping", "final_logit_softcapping"),
+                    ],
+                )?;
+                // A list of one flag per layer is what the default gives.
+                let pattern = self.own("attention.sliding_window_pattern");
+                if let Some(period) = self.values.get(&pattern).and_then(Value::as_u64) {
+                    config["sliding_window_pattern"] = json!(period);
+                }
+                if self.family.model_type == "gemma3_text" {
+                    let mut rope = config["rope_parameters"].take();
+                    let base = self.number("rope.freq_base")?.unwrap_or(1_000_000.0);
+                    rope["rope_theta"] = json!(base);
+                    let local = self.number("rope.freq_base_swa")?.unwrap_or(10_000.0);
+                    config["rope_parameters"] = json!({
+                        "full_attention": rope,
+                        "sliding_attention": {"rope_type": "default", "rope_theta": local},
+                    });
+                }
+            }
+            "phi3" => {
+                if let Some([long, short]) = &stored.rope_factors {
+                    config["original_max_position_embeddings"] =
+                        json!(self.required("rope.scaling.original_context_length")?);
+                    let rope = &mut config["rope_parameters"];
+                    rope["rope_type"] = json!("longrope");
+                    rope["long_factor"] = json!(long);
+                    rope["short_factor"] = json!(short);
+                    if let Some(factor) = self.number("rope.scaling.attn_factor")? {
+                        rope["attention_factor"] = json!(factor);
+                    }
+                }
+            }
+            _ => {}
+        }
+        if self.family.whole_norms {
+            config["norm_offset"] = json!(0.0);
+        }
+        Ok(())
     }
 
     fn rope(&self) -> Result<Json> {
@@ -199,6 +344,8 @@ impl Metadata {
                 rope.insert("rope_type".into(), json!("linear"));
                 rope.insert("factor".into(), json!(factor));
             }
+            // The factors are tensors.
+            (Some("longrope"), _) => {}
             (Some("yarn"), Some(factor)) => {
                 rope.insert("rope_type".into(), json!("yarn"));
                 rope.insert("factor".into(), json!(factor));
@@ -233,36 +380,4 @@ impl Metadata {
         }
         Ok(Json::Object(rope))
     }
-}
-
-/// The name a tensor has in a Hugging Face checkpoint; an unknown one stays, and nothing will read it.
-pub(crate) fn hugging_face_name(name: &str) -> String {
-    const WHOLE: &[(&str, &str)] = &[
-        ("token_embd.weight", "model.embed_tokens.weight"),
-        ("output_norm.weight", "model.norm.weight"),
-        ("output.weight", "lm_head.weight"),
-    ];
-    const IN_LAYER: &[(&str, &str)] = &[
-        ("attn_norm", "input_layernorm"),
-        ("attn_q", "self_attn.q_proj"),
-        ("attn_k", "self_attn.k_proj"),
-        ("attn_v", "self_attn.v_proj"),
-        ("attn_output", "self_attn.o_proj"),
-        ("attn_q_norm", "self_attn.q_norm"),
-        ("attn_k_norm", "self_attn.k_norm"),
-        ("ffn_norm", "post_attention_layernorm"),
-        ("ffn_gate", "mlp.gate_proj"),
-        ("ffn_up", "mlp.up_proj"),
-        ("ffn_down", "mlp.down_proj"),
-    ];
-    if let Some((_, known)) = WHOLE.iter().find(|(gguf, _)| *gguf == name) {
-        return (*known).to_owned();
-    }
-    let in_layer = || {
-        let (layer, rest) = name.strip_prefix("blk.")?.split_once('.')?;
-        let (part, kind) = rest.rsplit_once('.')?;
-        let (_, known) = IN_LAYER.iter().find(|(gguf, _)| *gguf == part)?;
-        Some(format!("model.layers.{layer}.{known}.{kind}"))
-    };
-    in_layer().unwrap_or_else(|| name.to_owned())
 }

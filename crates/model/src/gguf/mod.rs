@@ -1,6 +1,7 @@
 //! GGUF files: checked before anything is allocated, then presented as if they were a Hugging Face
 //! directory — configuration, tensor names and row order translated, tokenizer rebuilt.
 
+mod families;
 mod metadata;
 mod parse;
 #[cfg(test)]
@@ -22,7 +23,8 @@ use crate::error::{ModelError, Result};
 use crate::files::FileBytes;
 use crate::safetensors_files::elements;
 use crate::tensors::TensorSource;
-use metadata::Metadata;
+pub(crate) use families::GgufFamily;
+use metadata::{Metadata, ROPE_FACTORS, ROPE_FREQS, Stored};
 use parse::TensorInfo;
 
 /// A checked GGUF file.
@@ -37,11 +39,23 @@ impl GgufFile {
     pub fn open(name: &str, bytes: FileBytes) -> Result<Self> {
         let parsed = parse::parse(&bytes).map_err(|reason| ModelError::malformed(name, reason))?;
         let metadata = Metadata::new(name, parsed.metadata)?;
-        let tensors = parsed
+        let two_norms = parsed
             .tensors
-            .into_iter()
-            .map(|info| (metadata::hugging_face_name(&info.name), info))
-            .collect();
+            .iter()
+            .any(|info| info.name.contains(".attn_norm_2."));
+        let mut tensors = BTreeMap::new();
+        for info in parsed.tensors {
+            let known = metadata.family().hugging_face_name(&info.name, two_norms);
+            let several = info.shape.len() > 1 && info.shape[0] <= MAX_PARTS;
+            match known.contains('*') && several {
+                true => tensors.extend(
+                    slices(&info).map(|(i, slice)| (known.replace('*', &i.to_string()), slice)),
+                ),
+                false => {
+                    tensors.insert(known, info);
+                }
+            }
+        }
         Ok(Self {
             bytes,
             metadata,
@@ -51,12 +65,30 @@ impl GgufFile {
 
     /// The metadata as the `config.json` of the same model.
     pub fn config(&self) -> Result<ModelConfig> {
-        let factors = match self.tensors.get(metadata::ROPE_FREQS) {
-            Some(_) => Some(self.read(metadata::ROPE_FREQS)?.into_f32()),
-            None => None,
+        let factors = |name: &str| match self.tensors.get(name) {
+            Some(_) => Ok(Some(self.read(name)?.into_f32())),
+            None => Ok::<_, ModelError>(None),
         };
-        let tied = !self.tensors.contains_key("lm_head.weight");
-        self.metadata.config(factors, tied)
+        let has = |part: &str| self.tensors.values().any(|info| info.name.contains(part));
+        let [long, short] = ROPE_FACTORS;
+        self.metadata.config(Stored {
+            rope_freqs: factors(ROPE_FREQS)?,
+            rope_factors: factors(long)?
+                .zip(factors(short)?)
+                .map(|(long, short)| [long, short]),
+            tied: !self
+                .tensors
+                .values()
+                .any(|info| info.name == "output.weight"),
+            mlp_norm: has(".ffn_norm."),
+            two_norms: has(".attn_norm_2."),
+            qk_norm: has(".attn_q_norm."),
+            qkv_rows: self
+                .tensors
+                .values()
+                .find(|info| info.name == "blk.0.attn_qkv.weight")
+                .map(|info| info.shape[0]),
+        })
     }
 
     /// The tokenizer: a `tokenizer.json` beside the file, else one embedded, else one rebuilt.
@@ -82,7 +114,7 @@ impl TensorSource for GgufFile {
         // The frequency factors are part of the configuration.
         self.tensors
             .keys()
-            .filter(|name| *name != metadata::ROPE_FREQS)
+            .filter(|name| *name != ROPE_FREQS && !ROPE_FACTORS.contains(&name.as_str()))
             .cloned()
             .collect()
     }
@@ -112,6 +144,27 @@ impl TensorSource for GgufFile {
         };
         self.tensors.values().any(|info| !kept(info.dtype))
     }
+}
+
+/// Far above the experts and the heads of any model.
+const MAX_PARTS: usize = 4096;
+
+/// The parts that a tensor holds along its first dimension: experts, or the norms of heads. Blocks run
+/// along the last one, so that each part has bytes of its own.
+fn slices(info: &TensorInfo) -> impl Iterator<Item = (usize, TensorInfo)> + '_ {
+    let count = info.shape[0];
+    let bytes = (info.end - info.start) / count.max(1);
+    (0..count).map(move |index| {
+        let start = info.start + index * bytes;
+        let slice = TensorInfo {
+            name: info.name.clone(),
+            shape: info.shape[1..].to_vec(),
+            dtype: info.dtype,
+            start,
+            end: start + bytes,
+        };
+        (index, slice)
+    })
 }
 
 /// Elements of a tensor. Matrices of Q8_0 keep their integers and the scale of each block; other block

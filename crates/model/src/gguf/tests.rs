@@ -160,8 +160,8 @@ fn lying_headers_are_refused_with_a_reason() {
             "general.architecture is missing",
         ),
         (
-            Made::header(3, 0, 1).text_key("general.architecture", "gpt2"),
-            "model type gpt2 is not supported",
+            Made::header(3, 0, 1).text_key("general.architecture", "mamba"),
+            "model type mamba is not supported",
         ),
         (
             Made::header(3, 0, 1).u64(far).data(64),
@@ -344,7 +344,7 @@ fn settings_that_make_no_model_are_refused() {
         ),
         (
             config("", &[("llama.expert_count", 8)]),
-            "llama.expert_count",
+            "llama.expert_used_count is missing",
         ),
         (
             config("", &[("llama.attention.value_length", 7)]),

@@ -130,6 +130,67 @@ fn gguf_logits_equal_those_of_transformers() {
 }
 
 #[test]
+fn the_list_of_families_is_what_is_compared() {
+    let model_types: Vec<String> = CASES
+        .iter()
+        .map(|(name, case, _)| {
+            let path = fixtures().join(name).join(format!("{case}.tf5.json"));
+            let text = std::fs::read(path).expect("the configuration is committed");
+            let config: serde_json::Value = serde_json::from_slice(&text).expect("JSON");
+            config["model_type"].as_str().expect("a name").to_owned()
+        })
+        .collect();
+    let mut table = "| `model_type` | models | files |\n|---|---|---|\n".to_owned();
+    for family in model::supported() {
+        let found = model_types.iter().any(|found| found == family.model_type);
+        assert!(found, "{} has no golden logits", family.model_type);
+        let gguf = if family.reads_gguf() { ", GGUF" } else { "" };
+        table += &format!(
+            "| `{}` | {} | safetensors{gguf} |\n",
+            family.model_type, family.examples
+        );
+    }
+    let readme = concat!(env!("CARGO_MANIFEST_DIR"), "/../../README.md");
+    let readme = std::fs::read_to_string(readme).expect("the README is committed");
+    assert!(
+        readme.contains(&table),
+        "the README's table is not\n{table}"
+    );
+}
+
+#[test]
+fn gguf_logits_of_every_family_equal_those_of_transformers() {
+    for name in [
+        "falcon",
+        "falcon-two-norms",
+        "gemma",
+        "gemma2",
+        "gemma3",
+        "gpt2",
+        "gptneox",
+        "gptneox-sequential",
+        "granite",
+        "mixtral",
+        "olmo2",
+        "phi2",
+        "phi3",
+        "phi3-long",
+        "qwen3",
+        "qwen3moe",
+        "smollm3",
+        "stablelm",
+        "stablelm-parallel",
+    ] {
+        let expected = expected("gguf-families", name);
+        let path = fixtures().join(format!("gguf-families/{name}.gguf"));
+        let mut decoder = reference(&path, None);
+        let found = logits_in_chunks(&mut decoder, &expected.ids, expected.ids.len());
+        let error = error(&found, &expected.logits);
+        assert!(error < TOLERANCE, "{name}: {error:e}");
+    }
+}
+
+#[test]
 fn greedy_tokens_equal_those_of_transformers() {
     for (name, case, max_model_len) in CASES {
         let expected = expected(name, case);
