@@ -18,24 +18,26 @@ use serde_json::{Map, Value, json};
 use crate::config::ModelConfig;
 use crate::error::{ModelError, Result};
 use crate::files::{Files, file_name};
+use crate::quantised::EMBEDDINGS;
 use crate::safetensors_files::SafetensorsFiles;
 use crate::tensors::TensorSource;
 
 const CONFIG: &str = "config.json";
 const WEIGHTS: &str = "model.safetensors";
 
-/// Modules with a matrix that is gathered from, makes the logits, or routes.
+/// Modules with a matrix that makes the logits or routes.
 const KEPT: &[&str] = &[
-    "embed_tokens",
-    "embed_in",
     "embed_out",
-    "wte",
-    "wpe",
     "lm_head",
     "gate",
     "router",
     "shared_expert_gate",
 ];
+
+/// Whether a module's matrix stays as it is.
+fn kept(module: &str) -> bool {
+    KEPT.contains(&module) || EMBEDDINGS.contains(&module)
+}
 
 /// Files that hold weights, in this form or another.
 const WEIGHT_FILES: &[&str] = &[
@@ -147,7 +149,7 @@ fn matrices(files: &SafetensorsFiles) -> HashMap<String, [usize; 2]> {
                 return None;
             };
             let float = matches!(dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16);
-            (float && rows > 1 && columns > 1 && !KEPT.contains(&module))
+            (float && rows > 1 && columns > 1 && !kept(module))
                 .then(|| (prefix.to_owned(), [rows, columns]))
         })
         .collect()
@@ -366,7 +368,7 @@ fn write_config(
         .filter_map(|name| {
             let prefix = name.strip_suffix(".weight")?;
             let module = prefix.rsplit('.').next()?;
-            KEPT.contains(&module).then(|| prefix.to_owned())
+            kept(module).then(|| prefix.to_owned())
         })
         .collect();
     ignore.push("lm_head".to_owned());

@@ -23,6 +23,7 @@ use crate::files::Files;
 use crate::safetensors_files::SafetensorsFiles;
 use crate::tensors::TensorSource;
 use matrix::{Groups, Matrix};
+pub(crate) use targets::EMBEDDINGS;
 
 /// What a configuration calls its quantisation.
 const KEYS: [&str; 2] = ["quantization_config", "compression_config"];

@@ -5,6 +5,16 @@ use serde_json::Value;
 
 use crate::error::{ModelError, Result};
 
+/// What families call the modules that rows are gathered from.
+pub(crate) const EMBEDDINGS: &[&str] = &[
+    "embed_tokens",
+    "embed_in",
+    "wte",
+    "wpe",
+    "embed_positions",
+    "word_embeddings",
+];
+
 /// One entry of a list of targets.
 #[derive(Debug)]
 pub(super) struct Target {
@@ -70,14 +80,6 @@ impl Target {
 
 /// The class of a module with a matrix, as its name tells.
 fn class(module: &str) -> &'static str {
-    const EMBEDDINGS: &[&str] = &[
-        "embed_tokens",
-        "embed_in",
-        "wte",
-        "wpe",
-        "embed_positions",
-        "word_embeddings",
-    ];
     let last = module.rsplit('.').next().unwrap_or(module);
     match EMBEDDINGS.contains(&last) {
         true => "Embedding",
