@@ -192,6 +192,7 @@ fn scaled(mut layer: LinearWeight, factor: f32) -> LinearWeight {
         values
     };
     layer.weight.data = match layer.weight.data {
+        // The integers stay as they are stored.
         WeightData::Int8(mut data) if factor > 0.0 => {
             data.scales = times(data.scales);
             WeightData::Int8(data)
