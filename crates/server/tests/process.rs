@@ -59,7 +59,8 @@ fn the_printed_curl_line_works_and_the_sum_is_right() {
 
 #[test]
 fn a_client_that_leaves_gives_its_blocks_back() {
-    let server = Server::start(&[]);
+    // The slow target: the answer must not end before its client has left.
+    let server = Server::start(&["--device", "reference"]);
     let stream = server.send("POST", "/v1/chat/completions", &endless());
     let mut reader = BufReader::new(stream);
     let mut line = String::new();
@@ -70,7 +71,9 @@ fn a_client_that_leaves_gives_its_blocks_back() {
             "the stream ended"
         );
     }
-    assert!(server.metric("octet_kv_cache_blocks_used") > 0.0);
+    server.wait_until("the use of blocks", |server| {
+        server.metric("octet_kv_cache_blocks_used") > 0.0
+    });
     drop(reader);
     server.wait_until("the cancellation", |server| server.metric(CANCELLED) == 1.0);
     server.wait_until("freeing", |server| {
