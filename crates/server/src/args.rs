@@ -50,7 +50,7 @@ pub enum Command {
     },
     /// Print the manual page.
     Man,
-    /// Write an 8-bit copy of a model that this and other servers read.
+    /// Write an 8-bit copy of a model in the format of compressed-tensors.
     Quantize(QuantizeArgs),
 }
 

