@@ -9,7 +9,7 @@ use backend::{
     BLOCK_SIZE, BackendError, Batch, RowOutput, RowTask, SampleBatch, SampleOutput, Sampled,
     TokenId,
 };
-use model::{CausalLm, ModelInfo};
+use model::{ActiveWeights, CausalLm, ModelInfo};
 
 /// What a fake model does wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,6 +60,7 @@ impl FakeModel {
                 vocab_size,
                 max_model_len,
                 num_blocks,
+                active_weights: ActiveWeights::default(),
             },
             seed,
             slots: vec![None; num_blocks * BLOCK_SIZE],

@@ -13,6 +13,17 @@ pub struct ModelInfo {
     pub max_model_len: usize,
     /// Blocks of the paged cache.
     pub num_blocks: usize,
+    /// Weights that a token is multiplied with.
+    pub active_weights: ActiveWeights,
+}
+
+/// Elements of the matrices that one token meets: of experts only as many as it is sent to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ActiveWeights {
+    /// In all layers together.
+    pub layers: u64,
+    /// In the head, which only tokens whose logits are wanted meet.
+    pub head: u64,
 }
 
 /// A decoder with its cache, erased to what the engine needs. Not necessarily `Send`: it is built on

@@ -5,7 +5,7 @@ use backend::{
     Routing, SampleBatch, SampleOutput,
 };
 
-use crate::{CausalLm, ModelInfo};
+use crate::{ActiveWeights, CausalLm, ModelInfo};
 
 /// A transformer decoder on one target, with its cache.
 pub struct Decoder<B: Backend> {
@@ -26,6 +26,8 @@ pub(crate) struct Weights<B: Backend> {
     pub layers: Vec<Layer<B>>,
     /// Euclidean norm of each layer's key biases, zero without: what the cache's types depend on.
     pub key_bias_norms: Vec<f32>,
+    /// What a token is multiplied with.
+    pub active_weights: ActiveWeights,
     /// Before the head.
     pub final_norm: Norm<B::Tensor>,
     /// `[vocab, hidden]`; a copy of the embedding where the checkpoint ties them.

@@ -24,7 +24,7 @@ mod tensors;
 mod text_files;
 
 pub use arch::{Family, supported};
-pub use causal_lm::{CausalLm, ModelInfo};
+pub use causal_lm::{ActiveWeights, CausalLm, ModelInfo};
 pub use checkpoint::Checkpoint;
 pub use config::ModelConfig;
 pub use decoder::Decoder;

@@ -73,6 +73,7 @@ pub fn load<B: Backend>(
         vocab_size: checkpoint.vocab_size().unwrap_or(vocab).min(vocab),
         max_model_len,
         num_blocks: cache.num_blocks,
+        active_weights: weights.active_weights,
     };
     Ok(Decoder::new(backend, info, weights, cache)?)
 }

@@ -136,13 +136,13 @@ pub struct DeviceArgs {
 /// Flags of `octet bench`.
 #[derive(Debug, Clone, Args)]
 pub struct BenchArgs {
-    /// Prompt tokens of the prefill test.
+    /// Prompt tokens of the prefill test; 0 leaves it out.
     #[arg(long, value_name = "TOKENS", default_value_t = 512)]
     pub prompt_tokens: usize,
     /// Tokens in the cache when the decode test begins.
     #[arg(long, value_name = "TOKENS", default_value_t = 16)]
     pub context_tokens: usize,
-    /// Tokens that each sequence of the decode test generates.
+    /// Tokens that each sequence of the decode test generates; 0 leaves it out.
     #[arg(long, value_name = "TOKENS", default_value_t = 128)]
     pub generate_tokens: usize,
     /// Sequences side by side.

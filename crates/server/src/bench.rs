@@ -8,6 +8,7 @@ use engine::{EngineHandle, GenerateRequest, SamplingParams, StreamEvent, TokenSt
 use gateway::Gateway;
 use kernels_cpu::peak::{self, Peak};
 use metrics::Metrics;
+use model::ActiveWeights;
 use serde::Serialize;
 use tokio::task::JoinSet;
 
@@ -15,6 +16,7 @@ use crate::args::BenchArgs;
 use crate::config::Config;
 use crate::load::load;
 use crate::progress::Progress;
+use crate::target::Target;
 
 /// For how long a sequence may wait or run: longer than any measurement.
 const UNHURRIED: Duration = Duration::from_secs(24 * 60 * 60);
@@ -37,6 +39,76 @@ struct Row {
     median: f64,
     #[serde(rename = "tokens_per_second_max")]
     max: f64,
+    /// Of the multiply-adds that the machine can do, for the matrices alone.
+    share_of_multiply_adds: Option<f64>,
+    /// Of the bytes that the machine can read, for the weights alone. Prompts are not bound by it.
+    share_of_memory_read: Option<f64>,
+}
+
+/// What the median rates are held against. Attention and everything but the matrices is left out of the
+/// work, so that the shares are lower than what the machine does.
+struct Limits {
+    weights: ActiveWeights,
+    weight_bytes: u64,
+    /// Multiplications and additions per second in the precision of the model, the better of the two
+    /// measurements.
+    ops: Option<f64>,
+    /// Bytes per second, likewise.
+    read_bytes: f64,
+}
+
+impl Limits {
+    fn new(weights: ActiveWeights, target: &Target, peaks: [Peak; 2]) -> Self {
+        let ops = |peak: &Peak| {
+            if target.is_int8() {
+                peak.int8_ops
+            } else {
+                peak.f32_ops
+            }
+        };
+        Self {
+            weights,
+            weight_bytes: target.min_weight_bytes(),
+            ops: peaks.iter().filter_map(ops).reduce(f64::max),
+            read_bytes: peaks.iter().map(|p| p.read_bytes).fold(0.0, f64::max),
+        }
+    }
+
+    /// Fills in the shares of a row. A step of decoding reads every weight once and multiplies it for
+    /// each sequence; a prompt meets the head once.
+    fn shares(&self, mut row: Row) -> Row {
+        let ActiveWeights { layers, head } = self.weights;
+        let weights = match row.test {
+            "prefill" => layers as f64 + head as f64 / row.prompt_tokens as f64,
+            _ => {
+                let bytes = ((layers + head) * self.weight_bytes) as f64;
+                let steps = row.median / row.batch as f64;
+                row.share_of_memory_read = Some(steps * bytes / self.read_bytes);
+                (layers + head) as f64
+            }
+        };
+        row.share_of_multiply_adds = self.ops.map(|ops| row.median * 2.0 * weights / ops);
+        row
+    }
+}
+
+/// Name, prompt and output of the tests that were asked for.
+fn tests(args: &BenchArgs) -> Result<Vec<(&'static str, usize, usize)>> {
+    let mut tests = Vec::new();
+    if args.prompt_tokens > 0 {
+        tests.push(("prefill", args.prompt_tokens, 1));
+    }
+    match args.generate_tokens {
+        0 => {}
+        1 => bail!(
+            "--generate-tokens 1 leaves nothing to time: the first token belongs to the prompt"
+        ),
+        tokens => tests.push(("decode", args.context_tokens, tokens)),
+    }
+    if tests.is_empty() {
+        bail!("--prompt-tokens 0 and --generate-tokens 0 leave nothing to measure");
+    }
+    Ok(tests)
 }
 
 /// Everything in the JSON file.
@@ -59,9 +131,7 @@ struct Report {
 /// A bad configuration, a model that cannot be loaded, sequences that do not fit.
 pub fn run(args: BenchArgs) -> Result<()> {
     for (flag, value, min) in [
-        ("--prompt-tokens", args.prompt_tokens, 1),
         ("--context-tokens", args.context_tokens, 1),
-        ("--generate-tokens", args.generate_tokens, 2),
         ("--repetitions", args.repetitions, 1),
         ("--batch", args.batch.iter().copied().min().unwrap_or(0), 1),
     ] {
@@ -69,6 +139,7 @@ pub fn run(args: BenchArgs) -> Result<()> {
             bail!("{flag} {value} is below {min}");
         }
     }
+    let tests = tests(&args)?;
     let mut config = Config::resolve(args.serve.clone())?;
     let largest = args.batch.iter().copied().max().unwrap_or(1);
     config.engine.max_num_seqs = config.engine.max_num_seqs.max(largest);
@@ -85,12 +156,9 @@ pub fn run(args: BenchArgs) -> Result<()> {
     let before = peak::measure(isa, threads);
     let mut rows = Vec::new();
     let mut progress = Progress::new("measuring", false);
-    let total = (args.batch.len() * 2 * args.repetitions) as u64;
+    let total = (args.batch.len() * tests.len() * args.repetitions) as u64;
     for &batch in &args.batch {
-        for (test, prompt, output) in [
-            ("prefill", args.prompt_tokens, 1),
-            ("decode", args.context_tokens, args.generate_tokens),
-        ] {
+        for &(test, prompt, output) in &tests {
             let mut rates = Vec::new();
             for _ in 0..args.repetitions {
                 rates.push(once(&loaded.engine, test, prompt, output, batch)?);
@@ -105,11 +173,15 @@ pub fn run(args: BenchArgs) -> Result<()> {
                 min: rates[0],
                 median: rates[rates.len() / 2],
                 max: rates[rates.len() - 1],
+                share_of_multiply_adds: None,
+                share_of_memory_read: None,
             });
         }
     }
     drop(progress);
     let after = peak::measure(isa, threads);
+    let info = loaded.engine.info().context("the model is loaded")?;
+    let limits = Limits::new(info.active_weights, &loaded.target, [before, after]);
     let report = Report {
         version: env!("CARGO_PKG_VERSION"),
         model: name,
@@ -119,7 +191,7 @@ pub fn run(args: BenchArgs) -> Result<()> {
         int8_gops_before_after: [before, after].map(|p| p.int8_ops.map(|ops| ops / 1e9)),
         f32_gflops_before_after: [before, after].map(|p| p.f32_ops.map(|ops| ops / 1e9)),
         read_gb_per_second_before_after: [before, after].map(|p| p.read_bytes / 1e9),
-        rows,
+        rows: rows.into_iter().map(|row| limits.shares(row)).collect(),
     };
     print_table(&report, [before, after]);
     if let Some(path) = &args.json {
@@ -202,13 +274,28 @@ fn print_table(report: &Report, peaks: [Peak; 2]) {
         report.model, report.precision, report.device
     );
     println!(
-        "\n{:<8} {:>7} {:>9} {:>6} {:>12} {:>23}",
-        "test", "prompt", "generate", "batch", "tokens/s", "slowest to fastest"
+        "\n{:<8} {:>7} {:>9} {:>6} {:>12} {:>23} {:>10} {:>10}",
+        "test",
+        "prompt",
+        "generate",
+        "batch",
+        "tokens/s",
+        "slowest to fastest",
+        "of compute",
+        "of reading"
     );
     for row in &report.rows {
         println!(
-            "{:<8} {:>7} {:>9} {:>6} {:>12.1} {:>11.1} to {:>8.1}",
-            row.test, row.prompt_tokens, row.output_tokens, row.batch, row.median, row.min, row.max
+            "{:<8} {:>7} {:>9} {:>6} {:>12.1} {:>11.1} to {:>8.1} {:>10} {:>10}",
+            row.test,
+            row.prompt_tokens,
+            row.output_tokens,
+            row.batch,
+            row.median,
+            row.min,
+            row.max,
+            percent(row.share_of_multiply_adds),
+            percent(row.share_of_memory_read)
         );
     }
     let rates = |name: &str, unit: &str, rate: fn(&Peak) -> Option<f64>| {
@@ -224,6 +311,10 @@ fn print_table(report: &Report, peaks: [Peak; 2]) {
     rates("  8-bit multiply-add", "Gop/s", |p| p.int8_ops);
     rates("  f32 multiply-add", "Gflop/s", |p| p.f32_ops);
     rates("  memory read", "GB/s", |p| Some(p.read_bytes));
+}
+
+fn percent(share: Option<f64>) -> String {
+    share.map_or("-".to_owned(), |share| format!("{:.0} %", 100.0 * share))
 }
 
 fn write_json(path: &PathBuf, report: &Report) -> Result<()> {

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use backend::{
     BackendError, Batch, RowOutput, RowTask, SampleBatch, SampleOutput, SampleRow, Sampled, TokenId,
 };
-use model::{CausalLm, ModelInfo};
+use model::{ActiveWeights, CausalLm, ModelInfo};
 
 use super::support::{END, MAX_MODEL_LEN, VOCAB};
 
@@ -37,6 +37,7 @@ impl Script {
                 vocab_size: VOCAB,
                 max_model_len: MAX_MODEL_LEN,
                 num_blocks: 64,
+                active_weights: ActiveWeights::default(),
             },
             answer,
             starts: HashMap::new(),

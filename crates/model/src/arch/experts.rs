@@ -97,7 +97,7 @@ impl RoutedSpec {
         let router = parts.spec(names.router, self.num_experts, hidden, Bias::IfStored);
         let router = parts.tensors.linear(&[router])?.into_router();
         let [gate, up, down] = names.projections;
-        let mut expert = |index: usize| -> Result<Expert<B::Linear>> {
+        let expert = |parts: &mut Parts<B>, index: usize| -> Result<Expert<B::Linear>> {
             let name = |part: &str| format!("{}.{index}.{part}", names.experts);
             let gate_up = parts.tensors.linear(&[
                 parts.spec(&name(gate), self.width, hidden, Bias::IfStored),
@@ -108,9 +108,7 @@ impl RoutedSpec {
                 down: parts.linear(&name(down), hidden, self.width, Bias::IfStored)?,
             })
         };
-        let experts = (0..self.num_experts)
-            .map(&mut expert)
-            .collect::<Result<_>>()?;
+        let experts = parts.load_experts(self.num_experts, self.routing.top_k, expert)?;
         Ok(Mlp::Routed {
             router: parts.load(router)?,
             routing: self.routing,

@@ -5,6 +5,7 @@ use backend::{AttentionSpec, Backend, HostTensor, LinearWeight, NormKind, Rope, 
 
 use super::Shape;
 use super::parts::Parts;
+use crate::causal_lm::ActiveWeights;
 use crate::config::ModelConfig;
 use crate::decoder::{Layer, Position, Weights};
 use crate::error::{ModelError, Result};
@@ -245,6 +246,10 @@ impl Frame {
         let vocab = embed.rows;
         let head = self.head(&embed, tensors)?;
         let embed = backend.load_tensor(embed)?;
+        let mut active_weights = ActiveWeights {
+            head: (head.weight.rows * head.weight.columns) as u64,
+            layers: 0,
+        };
         let head = backend.load_linear(head.into_head())?;
         progress.advance(1);
         let mut layers = Vec::with_capacity(self.sizes.num_layers);
@@ -254,6 +259,7 @@ impl Frame {
             let mut parts = Parts::new(index, place, tensors, backend);
             layers.push(layer(&mut parts)?);
             key_bias_norms.push(parts.key_bias_norm());
+            active_weights.layers += parts.active_weights();
             progress.advance(1);
         }
         let final_norm = Parts::new(0, prefix.to_owned(), tensors, backend).norm(
@@ -268,6 +274,7 @@ impl Frame {
             position,
             layers,
             key_bias_norms,
+            active_weights,
             final_norm,
             head,
             logit_cap: self.multipliers.logit_cap,

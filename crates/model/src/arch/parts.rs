@@ -20,6 +20,8 @@ pub(crate) struct Parts<'a, 't, B: Backend> {
     backend: &'a mut B,
     /// Euclidean norm of the biases that keys get; zero without.
     key_bias_norm: f32,
+    /// Elements of the matrices loaded so far that one token meets.
+    active_weights: u64,
 }
 
 impl<'a, 't, B: Backend> Parts<'a, 't, B> {
@@ -30,7 +32,13 @@ impl<'a, 't, B: Backend> Parts<'a, 't, B> {
             tensors,
             backend,
             key_bias_norm: 0.0,
+            active_weights: 0,
         }
+    }
+
+    /// Elements of the loaded matrices that one token meets.
+    pub fn active_weights(&self) -> u64 {
+        self.active_weights
     }
 
     /// Euclidean norm of the biases of the keys that [`Self::load_qkv`] loaded.
@@ -53,7 +61,22 @@ impl<'a, 't, B: Backend> Parts<'a, 't, B> {
     }
 
     pub fn load(&mut self, weight: LinearWeight) -> Result<B::Linear> {
+        self.active_weights += (weight.weight.rows * weight.weight.columns) as u64;
         Ok(self.backend.load_linear(weight)?)
+    }
+
+    /// Loads experts, of which a token meets `top_k`.
+    pub fn load_experts<T>(
+        &mut self,
+        num_experts: usize,
+        top_k: usize,
+        load: impl Fn(&mut Self, usize) -> Result<T>,
+    ) -> Result<Vec<T>> {
+        let others = self.active_weights;
+        let experts = (0..num_experts).map(|index| load(self, index)).collect();
+        let all = self.active_weights - others;
+        self.active_weights = others + all / num_experts as u64 * top_k as u64;
+        experts
     }
 
     /// The matrix of a layer's queries, keys and values, `[q | k | v]` by rows.

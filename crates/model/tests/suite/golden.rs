@@ -261,3 +261,16 @@ fn scheduling_changes_no_bit() {
 fn same_bits(a: &[f32], b: &[f32]) -> bool {
     a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits())
 }
+
+/// Elements of the matrices of the fixtures, of experts the chosen ones only.
+#[test]
+fn active_weights_are_those_that_a_token_meets() {
+    let attention = |q: u64, kv: u64| 48 * (q + 2 * kv) + 48 * q;
+    let llama = 4 * (attention(72, 24) + 3 * 48 * 112);
+    let mixtral = 3 * (attention(48, 24) + 5 * 48 + 2 * 3 * 48 * 32);
+    for (name, layers) in [("llama", llama), ("mixtral", mixtral)] {
+        let dir = checkpoint_dir(name, "default.tf5.json");
+        let found = reference(dir.path(), None).info().active_weights;
+        assert_eq!((found.layers, found.head), (layers, 96 * 48), "{name}");
+    }
+}
