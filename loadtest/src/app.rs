@@ -32,17 +32,21 @@ const PLAIN_WORDS: TokensPerWord = TokensPerWord {
 /// Performs the run that `config` describes. `interrupted` ends it early when it completes.
 pub async fn measure(config: &Config, interrupted: impl Future<Output = ()>) -> Result<Report> {
     let clock = Clock::start();
-    let target = Target::resolve(config.url.clone(), config.api_key.as_deref(), clock).await?;
-    let workload = prepare(config, &target).await?;
+    let mut targets = Vec::new();
+    for url in &config.urls {
+        targets.push(Target::resolve(url.clone(), config.api_key.as_deref(), clock).await?);
+    }
+    let workload = prepare(config, &targets[0]).await?;
     let metrics = Metrics::open(config, clock).await;
     let plan = Plan {
         arrival: config.arrival,
         warmup: config.warmup,
         requests: config.requests,
         duration: config.duration,
+        ramp_up: config.ramp_up,
         timeouts: config.timeouts,
     };
-    let run = Run::new(plan, target, workload.clone(), clock);
+    let run = Run::new(plan, targets, workload.clone(), clock);
     let result = drive(&run, config, interrupted).await;
     let server = metrics.close(&result, config).await;
     Ok(Report::new(config, &workload, &result, server))
@@ -81,10 +85,9 @@ async fn prepare(config: &Config, target: &Target) -> Result<Workload> {
         api: config.api,
         model,
         seed: config.seed,
-        prompt_tokens: config.prompt_tokens,
-        output_tokens: config.output_tokens,
+        contents: config.contents.clone(),
+        trace: config.trace.clone(),
         tokens_per_word: PLAIN_WORDS,
-        ignore_eos: config.ignore_eos,
         temperature: config.temperature,
         nonce: (config.cache == Cache::Cold).then(workload::nonce),
     };
@@ -115,8 +118,11 @@ impl Metrics {
 
     async fn scrape(config: &Config, clock: Clock) -> Result<(Scraper, Snapshot, bool)> {
         let key = config.api_key.as_deref();
-        let target = Target::resolve(config.metrics_url.clone(), key, clock).await?;
-        let scraper = Scraper::new(target, clock, config.api.path());
+        let mut targets = Vec::new();
+        for url in &config.metrics_urls {
+            targets.push(Target::resolve(url.clone(), key, clock).await?);
+        }
+        let scraper = Scraper::new(targets, clock, config.api.path());
         let (before, was_quiet) = scraper.quiet(QUIET_BOUND).await?;
         anyhow::ensure!(before.is_octet(), "the server has no octet_ metrics");
         Ok((scraper, before, was_quiet))

@@ -4,10 +4,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{ArgGroup, Parser, Subcommand, ValueEnum};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
+use crate::arrival::RampShape;
 use crate::lengths::Lengths;
 use crate::slo::Slo;
+use crate::think::Think;
 use crate::workload::Api;
 
 const EXAMPLES: &str = "\
@@ -25,7 +27,11 @@ Examples:
   The highest rate at which 99 of 100 requests keep two limits:
     loadtest search --slo ttft=1s,tpot=80ms --duration 60s --prompt-tokens 256 --output-tokens 128
 
-Lengths are written N, uniform:MIN..MAX or lognormal:median=N,p95=N[,min=N,max=N].
+  Conversations of four questions on a shared beginning of 500 tokens:
+    loadtest --rate 1 --duration 2m --turns 4 --think 3s --prefix-tokens 500 --prompt-tokens 40
+
+Lengths are written N, uniform:MIN..MAX, lognormal:median=N,p95=N or normal:mean=N,sd=N (also gamma:),
+the last three with min=N,max=N where wanted.
 Limits are ttft, tpot, stall (the longest gap) and e2e; attainment is the share that must keep them.
 A closed loop (--users) hides queueing, because a slow server gets less load; use --rate for
 latency under load.
@@ -83,16 +89,16 @@ pub struct SearchArgs {
 
 /// Flags of a run.
 #[derive(Debug, Clone, Parser)]
-#[command(group(ArgGroup::new("arrival").args(["users", "rate"])))]
+#[command(group(ArgGroup::new("loop").args(["users", "rate", "trace"])))]
 pub struct Args {
-    /// Address of the server, with or without /v1
+    /// Address of the server, with or without /v1; given several times, conversations take turns
     #[arg(
         long,
         value_name = "URL",
         default_value = "http://127.0.0.1:8000",
         help_heading = "Target"
     )]
-    pub url: String,
+    pub url: Vec<String>,
     /// Key sent as a bearer token
     #[arg(
         long,
@@ -105,35 +111,73 @@ pub struct Args {
     /// Model to ask for [default: the first that /v1/models lists]
     #[arg(long, value_name = "NAME", help_heading = "Target")]
     pub model: Option<String>,
-    /// Endpoint to call: chat or completions
+    /// Endpoint to call: chat or completions [default: chat]
     #[arg(
         long,
         value_enum,
         value_name = "API",
-        default_value = "chat",
         hide_possible_values = true,
         help_heading = "Target"
     )]
-    pub api: Api,
-    /// Address of the server's metrics [default: /metrics of the server]
+    pub api: Option<Api>,
+    /// Address of a server's metrics, once for each server [default: /metrics of each]
     #[arg(long, value_name = "URL", help_heading = "Target")]
-    pub metrics_url: Option<String>,
+    pub metrics_url: Vec<String>,
 
     /// Closed loop: this many users, each with one request at a time [default: 1]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65_536), help_heading = "Load")]
     pub users: Option<u32>,
-    /// Open loop: Poisson arrivals, this many requests per second
+    /// Open loop: this many requests per second, whatever becomes of them
     #[arg(long, value_name = "R", value_parser = rate, help_heading = "Load")]
     pub rate: Option<f64>,
+    /// Open loop: times and lengths of a recorded trace (Mooncake, Azure or BurstGPT format)
+    #[arg(long, value_name = "FILE", help_heading = "Load")]
+    pub trace: Option<PathBuf>,
+    /// A file that describes the load; flags go before it
+    #[arg(long, value_name = "FILE", help_heading = "Load")]
+    pub workload: Option<PathBuf>,
+    /// Gaps between requests of --rate: poisson, gamma or constant [default: poisson]
+    #[arg(
+        long,
+        value_enum,
+        value_name = "KIND",
+        requires = "rate",
+        hide_possible_values = true,
+        help_heading = "Load"
+    )]
+    pub arrival: Option<ArrivalKind>,
+    /// Shape of gamma arrivals: 1 is Poisson, less comes in bursts
+    #[arg(long, value_name = "K", value_parser = rate, requires = "rate", help_heading = "Load")]
+    pub burstiness: Option<f64>,
+    /// Let the rate go from --rate to this one over --duration, to explore
+    #[arg(long, value_name = "R", value_parser = rate, requires = "rate", help_heading = "Load")]
+    pub ramp_to: Option<f64>,
+    /// How it gets there: linear or exponential [default: linear]
+    #[arg(
+        long,
+        value_enum,
+        value_name = "SHAPE",
+        requires = "ramp_to",
+        hide_possible_values = true,
+        help_heading = "Load"
+    )]
+    pub ramp: Option<RampShape>,
+    /// Play a trace so many times faster
+    #[arg(long, value_name = "X", value_parser = rate, requires = "trace", help_heading = "Load")]
+    pub trace_speed: Option<f64>,
+    /// Closed loop: let the users start one after the other over this time
+    #[arg(long, value_name = "TIME", value_parser = duration, conflicts_with_all = ["rate", "trace"], help_heading = "Load")]
+    pub ramp_up: Option<Duration>,
     /// Stop after this many measured requests [default: 100 without --duration]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..), help_heading = "Load")]
     pub requests: Option<u64>,
     /// Measure for this long (10s, 2m); load goes on until the last measured request has ended
     #[arg(long, value_name = "TIME", value_parser = duration, help_heading = "Load")]
     pub duration: Option<Duration>,
-    /// Requests before the measured ones, left out of every latency
-    #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Load")]
-    pub warmup: u64,
+    /// Requests, or a time, before the measured ones, left out of every latency [default: one request
+    /// of each user when there are several]
+    #[arg(long, value_name = "N|TIME", help_heading = "Load")]
+    pub warmup: Option<Warmup>,
     /// Seed of arrivals, lengths and words
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Load")]
     pub seed: u64,
@@ -141,38 +185,59 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 4096, help_heading = "Load")]
     pub max_in_flight: usize,
 
-    /// Prompt length in tokens
+    /// Prompt length in tokens [default: 64]
+    #[arg(long, value_name = "LENGTHS", help_heading = "Requests")]
+    pub prompt_tokens: Option<Lengths>,
+    /// Output length in tokens, the request's max_tokens [default: 64, of a dataset as recorded]
+    #[arg(long, value_name = "LENGTHS", help_heading = "Requests")]
+    pub output_tokens: Option<Lengths>,
+    /// Prompts of a file: ShareGPT's format, or JSON lines of messages
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt_tokens", "trace"], help_heading = "Requests")]
+    pub dataset: Option<PathBuf>,
+    /// Leave out conversations of a dataset with a longer text; cut the prompts of a trace
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Requests")]
+    pub max_prompt_tokens: Option<u32>,
+    /// Questions in a conversation, each sent with the answers before it [default: 1]
     #[arg(
         long,
         value_name = "LENGTHS",
-        default_value = "64",
+        conflicts_with = "trace",
         help_heading = "Requests"
     )]
-    pub prompt_tokens: Lengths,
-    /// Output length in tokens: the request's max_tokens
+    pub turns: Option<Lengths>,
+    /// Pause before a next question: 2s, lognormal:median=2s,p95=8s
     #[arg(
         long,
-        value_name = "LENGTHS",
-        default_value = "64",
+        value_name = "TIME",
+        conflicts_with = "trace",
         help_heading = "Requests"
     )]
-    pub output_tokens: Lengths,
+    pub think: Option<Think>,
+    /// Go on with the answers of the dataset instead of the server's
+    #[arg(long, requires = "dataset", help_heading = "Requests")]
+    pub replay_recorded: bool,
+    /// Begin every conversation with this many tokens that its group shares
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), conflicts_with = "trace", help_heading = "Requests")]
+    pub prefix_tokens: Option<u32>,
+    /// Number of such groups [default: 1]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), requires = "prefix_tokens", help_heading = "Requests")]
+    pub prefix_groups: Option<u32>,
     /// Ask the server to go on to the full output length (an extension of most servers)
     #[arg(long, help_heading = "Requests")]
     pub ignore_eos: bool,
-    /// Sampling temperature; above zero each request gets its own seed
-    #[arg(long, value_name = "T", default_value_t = 0.0, value_parser = temperature, help_heading = "Requests")]
-    pub temperature: f64,
+    /// Sampling temperature; above zero each request gets its own seed [default: 0]
+    #[arg(long, value_name = "T", value_parser = temperature, help_heading = "Requests")]
+    pub temperature: Option<f64>,
     /// cold: prompts start with words of this run; warm: an earlier run may have filled the cache
+    /// [default: cold]
     #[arg(
         long,
         value_enum,
         value_name = "CACHE",
-        default_value = "cold",
         hide_possible_values = true,
         help_heading = "Requests"
     )]
-    pub cache: Cache,
+    pub cache: Option<Cache>,
     /// Tokens per word of the prompts [default: asked from the server by two short requests]
     #[arg(long, value_name = "X", value_parser = rate, help_heading = "Requests")]
     pub tokens_per_word: Option<f64>,
@@ -205,8 +270,39 @@ pub struct Args {
     pub quiet: bool,
 }
 
+/// Distribution of the gaps between requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ArrivalKind {
+    /// Independent requests.
+    Poisson,
+    /// Bursts, or the opposite of bursts.
+    Gamma,
+    /// A metronome.
+    Constant,
+}
+
+/// What goes before the measured requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Warmup {
+    /// So many requests.
+    Requests(u64),
+    /// Everything planned in the first time.
+    Time(Duration),
+}
+
+impl std::str::FromStr for Warmup {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.parse() {
+            Ok(requests) => Ok(Self::Requests(requests)),
+            Err(_) => duration(text).map(Self::Time),
+        }
+    }
+}
+
 /// What the prompts may find in the server's prefix cache.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Cache {
     /// Every prompt starts with words of this run alone.
@@ -310,6 +406,7 @@ mod tests {
         };
         assert!(parse("").is_ok());
         assert!(parse("--users 3 --rate 2").is_err());
+        assert!(parse("--rate 3 --burstiness 0.5 --warmup 20s --think 2s --turns 3").is_ok());
         for line in [
             "--users 0",
             "--rate 0",
@@ -317,6 +414,12 @@ mod tests {
             "--requests 0",
             "--temperature 3",
             "--prompt-tokens 0",
+            "--burstiness 2",
+            "--ramp linear --rate 2",
+            "--rate 2 --ramp-up 3s",
+            "--warmup soon",
+            "--trace f --turns 2",
+            "--prefix-groups 2",
         ] {
             assert!(parse(line).is_err(), "{line}");
         }

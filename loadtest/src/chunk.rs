@@ -140,6 +140,15 @@ impl<'de> Deserialize<'de> for Text {
     }
 }
 
+/// The visible text of a streamed object, for a conversation that goes on with it. Apart from
+/// [`Chunk`], which keeps no text, because most runs need none.
+pub fn visible_text(data: &[u8]) -> Option<String> {
+    let chunk: serde_json::Value = serde_json::from_slice(data).ok()?;
+    let choice = &chunk["choices"][0];
+    let text = choice["delta"]["content"].as_str();
+    text.or(choice["text"].as_str()).map(str::to_owned)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -2,44 +2,33 @@
 
 use std::time::Duration;
 
-use anyhow::Result;
-use serde::Serialize;
+use std::sync::Arc;
 
-use crate::args::{Args, Cache};
+use anyhow::{Context, Result, bail};
+
+use crate::args::{Args, ArrivalKind, Cache, Warmup};
+use crate::arrival::{Arrival, RampShape};
+use crate::content::{Content, Prefix};
 use crate::exchange::Timeouts;
 use crate::lengths::Lengths;
 use crate::slo::Slo;
 use crate::target::HttpUrl;
+use crate::trace::Trace;
 use crate::workload::Api;
+use crate::workload_file::{FileArrival, WorkloadFile, dataset_content};
 
 /// Measured requests when neither a number nor a duration is given.
 const DEFAULT_REQUESTS: u64 = 100;
-
-/// How requests arrive.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-#[serde(tag = "kind", rename_all = "lowercase")]
-pub enum Arrival {
-    /// Users who each wait for their answer before they ask again.
-    Closed {
-        /// Number of users.
-        users: u32,
-    },
-    /// Poisson arrivals that nothing holds back.
-    Poisson {
-        /// Requests per second.
-        rate: f64,
-        /// Requests in flight beyond which one is shed.
-        max_in_flight: usize,
-    },
-}
+/// Prompt and output length when neither is given.
+const DEFAULT_LENGTH: Lengths = Lengths::Fixed(64);
 
 /// A resolved run.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// Address of the server.
-    pub url: HttpUrl,
-    /// Address of its metrics.
-    pub metrics_url: HttpUrl,
+    /// Addresses of the servers, which get conversations in turn.
+    pub urls: Vec<HttpUrl>,
+    /// Addresses of their metrics.
+    pub metrics_urls: Vec<HttpUrl>,
     /// Key of the server.
     pub api_key: Option<String>,
     /// Model to ask for, if not the first one listed.
@@ -52,16 +41,16 @@ pub struct Config {
     pub requests: Option<u64>,
     /// Length of the window.
     pub duration: Option<Duration>,
-    /// Requests before the window.
-    pub warmup: u64,
+    /// What goes before the window.
+    pub warmup: Warmup,
+    /// Time over which the users of a closed loop start.
+    pub ramp_up: Duration,
     /// Seed of every draw.
     pub seed: u64,
-    /// Prompt lengths.
-    pub prompt_tokens: Lengths,
-    /// Output lengths.
-    pub output_tokens: Lengths,
-    /// Go on after the end-of-sequence token.
-    pub ignore_eos: bool,
+    /// Kinds of conversations.
+    pub contents: Vec<Content>,
+    /// The trace that is played.
+    pub trace: Option<Arc<Trace>>,
     /// Sampling temperature.
     pub temperature: f64,
     /// Prefix cache policy.
@@ -80,41 +69,35 @@ impl TryFrom<Args> for Config {
     type Error = anyhow::Error;
 
     fn try_from(args: Args) -> Result<Self> {
-        let url = HttpUrl::parse_base(&args.url)?;
-        let metrics_url = match &args.metrics_url {
-            Some(text) => HttpUrl::parse(text)?,
-            None => url.join("/metrics"),
+        let file = match &args.workload {
+            Some(path) => WorkloadFile::read(path)?,
+            None => WorkloadFile::default(),
         };
-        let arrival = match args.rate {
-            Some(rate) => Arrival::Poisson {
-                rate,
-                max_in_flight: args.max_in_flight,
-            },
-            None => Arrival::Closed {
-                users: args.users.unwrap_or(1),
-            },
-        };
-        let requests = args
-            .requests
-            .or(args.duration.is_none().then_some(DEFAULT_REQUESTS));
+        let (urls, metrics_urls) = addresses(&args)?;
+        let duration = args.duration.or(file.duration_s);
+        let (arrival, trace) = arrival(&args, &file, duration)?;
+        let requests = args.requests.or(file.requests);
+        // A trace has an end of its own.
+        let needs_end = duration.is_none() && trace.is_none();
+        let requests = requests.or(needs_end.then_some(DEFAULT_REQUESTS));
         Ok(Self {
-            url,
-            metrics_url,
+            urls,
+            metrics_urls,
+            contents: contents(&args, &file)?,
+            api: args.api.or(file.api).unwrap_or(Api::Chat),
+            temperature: args.temperature.or(file.temperature()).unwrap_or(0.0),
+            cache: args.cache.or(file.cache).unwrap_or(Cache::Cold),
+            slo: args.slo.or(file.slo),
+            warmup: warmup(&args, &file, arrival),
+            arrival,
+            trace,
+            requests,
+            duration,
+            ramp_up: args.ramp_up.unwrap_or_default(),
             api_key: args.api_key,
             model: args.model,
-            api: args.api,
-            arrival,
-            requests,
-            duration: args.duration,
-            warmup: args.warmup,
             seed: args.seed,
-            prompt_tokens: args.prompt_tokens,
-            output_tokens: args.output_tokens,
-            ignore_eos: args.ignore_eos,
-            temperature: args.temperature,
-            cache: args.cache,
             tokens_per_word: args.tokens_per_word,
-            slo: args.slo,
             timeouts: Timeouts {
                 connect: args.timeout_connect,
                 head: args.timeout_head,
@@ -125,4 +108,166 @@ impl TryFrom<Args> for Config {
             quiet: args.quiet,
         })
     }
+}
+
+fn addresses(args: &Args) -> Result<(Vec<HttpUrl>, Vec<HttpUrl>)> {
+    let urls: Vec<HttpUrl> = args
+        .url
+        .iter()
+        .map(|text| HttpUrl::parse_base(text))
+        .collect::<Result<_>>()?;
+    let metrics: Vec<HttpUrl> = match args.metrics_url.len() {
+        0 => urls.iter().map(|url| url.join("/metrics")).collect(),
+        n if n == urls.len() => {
+            let texts = args.metrics_url.iter();
+            texts
+                .map(|text| HttpUrl::parse(text))
+                .collect::<Result<_>>()?
+        }
+        n => bail!("{n} --metrics-url for {} --url: one for each", urls.len()),
+    };
+    Ok((urls, metrics))
+}
+
+fn arrival(
+    args: &Args,
+    file: &WorkloadFile,
+    duration: Option<Duration>,
+) -> Result<(Arrival, Option<Arc<Trace>>)> {
+    let asked = if let Some(users) = args.users {
+        FileArrival::Closed { users }
+    } else if let Some(rate) = args.rate {
+        of_rate(args, rate)?
+    } else if let Some(path) = &args.trace {
+        FileArrival::Trace {
+            path: path.clone(),
+            speed: args.trace_speed,
+        }
+    } else if let Some(FileArrival::Trace { path, speed }) = &file.arrival {
+        FileArrival::Trace {
+            path: file.resolve(path),
+            speed: *speed,
+        }
+    } else {
+        let closed = FileArrival::Closed { users: 1 };
+        file.arrival.clone().unwrap_or(closed)
+    };
+    resolve_arrival(asked, args, duration)
+}
+
+fn of_rate(args: &Args, rate: f64) -> Result<FileArrival> {
+    if let Some(to) = args.ramp_to {
+        if args.arrival.is_some() || args.burstiness.is_some() {
+            bail!("--ramp-to is a Poisson process: --arrival and --burstiness do not go with it");
+        }
+        let shape = args.ramp;
+        return Ok(FileArrival::Ramp {
+            from: rate,
+            to,
+            shape,
+        });
+    }
+    Ok(match (args.arrival, args.burstiness) {
+        (None | Some(ArrivalKind::Poisson), None) => FileArrival::Poisson { rate },
+        (None | Some(ArrivalKind::Gamma), Some(burstiness)) => {
+            FileArrival::Gamma { rate, burstiness }
+        }
+        (Some(ArrivalKind::Gamma), None) => bail!("gamma arrivals need --burstiness"),
+        (Some(ArrivalKind::Constant), None) => FileArrival::Constant { rate },
+        (Some(_), Some(_)) => bail!("--burstiness is for gamma arrivals"),
+    })
+}
+
+fn resolve_arrival(
+    asked: FileArrival,
+    args: &Args,
+    duration: Option<Duration>,
+) -> Result<(Arrival, Option<Arc<Trace>>)> {
+    let max_in_flight = args.max_in_flight;
+    let positive = |name: &str, value: f64| {
+        if value.is_finite() && value > 0.0 {
+            Ok(value)
+        } else {
+            bail!("{name} {value} is not a number above zero")
+        }
+    };
+    let arrival = match asked {
+        FileArrival::Closed { users: 0 } => bail!("a closed loop of 0 users asks nothing"),
+        FileArrival::Closed { users } => Arrival::Closed { users },
+        FileArrival::Poisson { rate } => Arrival::Poisson {
+            rate: positive("rate", rate)?,
+            max_in_flight,
+        },
+        FileArrival::Gamma { rate, burstiness } => Arrival::Gamma {
+            rate: positive("rate", rate)?,
+            burstiness: positive("burstiness", burstiness)?,
+            max_in_flight,
+        },
+        FileArrival::Constant { rate } => Arrival::Constant {
+            rate: positive("rate", rate)?,
+            max_in_flight,
+        },
+        FileArrival::Ramp { from, to, shape } => Arrival::Ramp {
+            from: positive("rate", from)?,
+            to: positive("rate", to)?,
+            seconds: duration.context("a ramp needs a duration")?.as_secs_f64(),
+            shape: shape.unwrap_or(RampShape::Linear),
+            max_in_flight,
+        },
+        FileArrival::Trace { path, speed } => {
+            let trace = Arc::new(Trace::read(&path, args.max_prompt_tokens)?);
+            let arrival = Arrival::Trace {
+                requests: trace.requests.len() as u64,
+                speed: positive("speed", speed.unwrap_or(1.0))?,
+                max_in_flight,
+            };
+            return Ok((arrival, Some(trace)));
+        }
+    };
+    Ok((arrival, None))
+}
+
+/// Each user of a closed loop has asked once before the window opens, because a start of all at once is
+/// no part of a steady state.
+fn warmup(args: &Args, file: &WorkloadFile, arrival: Arrival) -> Warmup {
+    args.warmup
+        .or(file.warmup_s.map(Warmup::Time))
+        .unwrap_or(match arrival {
+            Arrival::Closed { users } if users > 1 => Warmup::Requests(u64::from(users)),
+            _ => Warmup::Requests(0),
+        })
+}
+
+/// Flags that say what is asked replace the mix of a file as a whole.
+fn contents(args: &Args, file: &WorkloadFile) -> Result<Vec<Content>> {
+    let has_flags = args.prompt_tokens.is_some()
+        || args.output_tokens.is_some()
+        || args.dataset.is_some()
+        || args.turns.is_some()
+        || args.think.is_some()
+        || args.prefix_tokens.is_some()
+        || args.ignore_eos;
+    if args.workload.is_some() && !has_flags {
+        return file.contents();
+    }
+    let mut content = match &args.dataset {
+        Some(path) => dataset_content(
+            path,
+            args.max_prompt_tokens,
+            args.output_tokens,
+            args.replay_recorded,
+        )?,
+        None => Content::words(
+            args.prompt_tokens.unwrap_or(DEFAULT_LENGTH),
+            args.output_tokens.unwrap_or(DEFAULT_LENGTH),
+        ),
+    };
+    content.ignore_eos = args.ignore_eos;
+    content.turns = args.turns.unwrap_or(content.turns);
+    content.think = args.think.unwrap_or_default();
+    content.prefix = args.prefix_tokens.map(|tokens| Prefix {
+        tokens,
+        groups: args.prefix_groups.unwrap_or(1),
+    });
+    Ok(vec![content])
 }

@@ -10,8 +10,10 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
 
+use crate::args::Warmup;
+use crate::arrival::Arrival;
 use crate::clock::{Clock, Nanos};
-use crate::config::Arrival;
+use crate::content::Conversation;
 use crate::exchange::{Exchange, Timeouts, exchange};
 use crate::observe::{StreamFacts, Window};
 use crate::outcome::{End, Evidence, classify};
@@ -25,12 +27,14 @@ use crate::workload::{PlannedRequest, Workload};
 pub struct Plan {
     /// How requests arrive.
     pub arrival: Arrival,
-    /// Requests before the window.
-    pub warmup: u64,
+    /// What goes before the window.
+    pub warmup: Warmup,
     /// Measured requests after which no more are sent.
     pub requests: Option<u64>,
     /// Length of the window.
     pub duration: Option<Duration>,
+    /// Time over which the users of a closed loop start.
+    pub ramp_up: Duration,
     /// Time limits of a request.
     pub timeouts: Timeouts,
 }
@@ -40,7 +44,7 @@ pub struct Run {
     /// Clock of every time in the run.
     pub clock: Clock,
     plan: Plan,
-    target: Target,
+    targets: Vec<Target>,
     workload: Workload,
     window: Window,
     state: Mutex<State>,
@@ -64,6 +68,8 @@ pub struct Counts {
 
 #[derive(Debug, Default)]
 struct State {
+    /// Planned start of the first request.
+    begun: Option<Nanos>,
     issued: u64,
     measured_issued: u64,
     measured_open: u64,
@@ -77,6 +83,28 @@ struct Ticket {
     phase: Phase,
 }
 
+/// A request about to be sent: its leave, its plan, and where it belongs.
+#[derive(Debug, Clone, Copy)]
+struct Errand {
+    ticket: Ticket,
+    t_plan: Nanos,
+    conversation: u64,
+    turn: u32,
+    content: usize,
+    server: usize,
+    keeps_text: bool,
+}
+
+/// A conversation whose first request is ready.
+#[derive(Debug)]
+struct Opening {
+    conversation: Conversation,
+    first: PlannedRequest,
+}
+
+/// The connections of a user, one for each server that was asked.
+struct Slots(Vec<Option<Connection>>);
+
 /// What a finished run leaves.
 #[derive(Debug)]
 pub struct RunResult {
@@ -89,12 +117,13 @@ pub struct RunResult {
 }
 
 impl Run {
-    /// A run that has not started.
-    pub fn new(plan: Plan, target: Target, workload: Workload, clock: Clock) -> Arc<Self> {
+    /// A run that has not started. Conversations go to `targets` in turn.
+    pub fn new(plan: Plan, targets: Vec<Target>, workload: Workload, clock: Clock) -> Arc<Self> {
+        assert!(!targets.is_empty(), "a run has a server");
         Arc::new(Self {
             clock,
             plan,
-            target,
+            targets,
             workload,
             window: Window::default(),
             state: Mutex::default(),
@@ -108,10 +137,7 @@ impl Run {
     pub async fn run(self: &Arc<Self>) -> RunResult {
         match self.plan.arrival {
             Arrival::Closed { users } => closed::run(self, users).await,
-            Arrival::Poisson {
-                rate,
-                max_in_flight,
-            } => open::run(self, rate, max_in_flight).await,
+            arrival => open::run(self, arrival).await,
         }
         let mut records = std::mem::take(&mut self.state().records);
         records.sort_by_key(|record| record.index);
@@ -137,7 +163,7 @@ impl Run {
     /// Ends the run at once: requests in flight become unfinished.
     pub fn stop(&self) {
         self.stop.send_replace(true);
-        self.changed.notify_one();
+        self.changed.notify_waiters();
     }
 
     /// Running totals.
@@ -158,6 +184,7 @@ impl Run {
     /// Gives leave for a request planned at `t_plan`, or none when the run is over.
     fn issue(&self, t_plan: Nanos) -> Option<Ticket> {
         let mut state = self.state();
+        state.begun.get_or_insert(t_plan);
         let phase = self.next_phase(&state, t_plan)?;
         if phase == Phase::Measured {
             if state.measured_issued == 0 {
@@ -167,7 +194,7 @@ impl Run {
                     .map(|d| Nanos::try_from(d.as_nanos()).unwrap_or(Nanos::MAX));
                 self.window
                     .open(t_plan, length.map(|l| t_plan.saturating_add(l)));
-                self.changed.notify_one();
+                self.changed.notify_waiters();
             }
             state.measured_issued += 1;
             state.measured_open += 1;
@@ -186,7 +213,16 @@ impl Run {
         {
             return None;
         }
-        if state.issued < self.plan.warmup {
+        let is_early = match self.plan.warmup {
+            Warmup::Requests(requests) => state.issued < requests,
+            // Once the window is open, no later leave falls before it.
+            Warmup::Time(time) => {
+                let begun = state.begun.unwrap_or(t_plan);
+                state.measured_issued == 0
+                    && u128::from(t_plan - begun.min(t_plan)) < time.as_nanos()
+            }
+        };
+        if is_early {
             return Some(Phase::Warmup);
         }
         if self.window.end().is_none_or(|end| t_plan < end) {
@@ -217,29 +253,126 @@ impl Run {
         }
     }
 
-    /// Performs a request on the connection in `slot`, which is opened if need be and emptied when
-    /// it cannot carry another request, and keeps its record.
+    /// Requests that were given leave and have not ended.
+    fn in_flight(&self) -> usize {
+        let state = self.state();
+        usize::try_from(state.issued).unwrap_or(usize::MAX) - state.records.len()
+    }
+
+    fn opening(&self, number: u64) -> Opening {
+        let conversation = self.workload.conversation(number);
+        Opening {
+            first: self.workload.planned(&conversation, &[]),
+            conversation,
+        }
+    }
+
+    fn server_of(&self, conversation: u64) -> usize {
+        usize::try_from(conversation % self.targets.len() as u64).expect("it is an index")
+    }
+
+    /// Connections for a user who begins now, as far as they can be opened. One that cannot fails
+    /// again, and is recorded, with its first request.
+    async fn slots(&self) -> Slots {
+        let mut slots = Vec::new();
+        for server in 0..self.targets.len() {
+            slots.push(self.connect(server).await.ok());
+        }
+        Slots(slots)
+    }
+
+    /// Performs a conversation to its end, or to the first answer that failed. Later turns are planned
+    /// at the end of the answer before them plus the pause.
+    async fn converse(
+        &self,
+        slots: &mut Slots,
+        mut ticket: Ticket,
+        mut t_plan: Nanos,
+        opening: Opening,
+    ) {
+        let Opening {
+            conversation,
+            first: mut planned,
+        } = opening;
+        let server = self.server_of(conversation.number);
+        let mut answers = Vec::new();
+        loop {
+            let errand = Errand {
+                ticket,
+                t_plan,
+                conversation: conversation.number,
+                turn: u32::try_from(answers.len()).unwrap_or(u32::MAX),
+                content: conversation.content,
+                server,
+                keeps_text: answers.len() + 1 < conversation.turns.len(),
+            };
+            let Some((answer, t_end)) = self.perform(slots, errand, &planned).await else {
+                return;
+            };
+            answers.push(answer);
+            let Some(next) = conversation.turns.get(answers.len()) else {
+                return;
+            };
+            planned = self.workload.planned(&conversation, &answers);
+            // A user who does not think is ready when the question is written.
+            t_plan = match next.think {
+                0 => self.clock.now(),
+                think => t_end + think,
+            };
+            self.pause_until(t_plan).await;
+            match self.issue(t_plan) {
+                Some(next) => ticket = next,
+                None => return,
+            }
+        }
+    }
+
+    /// Waits until `t`, or until no further request will be given leave.
+    async fn pause_until(&self, t: Nanos) {
+        // The runtime's timer wakes up to a millisecond late, so the last millisecond is spun away.
+        let early = self.clock.instant(t.saturating_sub(1_000_000));
+        tokio::select! {
+            () = tokio::time::sleep_until(early) => {}
+            () = self.all_issued() => return,
+        }
+        while self.clock.now() < t {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// Performs a request on the user's connection, which is opened if need be and dropped when it
+    /// cannot carry another request, and keeps its record. Returns the text, as far as it is wanted,
+    /// and the end of a success.
     async fn perform(
         &self,
-        slot: &mut Option<Connection>,
-        ticket: Ticket,
-        t_plan: Nanos,
-        planned: PlannedRequest,
-    ) {
+        slots: &mut Slots,
+        errand: Errand,
+        planned: &PlannedRequest,
+    ) -> Option<(String, Nanos)> {
         let mut stop = self.stop.subscribe();
+        let slot = &mut slots.0[errand.server];
         let attempt = tokio::select! {
             biased;
-            attempt = self.attempt(slot, &planned) => attempt,
+            attempt = self.attempt(slot, &errand, planned) => attempt,
             _ = stop.wait_for(|stop| *stop) => Attempt::without_answer(End::Stopped),
         };
         if attempt.exchange.end != End::Complete {
             *slot = None;
         }
-        self.keep(self.record(ticket, t_plan, &planned, attempt));
+        let mut record = self.record(&errand, planned, attempt);
+        let text = std::mem::take(&mut record.stream.text);
+        let answer = record.outcome.is_success().then_some((text, record.t_end));
+        self.keep(record);
+        answer
     }
 
     /// Sends a request, once more only if a reused connection turns out to have been closed.
-    async fn attempt(&self, slot: &mut Option<Connection>, planned: &PlannedRequest) -> Attempt {
+    async fn attempt(
+        &self,
+        slot: &mut Option<Connection>,
+        errand: &Errand,
+        planned: &PlannedRequest,
+    ) -> Attempt {
         let mut connect = 0;
         let mut reconnects = 0;
         loop {
@@ -249,7 +382,7 @@ impl Run {
             };
             if !is_open {
                 let started = self.clock.now();
-                match self.connect().await {
+                match self.connect(errand.server).await {
                     Ok(connection) => *slot = Some(connection),
                     Err(reason) => {
                         *slot = None;
@@ -263,15 +396,15 @@ impl Run {
                 connect += self.clock.now() - started;
             }
             let connection = slot.as_mut().expect("a connection was just opened");
-            let request = self
-                .target
-                .post(self.workload.api.path(), planned.body.clone());
+            let request =
+                self.targets[errand.server].post(self.workload.api.path(), planned.body.clone());
             let exchange = exchange(
                 connection,
                 request,
                 &self.plan.timeouts,
                 self.clock,
                 &self.window,
+                errand.keeps_text,
             )
             .await;
             if !exchange.stale_connection {
@@ -286,22 +419,16 @@ impl Run {
         }
     }
 
-    async fn connect(&self) -> Result<Connection, String> {
+    async fn connect(&self, server: usize) -> Result<Connection, String> {
         tokio::time::timeout(
             self.plan.timeouts.connect,
-            Connection::open(self.target.address, self.clock),
+            Connection::open(self.targets[server].address, self.clock),
         )
         .await
         .unwrap_or_else(|_| Err("no connection in time".into()))
     }
 
-    fn record(
-        &self,
-        ticket: Ticket,
-        t_plan: Nanos,
-        planned: &PlannedRequest,
-        attempt: Attempt,
-    ) -> RequestRecord {
+    fn record(&self, errand: &Errand, planned: &PlannedRequest, attempt: Attempt) -> RequestRecord {
         let Attempt {
             exchange,
             connect,
@@ -315,9 +442,13 @@ impl Run {
             asked_output_tokens: planned.output_tokens,
         });
         RequestRecord {
-            index: ticket.index,
-            phase: ticket.phase,
-            t_plan,
+            index: errand.ticket.index,
+            conversation: errand.conversation,
+            turn: errand.turn,
+            content: errand.content,
+            server: errand.server,
+            phase: errand.ticket.phase,
+            t_plan: errand.t_plan,
             t_send: exchange.t_send,
             t_head: exchange.t_head,
             t_end: exchange.stream.t_done.unwrap_or_else(|| self.clock.now()),
@@ -344,7 +475,7 @@ impl Run {
         state.measured_open -= u64::from(is_measured);
         state.records.push(record);
         drop(state);
-        self.changed.notify_one();
+        self.changed.notify_waiters();
     }
 }
 

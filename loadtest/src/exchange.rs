@@ -52,13 +52,14 @@ pub struct Exchange {
     pub stale_connection: bool,
 }
 
-/// Sends `request` and reads the answer.
+/// Sends `request` and reads the answer, with its text when `keeps_text`.
 pub async fn exchange(
     connection: &mut Connection,
     request: Request<Full<Bytes>>,
     timeouts: &Timeouts,
     clock: Clock,
     window: &Window,
+    keeps_text: bool,
 ) -> Exchange {
     let started = Instant::now();
     let reused = std::mem::replace(&mut connection.reused, true);
@@ -94,6 +95,7 @@ pub async fn exchange(
                 timeouts,
                 started,
                 clock,
+                keeps_text,
             };
             if response.status().is_success() {
                 (result.end, result.stream) = reader.read_stream(response, window).await;
@@ -110,6 +112,7 @@ struct Reader<'a> {
     timeouts: &'a Timeouts,
     started: Instant,
     clock: Clock,
+    keeps_text: bool,
 }
 
 impl Reader<'_> {
@@ -118,7 +121,7 @@ impl Reader<'_> {
         response: Response<Incoming>,
         window: &Window,
     ) -> (End, StreamFacts) {
-        let mut observer = StreamObserver::default();
+        let mut observer = StreamObserver::new(self.keeps_text);
         if !is_event_stream(response.headers()) {
             observer.violate("the answer is not a text/event-stream");
         }

@@ -34,6 +34,28 @@ pub enum Lengths {
         /// Longest length.
         max: u32,
     },
+    /// A normal distribution, truncated to `min..=max`.
+    Normal {
+        /// Mean of the untruncated draws.
+        mean: f64,
+        /// Their standard deviation.
+        sd: f64,
+        /// Shortest length.
+        min: u32,
+        /// Longest length.
+        max: u32,
+    },
+    /// A gamma distribution, truncated to `min..=max`.
+    Gamma {
+        /// Mean of the untruncated draws.
+        mean: f64,
+        /// Their standard deviation.
+        sd: f64,
+        /// Shortest length.
+        min: u32,
+        /// Longest length.
+        max: u32,
+    },
 }
 
 impl Lengths {
@@ -52,18 +74,12 @@ impl Lengths {
                 max,
             } => {
                 let sigma = (p95 / median).ln() / NORMAL_P95;
-                let mut draw = || (median * (sigma * rng.normal()).exp()).round();
-                let inside = |length: f64| length >= f64::from(min) && length <= f64::from(max);
-                let first = draw();
-                let length = if inside(first) {
-                    first
-                } else {
-                    (0..MAX_REDRAWS)
-                        .map(|_| draw())
-                        .find(|l| inside(*l))
-                        .unwrap_or(first)
-                };
-                length.clamp(f64::from(min), f64::from(max)) as u32
+                truncated(min, max, || median * (sigma * rng.normal()).exp())
+            }
+            Self::Normal { mean, sd, min, max } => truncated(min, max, || mean + sd * rng.normal()),
+            Self::Gamma { mean, sd, min, max } => {
+                let shape = (mean / sd).powi(2);
+                truncated(min, max, || rng.gamma(shape) * mean / shape)
             }
         }
     }
@@ -72,9 +88,27 @@ impl Lengths {
     pub fn max(&self) -> u32 {
         match *self {
             Self::Fixed(tokens) => tokens,
-            Self::Uniform { max, .. } | Self::Lognormal { max, .. } => max,
+            Self::Uniform { max, .. }
+            | Self::Lognormal { max, .. }
+            | Self::Normal { max, .. }
+            | Self::Gamma { max, .. } => max,
         }
     }
+}
+
+/// Draws until the rounded value lies inside, and clamps the first draw when that takes too long.
+fn truncated(min: u32, max: u32, mut draw: impl FnMut() -> f64) -> u32 {
+    let inside = |length: &f64| *length >= f64::from(min) && *length <= f64::from(max);
+    let first = draw().round();
+    let length = if inside(&first) {
+        first
+    } else {
+        (0..MAX_REDRAWS)
+            .map(|_| draw().round())
+            .find(inside)
+            .unwrap_or(first)
+    };
+    length.clamp(f64::from(min), f64::from(max)) as u32
 }
 
 impl fmt::Display for Lengths {
@@ -89,6 +123,12 @@ impl fmt::Display for Lengths {
                 max,
             } => {
                 write!(f, "lognormal:median={median},p95={p95},min={min},max={max}")
+            }
+            Self::Normal { mean, sd, min, max } => {
+                write!(f, "normal:mean={mean},sd={sd},min={min},max={max}")
+            }
+            Self::Gamma { mean, sd, min, max } => {
+                write!(f, "gamma:mean={mean},sd={sd},min={min},max={max}")
             }
         }
     }
@@ -109,46 +149,67 @@ impl FromStr for Lengths {
                 ordered(text, min, max)?;
                 Ok(Self::Uniform { min, max })
             }
-            "lognormal" => lognormal(text, rest),
+            "lognormal" => {
+                let [median, p95, min, max] = pairs(text, rest, ["median", "p95"])?;
+                if p95 <= median {
+                    return Err(format!(
+                        "`{text}`: p95 {p95} must be above the median {median}"
+                    ));
+                }
+                let (median, p95) = (f64::from(median), f64::from(p95));
+                Ok(Self::Lognormal {
+                    median,
+                    p95,
+                    min,
+                    max,
+                })
+            }
+            "normal" | "gamma" => {
+                let [mean, sd, min, max] = pairs(text, rest, ["mean", "sd"])?;
+                let (mean, sd) = (f64::from(mean), f64::from(sd));
+                Ok(match kind {
+                    "normal" => Self::Normal { mean, sd, min, max },
+                    _ => Self::Gamma { mean, sd, min, max },
+                })
+            }
             other => Err(format!(
-                "unknown distribution `{other}`: fixed, uniform or lognormal"
+                "unknown distribution `{other}`: fixed, uniform, lognormal, normal or gamma"
             )),
         }
     }
 }
 
-fn lognormal(text: &str, rest: &str) -> Result<Lengths, String> {
-    let (mut median, mut p95, mut min, mut max) = (None, None, 1, None);
+/// Two needed values, the least and the greatest length of a distribution.
+fn pairs(text: &str, rest: &str, needed: [&str; 2]) -> Result<[u32; 4], String> {
+    let [first, second] = needed;
+    let (mut values, mut min, mut max) = ([None; 2], 1, None);
     for pair in rest.split(',') {
-        let (key, value) = pair
-            .split_once('=')
-            .ok_or_else(|| format!("`{pair}`: lognormal takes median=N,p95=N and min=N,max=N"))?;
+        let (key, value) = pair.split_once('=').ok_or_else(|| {
+            format!("`{pair}`: write {first}=N,{second}=N and, where wanted, min=N,max=N")
+        })?;
         let value = positive(value)?;
         match key.trim() {
-            "median" => median = Some(value),
-            "p95" => p95 = Some(value),
             "min" => min = value,
             "max" => max = Some(value),
-            other => return Err(format!("unknown key `{other}`: median, p95, min or max")),
+            key if key == first => values[0] = Some(value),
+            key if key == second => values[1] = Some(value),
+            other => {
+                return Err(format!(
+                    "unknown key `{other}`: {first}, {second}, min or max"
+                ));
+            }
         }
     }
-    let (Some(median), Some(p95)) = (median, p95) else {
-        return Err(format!("`{text}`: lognormal needs median and p95"));
+    let [Some(a), Some(b)] = values else {
+        return Err(format!("`{text}` needs {first} and {second}"));
     };
-    if p95 <= median {
-        return Err(format!(
-            "`{text}`: p95 {p95} must be above the median {median}"
-        ));
-    }
-    // Four times the 95th percentile cuts less than one draw in a thousand for any usual spread.
-    let max = max.unwrap_or_else(|| p95.saturating_mul(4));
+    // Four times their sum cuts less than one draw in a thousand for any usual spread.
+    let max = max.unwrap_or_else(|| match second {
+        "p95" => b.saturating_mul(4),
+        _ => a.saturating_add(b).saturating_mul(4),
+    });
     ordered(text, min, max)?;
-    Ok(Lengths::Lognormal {
-        median: f64::from(median),
-        p95: f64::from(p95),
-        min,
-        max,
-    })
+    Ok([a, b, min, max])
 }
 
 fn positive(text: &str) -> Result<u32, String> {
@@ -180,6 +241,8 @@ mod tests {
             "64",
             "uniform:16..256",
             "lognormal:median=256,p95=900,min=16,max=1500",
+            "normal:mean=256,sd=64,min=16,max=1500",
+            "gamma:mean=256,sd=128,min=16,max=1500",
         ] {
             assert_eq!(text.parse::<Lengths>().unwrap().to_string(), text);
         }
@@ -233,6 +296,16 @@ mod tests {
         assert!((90..=110).contains(&drawn[2000]), "{}", drawn[2000]);
         assert!((350..=450).contains(&drawn[3800]), "{}", drawn[3800]);
         assert!(drawn[0] >= 10 && drawn[3999] <= 5000);
+
+        for kind in ["normal", "gamma"] {
+            let text = format!("{kind}:mean=200,sd=50,max=5000");
+            let lengths: Lengths = text.parse().unwrap();
+            let drawn: Vec<f64> = (0..4000).map(|_| lengths.draw(&mut rng).into()).collect();
+            let mean = drawn.iter().sum::<f64>() / 4000.0;
+            let variance = drawn.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / 4000.0;
+            assert!((mean - 200.0).abs() < 4.0, "{kind} {mean}");
+            assert!((variance.sqrt() - 50.0).abs() < 4.0, "{kind} {variance}");
+        }
 
         // Bounds that no draw reaches end in a clamped value instead of an endless loop.
         let far: Lengths = "lognormal:median=10,p95=11,min=900,max=901"

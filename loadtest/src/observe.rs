@@ -3,7 +3,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::chunk::{Chunk, Usage};
+use crate::chunk::{Chunk, Usage, visible_text};
 use crate::clock::Nanos;
 use crate::sse::{SseEvent, SseParser};
 
@@ -72,6 +72,8 @@ pub struct StreamFacts {
     pub usage: Option<Usage>,
     /// The model that the chunks name.
     pub model: Option<String>,
+    /// The visible text, where it is kept.
+    pub text: String,
     /// Message of the first error event.
     pub error: Option<String>,
     /// The first breach of the stream's grammar.
@@ -161,18 +163,31 @@ pub struct StreamObserver {
     parser: SseParser,
     facts: StreamFacts,
     last_event: Option<Nanos>,
+    keeps_text: bool,
 }
 
 impl StreamObserver {
+    /// An observer before the first byte, which keeps the text for a next turn or not.
+    pub fn new(keeps_text: bool) -> Self {
+        Self {
+            keeps_text,
+            ..Self::default()
+        }
+    }
+
     /// Takes the bytes that one read brought at `t`.
     pub fn feed(&mut self, t: Nanos, bytes: &[u8], window: &Window) {
         let Self {
             parser,
             facts,
             last_event,
+            keeps_text,
         } = self;
         let result = parser.feed(bytes, |event| {
             *last_event = Some(t);
+            if *keeps_text && let Some(text) = visible_text(event.data) {
+                facts.text.push_str(&text);
+            }
             facts.event(t, event, window);
         });
         if result.is_err() {

@@ -33,6 +33,14 @@ pub enum Reach {
 pub struct RequestRecord {
     /// Its number in the run; the workload is a function of it.
     pub index: u64,
+    /// The conversation it belongs to, a number of its own for every single request.
+    pub conversation: u64,
+    /// Its place in the conversation, from zero.
+    pub turn: u32,
+    /// Which of the contents of the run it is of.
+    pub content: usize,
+    /// Which of the servers it went to.
+    pub server: usize,
     /// Part of the run.
     pub phase: Phase,
     /// Scheduled start. In a closed loop the moment the user is ready.
@@ -148,6 +156,10 @@ pub(crate) mod tests {
         let t_last = t_plan + 100 + 10 * (output - 1);
         RequestRecord {
             index,
+            conversation: index,
+            turn: 0,
+            content: 0,
+            server: 0,
             phase: Phase::Measured,
             t_plan,
             t_send: Some(t_plan + 5),

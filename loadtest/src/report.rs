@@ -5,11 +5,14 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use crate::args::Cache;
+use crate::args::{Cache, Warmup};
+use crate::arrival::Arrival;
 use crate::clock::{Nanos, seconds};
-use crate::config::{Arrival, Config};
+use crate::config::Config;
+use crate::content::{Content, Described};
 use crate::driver::RunResult;
 use crate::outcome::Outcome;
+use crate::parts::{Part, parts};
 use crate::reconcile::{Reconciliation, Verdict};
 use crate::record::{Phase, RequestRecord};
 use crate::slo::Goodput;
@@ -53,6 +56,8 @@ pub struct Report {
     pub rates: Rates,
     /// Latencies of the measured successes.
     pub latency: Latency,
+    /// The measured requests taken apart, where they differ in more than their numbers.
+    pub parts: Vec<Part>,
     /// How much of the load kept the limits that were given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub goodput: Option<Goodput>,
@@ -90,8 +95,10 @@ impl Tool {
 /// The server that was measured.
 #[derive(Debug, Clone, Serialize)]
 pub struct TargetInfo {
-    /// Base address, without credentials.
+    /// Base address, without credentials; of several servers the first.
     pub url: String,
+    /// All base addresses.
+    pub urls: Vec<String>,
     /// Path of the endpoint.
     pub endpoint: &'static str,
     /// Model that was asked for.
@@ -109,12 +116,18 @@ pub struct Load {
     pub duration_seconds: Option<f64>,
     /// Requests before the window.
     pub warmup: u64,
+    /// Time before it, where that was given instead.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub warmup_seconds: Option<f64>,
     /// Seed of every draw.
     pub seed: u64,
     /// Prompt lengths as on the command line.
     pub prompt_tokens: String,
     /// Output lengths as on the command line.
     pub output_tokens: String,
+    /// Questions in a conversation, where there can be more than one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub turns: Option<String>,
     /// Whether answers were to go on after the end-of-sequence token.
     pub ignore_eos: bool,
     /// Sampling temperature.
@@ -249,6 +262,12 @@ pub struct RequestSample {
     pub prompt_tokens: u64,
     /// Generated tokens by usage.
     pub output_tokens: u64,
+    /// Prompt tokens from the prefix cache by usage.
+    pub cached_tokens: u64,
+    /// Conversation it belongs to.
+    pub conversation: u64,
+    /// Its place there, from zero.
+    pub turn: u32,
 }
 
 fn samples(records: &[&RequestRecord], begin: Nanos) -> Vec<RequestSample> {
@@ -261,6 +280,9 @@ fn samples(records: &[&RequestRecord], begin: Nanos) -> Vec<RequestSample> {
         e2e: record.e2e().map(seconds),
         prompt_tokens: record.prompt_tokens(),
         output_tokens: record.output_tokens(),
+        cached_tokens: record.cached_tokens(),
+        conversation: record.conversation,
+        turn: record.turn,
     };
     ordered.iter().map(sample).collect()
 }
@@ -326,16 +348,18 @@ impl Report {
             .collect();
         let latency = Latency::new(&good, (measured.len() - good.len()) as u64);
         let client = ClientQuality::new(&measured, &latency);
+        let urls: Vec<String> = config.urls.iter().map(ToString::to_string).collect();
         let mut report = Self {
             schema: SCHEMA,
             kind: "run",
             tool: Tool::this(),
             target: TargetInfo {
-                url: config.url.to_string(),
+                url: config.urls[0].to_string(),
+                urls: urls.clone(),
                 endpoint: workload.api.path(),
                 model: workload.model.clone(),
             },
-            load: Load::new(config, workload, records.len() as u64),
+            load: Load::new(config, workload, records),
             window: WindowInfo {
                 seconds: seconds(result.window.1 - result.window.0),
                 stopped: result.stopped,
@@ -347,6 +371,7 @@ impl Report {
             lengths: LengthInfo::new(&good),
             rates: Rates::new(records, result.window),
             latency,
+            parts: parts(&measured, &urls, &workload.contents),
             goodput: config.slo.map(|slo| {
                 Goodput::new(slo, &measured, seconds(result.window.1 - result.window.0))
             }),
@@ -410,6 +435,10 @@ impl Report {
             let reason = format!("not steady, {what} grew: latencies state a backlog");
             found.push((RunVerdict::Warning, reason));
         }
+        if matches!(self.load.arrival, Arrival::Ramp { .. }) {
+            let reason = "the rate changed: no part of a ramp is a steady state";
+            found.push((RunVerdict::Warning, reason.into()));
+        }
         if self.client.is_late() {
             found.push((
                 RunVerdict::Warning,
@@ -447,20 +476,36 @@ impl Report {
 }
 
 impl Load {
-    fn new(config: &Config, workload: &Workload, sent: u64) -> Self {
+    fn new(config: &Config, workload: &Workload, records: &[RequestRecord]) -> Self {
+        let conversations = records.iter().map(|r| r.conversation + 1).max();
+        let contents = &workload.contents;
+        let (prompt_tokens, output_tokens) = match &workload.trace {
+            Some(_) => ("of the trace".to_owned(), "of the trace".to_owned()),
+            None => (
+                Described(contents, Content::prompt_words).to_string(),
+                Described(contents, Content::output_words).to_string(),
+            ),
+        };
+        let turns = contents.iter().any(Content::is_multi_turn);
+        let (warmup, warmup_seconds) = match config.warmup {
+            Warmup::Requests(requests) => (requests, None),
+            Warmup::Time(time) => (0, Some(time.as_secs_f64())),
+        };
         Self {
             arrival: config.arrival,
             requests: config.requests,
             duration_seconds: config.duration.map(|d| d.as_secs_f64()),
-            warmup: config.warmup,
+            warmup,
+            warmup_seconds,
             seed: config.seed,
-            prompt_tokens: config.prompt_tokens.to_string(),
-            output_tokens: config.output_tokens.to_string(),
-            ignore_eos: config.ignore_eos,
+            prompt_tokens,
+            output_tokens,
+            turns: turns.then(|| Described(contents, |c| c.turns.to_string()).to_string()),
+            ignore_eos: contents.iter().any(|content| content.ignore_eos),
             temperature: config.temperature,
             cache: config.cache,
             tokens_per_word: workload.tokens_per_word,
-            workload_sha256: workload.digest(sent),
+            workload_sha256: workload.digest(conversations.unwrap_or(0)),
         }
     }
 }

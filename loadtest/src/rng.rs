@@ -15,16 +15,29 @@ pub enum Stream {
     Lengths(u64),
     /// Words of the prompt of request `index`.
     Words(u64),
+    /// Words of a later turn of a conversation, counted from one.
+    Turn(u64, u32),
+    /// Words that all conversations of a group begin with.
+    Prefix(u64),
+    /// Words of a block that several requests of a trace share.
+    TraceBlock(u64),
+    /// Order of the conversations of a dataset.
+    Order,
     /// Words of the calibration prompt `index`.
     Calibration(u64),
 }
 
 impl Stream {
     fn number(self) -> u64 {
+        // Requests are numbered below 2^40; what is not a request has a high bit of its own.
         match self {
             Self::Arrivals => 0,
+            Self::Order => 4,
             Self::Lengths(index) => index * 4 + 1,
             Self::Words(index) => index * 4 + 2,
+            Self::Turn(index, turn) => (index + (u64::from(turn) << 40)) * 4 + 2,
+            Self::Prefix(group) => (group + (1 << 60)) * 4 + 2,
+            Self::TraceBlock(id) => ((id & ((1 << 59) - 1)) + (1 << 59)) * 4 + 3,
             Self::Calibration(index) => index * 4 + 3,
         }
     }
@@ -57,6 +70,26 @@ impl Rng {
         -(1.0 - self.unit()).ln()
     }
 
+    /// A gamma number of shape `k` and scale one. G. Marsaglia and W. W. Tsang, "A simple method for
+    /// generating gamma variables", ACM Transactions on Mathematical Software 26 (2000); a shape below
+    /// one takes a power of a uniform number from the shape above.
+    pub fn gamma(&mut self, k: f64) -> f64 {
+        if k < 1.0 {
+            let lift = (1.0 - self.unit()).powf(1.0 / k);
+            return self.gamma(k + 1.0) * lift;
+        }
+        let d = k - 1.0 / 3.0;
+        let c = 1.0 / (9.0 * d).sqrt();
+        loop {
+            let x = self.normal();
+            let v = (1.0 + c * x).powi(3);
+            let u = 1.0 - self.unit();
+            if v > 0.0 && u.ln() < 0.5 * x * x + d - d * v + d * v.ln() {
+                return d * v;
+            }
+        }
+    }
+
     /// A standard normal number, by the Box-Muller transform.
     pub fn normal(&mut self) -> f64 {
         let radius = (2.0 * self.exponential()).sqrt();
@@ -79,7 +112,19 @@ mod tests {
         assert_eq!(draw(1, Stream::Words(3)), draw(1, Stream::Words(3)));
         assert_ne!(draw(1, Stream::Words(3)), draw(2, Stream::Words(3)));
         assert_ne!(draw(1, Stream::Words(3)), draw(1, Stream::Words(4)));
-        assert_ne!(draw(1, Stream::Words(0)), draw(1, Stream::Lengths(0)));
+        let purposes = [
+            Stream::Arrivals,
+            Stream::Order,
+            Stream::Lengths(0),
+            Stream::Words(0),
+            Stream::Turn(0, 1),
+            Stream::Prefix(0),
+            Stream::TraceBlock(0),
+            Stream::Calibration(0),
+        ];
+        let distinct: std::collections::HashSet<u64> =
+            purposes.into_iter().map(Stream::number).collect();
+        assert_eq!(distinct.len(), purposes.len());
     }
 
     #[test]

@@ -161,29 +161,38 @@ impl Snapshot {
     }
 }
 
-/// The metrics of a server.
+/// The metrics of the servers of a run, read as those of one: values are summed over all.
 pub struct Scraper {
-    target: Target,
+    targets: Vec<Target>,
     clock: Clock,
     /// Path of the measured endpoint, its label in the metrics.
     endpoint: &'static str,
 }
 
 impl Scraper {
-    /// Scrapes `target`, whose address is that of the metrics themselves.
-    pub fn new(target: Target, clock: Clock, endpoint: &'static str) -> Self {
+    /// Scrapes `targets`, whose addresses are those of the metrics themselves.
+    pub fn new(targets: Vec<Target>, clock: Clock, endpoint: &'static str) -> Self {
         Self {
-            target,
+            targets,
             clock,
             endpoint,
         }
     }
 
-    /// One scrape.
+    /// One scrape of every server.
     pub async fn scrape(&self) -> Result<Snapshot> {
+        let mut all = Snapshot::default();
+        for target in &self.targets {
+            let one = self.scrape_one(target).await?;
+            all.samples.extend(one.samples);
+            all.round_trip = all.round_trip.max(one.round_trip);
+        }
+        Ok(all)
+    }
+
+    async fn scrape_one(&self, target: &Target) -> Result<Snapshot> {
         let started = self.clock.now();
-        let (status, body) = self
-            .target
+        let (status, body) = target
             .fetch(
                 Method::GET,
                 "",
@@ -194,7 +203,7 @@ impl Scraper {
             .await?;
         let round_trip = self.clock.now() - started;
         if status != 200 {
-            bail!("{} answers {status}", self.target.url);
+            bail!("{} answers {status}", target.url);
         }
         let text = std::str::from_utf8(&body).context("the metrics are not UTF-8")?;
         let snapshot = Snapshot::parse(text)

@@ -11,7 +11,8 @@ use anyhow::{Context, Result, bail};
 
 use crate::app;
 use crate::args::SearchArgs;
-use crate::config::{Arrival, Config};
+use crate::arrival::Arrival;
+use crate::config::Config;
 use crate::report::{Report, RunVerdict};
 use crate::slo::{Goodput, Slo};
 use hunt::{Hunt, Next};

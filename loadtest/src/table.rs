@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Display, Formatter};
 
-use crate::config::Arrival;
+use crate::parts::PartKind;
 use crate::reconcile::{Check, Verdict};
 use crate::report::{OutcomeCount, Report, RunVerdict};
 use crate::slo::Share;
@@ -16,6 +16,7 @@ impl Display for Table<'_> {
         head(f, self.0)?;
         requests(f, self.0)?;
         latency(f, self.0)?;
+        parts(f, self.0)?;
         throughput(f, self.0)?;
         goodput(f, self.0)?;
         server(f, self.0)?;
@@ -30,10 +31,7 @@ fn head(f: &mut Formatter<'_>, report: &Report) -> fmt::Result {
         "{}{}, model {}",
         target.url, target.endpoint, target.model
     )?;
-    match load.arrival {
-        Arrival::Closed { users } => write!(f, "closed loop (queueing is hidden), {users} users")?,
-        Arrival::Poisson { rate, .. } => write!(f, "open loop, Poisson arrivals at {rate}/s")?,
-    }
+    write!(f, "{}", load.arrival)?;
     let (prompt, output) = (&load.prompt_tokens, &load.output_tokens);
     writeln!(
         f,
@@ -168,6 +166,34 @@ fn percentile(value: Percentile) -> String {
         Percentile::Seconds(s) if s < 1.0 => format!("{:.0} ms", s * 1e3),
         Percentile::Seconds(s) => format!("{s:.2} s"),
     }
+}
+
+/// Medians of the parts of a run.
+fn parts(f: &mut Formatter<'_>, report: &Report) -> fmt::Result {
+    let mut last = None;
+    for part in &report.parts {
+        if last.replace(part.by) != Some(part.by) {
+            let by = match part.by {
+                PartKind::Server => "By server",
+                PartKind::Content => "By content",
+                PartKind::Turn => "By turn",
+                PartKind::Cached => "By cached share",
+            };
+            writeln!(
+                f,
+                "\n{by:<40}{:>8}{:>12}{:>12}",
+                "good", "TTFT p50", "TPOT p50"
+            )?;
+        }
+        let median = |summary: &Summary| match summary.p50 {
+            Percentile::Seconds(seconds) => format!("{:.1} ms", seconds * 1e3),
+            _ => "–".to_owned(),
+        };
+        let good = format!("{}/{}", part.succeeded, part.requests);
+        let (ttft, tpot) = (median(&part.ttft), median(&part.tpot));
+        writeln!(f, "  {:<38}{good:>8}{ttft:>12}{tpot:>12}", part.name)?;
+    }
+    Ok(())
 }
 
 fn throughput(f: &mut Formatter<'_>, report: &Report) -> fmt::Result {

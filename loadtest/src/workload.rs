@@ -1,15 +1,18 @@
-//! The requests of a run. Each is a pure function of the seed and its number: lengths, words and
-//! body do not depend on when or in which order requests run, so two targets see the same ones.
+//! The conversations of a run, most of them a single request. Each is a pure function of the seed and
+//! its number: lengths, words and body do not depend on when or in which order requests run, so two
+//! targets see the same ones. Only a later turn holds the answers that the target gave before it.
 
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
 use hyper::body::Bytes;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::lengths::Lengths;
+use crate::content::{Content, Conversation, Prefix, Prompts, Turn, pick};
+use crate::dataset;
 use crate::rng::{Rng, Stream};
+use crate::trace::{BLOCK_TOKENS, Trace, TraceRequest};
 
 /// 256 short, frequent English words, each a single token of most vocabularies.
 static WORDS: LazyLock<Vec<&str>> =
@@ -18,7 +21,7 @@ static WORDS: LazyLock<Vec<&str>> =
 const NONCE_WORDS: u32 = 6;
 
 /// The endpoint that is called.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Api {
     /// `/v1/chat/completions`, one user message.
@@ -51,6 +54,16 @@ impl TokensPerWord {
     pub fn words(&self, tokens: u32) -> u32 {
         (((f64::from(tokens) - self.overhead) / self.per_word).round()).max(1.0) as u32
     }
+
+    /// Words that come nearest to `tokens` where a prompt has already begun.
+    fn more_words(&self, tokens: u32) -> u32 {
+        (f64::from(tokens) / self.per_word).round() as u32
+    }
+
+    /// Tokens of so many words, at least one.
+    fn tokens(&self, words: usize) -> u32 {
+        ((words as f64 * self.per_word).round()).max(1.0) as u32
+    }
 }
 
 /// What all requests of a run have in common.
@@ -62,14 +75,13 @@ pub struct Workload {
     pub model: String,
     /// Seed of every draw.
     pub seed: u64,
-    /// Prompt lengths in tokens.
-    pub prompt_tokens: Lengths,
-    /// Output lengths in tokens.
-    pub output_tokens: Lengths,
+    /// Kinds of conversations, at least one.
+    pub contents: Vec<Content>,
+    /// Times and lengths of the requests where they are recorded; the first of the contents then says
+    /// the rest.
+    pub trace: Option<Arc<Trace>>,
     /// How many words make a prompt of a length.
     pub tokens_per_word: TokensPerWord,
-    /// Ask the server to go on after the end-of-sequence token, so that the output length is exact.
-    pub ignore_eos: bool,
     /// Sampling temperature.
     pub temperature: f64,
     /// First words of every prompt, so that no prompt was seen by an earlier run.
@@ -87,37 +99,188 @@ pub struct PlannedRequest {
     pub body: Bytes,
 }
 
+/// What a body is made of.
+struct Body<'a> {
+    /// Question and answer by turns, a question last.
+    said: &'a [&'a str],
+    output_tokens: u32,
+    ignore_eos: bool,
+    index: u64,
+    stream: bool,
+}
+
 impl Workload {
-    /// Request number `index`.
-    pub fn request(&self, index: u64) -> PlannedRequest {
-        let (prompt_tokens, output_tokens) = self.lengths(index);
-        let body = self.body(
-            &self.prompt(index, prompt_tokens),
-            output_tokens,
-            index,
-            true,
-        );
+    /// Conversation `number`.
+    pub fn conversation(&self, number: u64) -> Conversation {
+        if let Some(request) = self.traced(number) {
+            return self.traced_conversation(number, request);
+        }
+        let mut rng = Rng::new(self.seed, Stream::Lengths(number));
+        let index = pick(&self.contents, &mut rng);
+        let content = &self.contents[index];
+        let turns = match &content.prompts {
+            Prompts::Words(_) => self.drawn_turns(number, content, &mut rng),
+            Prompts::Dataset(_) => self.recorded_turns(number, content, &mut rng),
+        };
+        Conversation {
+            number,
+            content: index,
+            turns,
+        }
+    }
+
+    /// The first request of conversation `number`.
+    pub fn request(&self, number: u64) -> PlannedRequest {
+        self.planned(&self.conversation(number), &[])
+    }
+
+    /// The next request of a conversation after the answers that it got.
+    pub fn planned(&self, conversation: &Conversation, answers: &[String]) -> PlannedRequest {
+        let turns = &conversation.turns[..=answers.len()];
+        let next = &turns[answers.len()];
+        let content = &self.contents[conversation.content];
+        let mut said = Vec::new();
+        for (turn, answer) in turns.iter().zip(answers) {
+            let recorded = turn.recorded.as_ref().filter(|_| content.replays_recorded);
+            said.extend([turn.text.as_str(), recorded.unwrap_or(answer).as_str()]);
+        }
+        said.push(&next.text);
+        let before = &turns[..answers.len()];
+        let body = self.body(&Body {
+            said: &said,
+            output_tokens: next.output_tokens,
+            ignore_eos: content.ignore_eos,
+            index: conversation.number,
+            stream: true,
+        });
+        let history = before.iter().map(|t| t.prompt_tokens + t.output_tokens);
         PlannedRequest {
-            prompt_tokens,
-            output_tokens,
+            prompt_tokens: next.prompt_tokens + history.sum::<u32>(),
+            output_tokens: next.output_tokens,
             body,
         }
     }
 
-    fn lengths(&self, index: u64) -> (u32, u32) {
-        let mut rng = Rng::new(self.seed, Stream::Lengths(index));
-        let prompt = self.prompt_tokens.draw(&mut rng);
-        (prompt, self.output_tokens.draw(&mut rng))
+    fn drawn_turns(&self, number: u64, content: &Content, rng: &mut Rng) -> Vec<Turn> {
+        let Prompts::Words(prompt) = &content.prompts else {
+            unreachable!("a dataset has turns of its own");
+        };
+        let draw = |rng: &mut Rng| {
+            let output = content.output.as_ref();
+            let output = output.expect("random words have an output length");
+            (prompt.draw(rng), output.draw(rng))
+        };
+        let (tokens, output_tokens) = draw(rng);
+        let shared = self.shared(content, rng);
+        let mut turns = vec![Turn {
+            think: content.think.draw(rng),
+            prompt_tokens: tokens + content.prefix.map_or(0, |prefix| prefix.tokens),
+            output_tokens,
+            text: self.prompt(number, tokens, &shared),
+            recorded: None,
+        }];
+        for turn in 1..content.turns.draw(rng) {
+            let (prompt_tokens, output_tokens) = draw(rng);
+            let mut words = Rng::new(self.seed, Stream::Turn(number, turn));
+            let count = self.tokens_per_word.more_words(prompt_tokens).max(1);
+            turns.push(Turn {
+                think: content.think.draw(rng),
+                prompt_tokens,
+                output_tokens,
+                text: random_words(&mut words, count),
+                recorded: None,
+            });
+        }
+        turns
     }
 
-    fn prompt(&self, index: u64, tokens: u32) -> String {
-        let words = self.tokens_per_word.words(tokens);
-        let mut rng = Rng::new(self.seed, Stream::Words(index));
-        match &self.nonce {
-            Some(nonce) if words > NONCE_WORDS => {
-                format!("{nonce} {}", random_words(&mut rng, words - NONCE_WORDS))
+    fn recorded_turns(&self, number: u64, content: &Content, rng: &mut Rng) -> Vec<Turn> {
+        let Prompts::Dataset(dataset) = &content.prompts else {
+            unreachable!("words have no recorded turns");
+        };
+        let limit = content.turns.draw(rng) as usize;
+        let shared = self.shared(content, rng);
+        let exchanges = dataset.conversation(self.seed, number);
+        let turn = |(i, exchange): (usize, &dataset::Exchange)| {
+            let recorded = self
+                .tokens_per_word
+                .tokens(dataset::words(&exchange.answer));
+            let lead = if i == 0 { shared.as_str() } else { "" };
+            let nonce = self.nonce.as_deref().filter(|_| i == 0).unwrap_or("");
+            let text = [nonce, lead, &exchange.question]
+                .into_iter()
+                .filter(|part| !part.is_empty())
+                .collect::<Vec<_>>()
+                .join(" ");
+            Turn {
+                think: content.think.draw(rng),
+                prompt_tokens: self.tokens_per_word.tokens(dataset::words(&text)),
+                output_tokens: content.output.as_ref().map_or(recorded, |o| o.draw(rng)),
+                text,
+                recorded: Some(exchange.answer.clone()),
             }
-            _ => random_words(&mut rng, words),
+        };
+        exchanges.iter().take(limit).enumerate().map(turn).collect()
+    }
+
+    /// The shared beginning of a conversation, empty without one.
+    fn shared(&self, content: &Content, rng: &mut Rng) -> String {
+        let Some(Prefix { tokens, groups }) = content.prefix else {
+            return String::new();
+        };
+        let group = rng.below(u64::from(groups));
+        let words = self.tokens_per_word.more_words(tokens).max(1);
+        random_words(&mut Rng::new(self.seed, Stream::Prefix(group)), words)
+    }
+
+    fn prompt(&self, number: u64, tokens: u32, shared: &str) -> String {
+        let words = match shared {
+            "" => self.tokens_per_word.words(tokens),
+            _ => self.tokens_per_word.more_words(tokens).max(1),
+        };
+        let mut rng = Rng::new(self.seed, Stream::Words(number));
+        let (lead, own) = match &self.nonce {
+            Some(nonce) if words > NONCE_WORDS => (nonce.as_str(), words - NONCE_WORDS),
+            _ => ("", words),
+        };
+        let own = random_words(&mut rng, own);
+        let parts = [lead, shared, own.as_str()];
+        let parts = parts.into_iter().filter(|part| !part.is_empty());
+        parts.collect::<Vec<_>>().join(" ")
+    }
+
+    fn traced(&self, number: u64) -> Option<&TraceRequest> {
+        let requests = &self.trace.as_ref()?.requests;
+        // The schedule ends with the trace; what asks beyond it, such as a digest, starts again.
+        let index = number % requests.len() as u64;
+        Some(&requests[usize::try_from(index).expect("an index of memory")])
+    }
+
+    fn traced_conversation(&self, number: u64, request: &TraceRequest) -> Conversation {
+        let words = self.tokens_per_word.words(request.prompt_tokens) as usize;
+        let mut parts: Vec<String> = self.nonce.iter().cloned().collect();
+        let per_block = self.tokens_per_word.more_words(BLOCK_TOKENS).max(1);
+        for id in &request.blocks {
+            let mut rng = Rng::new(self.seed, Stream::TraceBlock(*id));
+            parts.push(random_words(&mut rng, per_block));
+        }
+        // Blocks cover the whole prompt where a trace has them; without them its words are its own.
+        let known = parts.iter().map(|part| dataset::words(part)).sum();
+        let missing = u32::try_from(words.saturating_sub(known)).expect("it is part of a u32");
+        let mut own = Rng::new(self.seed, Stream::Words(number));
+        parts.push(random_words(&mut own, missing));
+        let text = parts.join(" ");
+        let text: Vec<&str> = text.split_whitespace().take(words).collect();
+        Conversation {
+            number,
+            content: 0,
+            turns: vec![Turn {
+                think: 0,
+                prompt_tokens: request.prompt_tokens,
+                output_tokens: request.output_tokens,
+                text: text.join(" "),
+                recorded: None,
+            }],
         }
     }
 
@@ -125,35 +288,49 @@ impl Workload {
     /// target counts.
     pub fn calibration_body(&self, index: u64, words: u32) -> Bytes {
         let prompt = random_words(&mut Rng::new(self.seed, Stream::Calibration(index)), words);
-        self.body(&prompt, 1, index, false)
+        self.body(&Body {
+            said: &[&prompt],
+            output_tokens: 1,
+            ignore_eos: false,
+            index,
+            stream: false,
+        })
     }
 
-    fn body(&self, prompt: &str, output_tokens: u32, index: u64, stream: bool) -> Bytes {
+    fn body(&self, parts: &Body<'_>) -> Bytes {
         let mut body = json!({ "model": self.model });
         let fields = body.as_object_mut().expect("it is an object literal");
         let mut set = |name: &str, value: Value| drop(fields.insert(name.to_owned(), value));
         match self.api {
-            Api::Chat => set("messages", json!([{ "role": "user", "content": prompt }])),
-            Api::Completions => set("prompt", json!(prompt)),
+            Api::Chat => {
+                let roles = ["user", "assistant"].into_iter().cycle();
+                let message = |(text, role)| json!({ "role": role, "content": text });
+                let messages: Vec<Value> = parts.said.iter().zip(roles).map(message).collect();
+                set("messages", json!(messages));
+            }
+            Api::Completions => set("prompt", json!(parts.said.join("\n"))),
         }
         // `max_tokens` is deprecated for chat, but every server reads it.
-        set("max_tokens", json!(output_tokens));
+        set("max_tokens", json!(parts.output_tokens));
         set("temperature", json!(self.temperature));
         if self.temperature > 0.0 {
             // Servers differ in how large a seed may be; 31 bits fit everywhere.
-            set("seed", json!((self.seed.wrapping_add(index)) & 0x7fff_ffff));
+            set(
+                "seed",
+                json!((self.seed.wrapping_add(parts.index)) & 0x7fff_ffff),
+            );
         }
-        if self.ignore_eos && stream {
+        if parts.ignore_eos && parts.stream {
             set("ignore_eos", json!(true));
         }
-        if stream {
+        if parts.stream {
             set("stream", json!(true));
             set("stream_options", json!({ "include_usage": true }));
         }
         Bytes::from(serde_json::to_vec(&body).expect("a JSON value always serialises"))
     }
 
-    /// SHA-256 over the first `count` requests without model name and nonce, in hexadecimal. Two
+    /// SHA-256 over the first `count` conversations without model name and nonce, in hexadecimal. Two
     /// runs with the same digest sent the same lengths and words.
     pub fn digest(&self, count: u64) -> String {
         let neutral = Self {
@@ -162,9 +339,13 @@ impl Workload {
             ..self.clone()
         };
         let mut hash = Sha256::new();
-        for index in 0..count {
-            hash.update(&neutral.request(index).body);
+        for number in 0..count {
+            let conversation = neutral.conversation(number);
+            hash.update(&neutral.planned(&conversation, &[]).body);
             hash.update(b"\n");
+            for turn in &conversation.turns[1..] {
+                hash.update(format!("{} {}\n", turn.output_tokens, turn.text));
+            }
         }
         hash.finalize()
             .iter()
@@ -188,119 +369,4 @@ fn random_words(rng: &mut Rng, count: u32) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn workload() -> Workload {
-        Workload {
-            api: Api::Chat,
-            model: "m".into(),
-            seed: 5,
-            prompt_tokens: Lengths::Uniform { min: 10, max: 40 },
-            output_tokens: Lengths::Fixed(8),
-            tokens_per_word: TokensPerWord {
-                per_word: 1.0,
-                overhead: 0.0,
-            },
-            ignore_eos: true,
-            temperature: 0.0,
-            nonce: None,
-        }
-    }
-
-    fn json(body: &Bytes) -> Value {
-        serde_json::from_slice(body).unwrap()
-    }
-
-    #[test]
-    fn the_word_list_is_what_it_says() {
-        let distinct: std::collections::HashSet<&&str> = WORDS.iter().collect();
-        assert_eq!((WORDS.len(), distinct.len()), (256, 256));
-        assert!(
-            WORDS
-                .iter()
-                .all(|w| w.bytes().all(|b| b.is_ascii_lowercase()))
-        );
-    }
-
-    #[test]
-    fn a_chat_body() {
-        let request = workload().request(3);
-        let body = json(&request.body);
-        let content = body["messages"][0]["content"].as_str().unwrap();
-        assert_eq!(content.split(' ').count(), request.prompt_tokens as usize);
-        assert_eq!(body["max_tokens"], 8);
-        assert_eq!(body["ignore_eos"], true);
-        assert_eq!(body["stream"], true);
-        assert_eq!(body["stream_options"]["include_usage"], true);
-        assert!(body.get("seed").is_none() && body.get("prompt").is_none());
-    }
-
-    #[test]
-    fn a_completions_body_with_sampling() {
-        let workload = Workload {
-            api: Api::Completions,
-            temperature: 0.7,
-            ignore_eos: false,
-            ..workload()
-        };
-        let body = json(&workload.request(3).body);
-        assert!(body["prompt"].is_string() && body.get("messages").is_none());
-        assert_eq!(body["seed"], 8);
-        assert!(body.get("ignore_eos").is_none());
-    }
-
-    #[test]
-    fn requests_are_a_function_of_seed_and_number() {
-        let (a, b) = (
-            workload(),
-            Workload {
-                seed: 6,
-                ..workload()
-            },
-        );
-        assert_eq!(a.request(7), a.request(7));
-        assert_ne!(a.request(7).body, a.request(8).body);
-        assert_ne!(a.request(7).body, b.request(7).body);
-        assert_eq!(a.digest(20), workload().digest(20));
-        assert_ne!(a.digest(20), b.digest(20));
-        assert_ne!(a.digest(20), a.digest(19));
-    }
-
-    #[test]
-    fn a_nonce_goes_first_and_leaves_length_and_digest_alone() {
-        let plain = Workload {
-            prompt_tokens: Lengths::Fixed(20),
-            ..workload()
-        };
-        let cold = Workload {
-            nonce: Some("a b c d e f".into()),
-            ..plain.clone()
-        };
-        let content = |w: &Workload| {
-            json(&w.request(0).body)["messages"][0]["content"]
-                .as_str()
-                .unwrap()
-                .to_owned()
-        };
-        assert!(content(&cold).starts_with("a b c d e f "));
-        assert_eq!(
-            content(&cold).split(' ').count(),
-            content(&plain).split(' ').count()
-        );
-        assert_eq!(cold.digest(5), plain.digest(5));
-        assert_eq!(nonce().split(' ').count(), NONCE_WORDS as usize);
-    }
-
-    #[test]
-    fn words_follow_the_calibration() {
-        let estimate = TokensPerWord {
-            per_word: 1.5,
-            overhead: 30.0,
-        };
-        assert_eq!(
-            [180, 31, 1].map(|tokens| estimate.words(tokens)),
-            [100, 1, 1]
-        );
-    }
-}
+mod tests;

@@ -2,6 +2,7 @@ use tokio::net::TcpListener;
 
 use super::*;
 use crate::clock::SECOND;
+use crate::content::Content;
 use crate::lengths::Lengths;
 use crate::outcome::Outcome;
 use crate::record::tests::success;
@@ -13,9 +14,10 @@ fn plan(warmup: u64, requests: Option<u64>, duration: Option<u64>) -> Plan {
     let limit = Duration::from_secs(600);
     Plan {
         arrival: Arrival::Closed { users: 1 },
-        warmup,
+        warmup: Warmup::Requests(warmup),
         requests,
         duration: duration.map(Duration::from_secs),
+        ramp_up: Duration::ZERO,
         timeouts: Timeouts {
             connect: limit,
             head: limit,
@@ -35,20 +37,19 @@ async fn idle_run(plan: Plan) -> (Arc<Run>, TcpListener) {
         api: Api::Chat,
         model: "m".into(),
         seed: 0,
-        prompt_tokens: Lengths::Fixed(4),
-        output_tokens: Lengths::Fixed(4),
+        contents: vec![Content::words(Lengths::Fixed(4), Lengths::Fixed(4))],
+        trace: None,
         tokens_per_word: TokensPerWord {
             per_word: 1.0,
             overhead: 0.0,
         },
-        ignore_eos: false,
         temperature: 0.0,
         nonce: None,
     };
     (
         Run::new(
             plan,
-            Target::resolve(url, None, clock).await.unwrap(),
+            vec![Target::resolve(url, None, clock).await.unwrap()],
             workload,
             clock,
         ),
@@ -171,4 +172,18 @@ async fn an_open_loop_sheds_beyond_its_cap() {
         .filter(|r| r.outcome == Outcome::Unfinished)
         .count();
     assert_eq!((shed, unfinished), (4, 2));
+}
+
+#[tokio::test]
+async fn a_warm_up_of_a_time_ends_with_it() {
+    let warmup = Warmup::Time(Duration::from_secs(2));
+    let (run, _listener) = idle_run(Plan {
+        warmup,
+        ..plan(0, None, Some(10))
+    })
+    .await;
+    assert_eq!(phase(&run, 7 * SECOND), Some(Phase::Warmup));
+    assert_eq!(phase(&run, 9 * SECOND - 1), Some(Phase::Warmup));
+    assert_eq!(phase(&run, 9 * SECOND), Some(Phase::Measured));
+    assert_eq!(run.window.end(), Some(19 * SECOND));
 }

@@ -55,6 +55,7 @@ async fn play(steps: &'static [Step], closes: bool) -> Exchange {
         &timeouts(),
         clock,
         &Window::default(),
+        false,
     )
     .await;
     server.abort();
@@ -192,6 +193,7 @@ async fn only_a_reused_connection_without_any_answer_is_stale() {
                     &timeouts(),
                     clock,
                     &Window::default(),
+                    false,
                 )
                 .await,
             );

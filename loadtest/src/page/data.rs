@@ -6,6 +6,8 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
+use crate::arrival::RampShape;
+
 /// The schema this page reads.
 const SCHEMA: u32 = 1;
 
@@ -57,8 +59,28 @@ pub struct Load {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Arrival {
-    Closed { users: u64 },
-    Poisson { rate: f64 },
+    Closed {
+        users: u64,
+    },
+    Poisson {
+        rate: f64,
+    },
+    Gamma {
+        rate: f64,
+        burstiness: f64,
+    },
+    Constant {
+        rate: f64,
+    },
+    Ramp {
+        from: f64,
+        to: f64,
+        shape: RampShape,
+    },
+    Trace {
+        requests: u64,
+        speed: f64,
+    },
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -176,6 +198,25 @@ impl Run {
         match &load.arrival {
             Arrival::Closed { users } => flag("--users", users.to_string()),
             Arrival::Poisson { rate } => flag("--rate", rate.to_string()),
+            Arrival::Gamma { rate, burstiness } => {
+                flag("--rate", rate.to_string());
+                flag("--burstiness", burstiness.to_string());
+            }
+            Arrival::Constant { rate } => {
+                flag("--rate", rate.to_string());
+                flag("--arrival", "constant".into());
+            }
+            Arrival::Ramp { from, to, shape } => {
+                flag("--rate", from.to_string());
+                flag("--ramp-to", to.to_string());
+                if *shape == RampShape::Exponential {
+                    flag("--ramp", "exponential".into());
+                }
+            }
+            Arrival::Trace { speed, .. } => {
+                flag("--trace", "FILE".into());
+                flag("--trace-speed", speed.to_string());
+            }
         }
         if let Some(requests) = load.requests {
             flag("--requests", requests.to_string());
@@ -205,6 +246,19 @@ impl Arrival {
         match self {
             Self::Closed { users } => format!("{users} users, each with one request at a time"),
             Self::Poisson { rate } => format!("{} requests a second at random", number(*rate)),
+            Self::Gamma { rate, burstiness } => format!(
+                "{} requests a second in bursts (burstiness {})",
+                number(*rate),
+                number(*burstiness)
+            ),
+            Self::Constant { rate } => format!("{} requests a second, evenly", number(*rate)),
+            Self::Ramp { from, to, .. } => {
+                format!("{} to {} requests a second", number(*from), number(*to))
+            }
+            Self::Trace { requests, speed } => format!(
+                "a recorded trace of {requests} requests at {} times its speed",
+                number(*speed)
+            ),
         }
     }
 }

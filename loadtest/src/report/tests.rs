@@ -20,13 +20,15 @@ fn workload() -> Workload {
         api: crate::workload::Api::Chat,
         model: "m".into(),
         seed: 0,
-        prompt_tokens: crate::lengths::Lengths::Fixed(4),
-        output_tokens: crate::lengths::Lengths::Fixed(4),
+        contents: vec![crate::content::Content::words(
+            crate::lengths::Lengths::Fixed(4),
+            crate::lengths::Lengths::Fixed(4),
+        )],
+        trace: None,
         tokens_per_word: TokensPerWord {
             per_word: 1.0,
             overhead: 0.0,
         },
-        ignore_eos: false,
         temperature: 0.0,
         nonce: None,
     }

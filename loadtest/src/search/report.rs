@@ -5,7 +5,7 @@ use std::fmt::{self, Display, Formatter};
 use serde::Serialize;
 
 use super::{ProbeVerdict, SearchConfig, StopReason};
-use crate::config::Arrival;
+use crate::arrival::Arrival;
 use crate::report::{Report, SCHEMA, TargetInfo, Tool};
 use crate::slo::{Goodput, Slo};
 use crate::stats::Percentile;
@@ -100,14 +100,6 @@ impl Probe {
             target: report.target.clone(),
         }
     }
-
-    /// Requests per second that were asked for, of an open loop.
-    fn rate(&self) -> Option<f64> {
-        match self.arrival {
-            Arrival::Poisson { rate, .. } => Some(rate),
-            Arrival::Closed { .. } => None,
-        }
-    }
 }
 
 impl SearchReport {
@@ -119,7 +111,10 @@ impl SearchReport {
     ) -> Self {
         let rates = |passed: bool| {
             let wanted = move |p: &&Probe| (p.verdict == ProbeVerdict::Pass) == passed;
-            probes.iter().filter(wanted).filter_map(Probe::rate)
+            probes
+                .iter()
+                .filter(wanted)
+                .filter_map(|p| p.arrival.rate())
         };
         let best = rates(true).fold(0.0, f64::max);
         Self {
@@ -139,9 +134,10 @@ impl SearchReport {
 impl Display for Probe {
     /// One line.
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        let load = match self.arrival {
-            Arrival::Poisson { rate, .. } => format!("{rate:.3}/s"),
-            Arrival::Closed { users } => format!("{users} users"),
+        let load = match (self.arrival.rate(), self.arrival) {
+            (Some(rate), _) => format!("{rate:.3}/s"),
+            (None, Arrival::Closed { users }) => format!("{users} users"),
+            (None, other) => other.to_string(),
         };
         let verdict = match self.verdict {
             ProbeVerdict::Pass => "pass",

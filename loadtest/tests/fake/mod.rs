@@ -48,6 +48,8 @@ pub enum Behaviour {
     NotHttp,
     /// A token, and then nothing until the server is told to go on.
     Stall,
+    /// No byte until so many requests have arrived, and then a complete answer.
+    AfterArrivals(usize),
 }
 
 /// How the metrics page looks.
@@ -94,6 +96,19 @@ struct State {
     counts: Mutex<Counts>,
     go_on: Notify,
     stalled: Notify,
+    arrived: Notify,
+}
+
+impl State {
+    async fn arrivals(&self, wanted: usize) {
+        loop {
+            let next = self.arrived.notified();
+            if self.counts.lock().unwrap().streamed >= wanted {
+                return;
+            }
+            next.await;
+        }
+    }
 }
 
 impl FakeServer {
@@ -107,6 +122,7 @@ impl FakeServer {
             counts: Mutex::default(),
             go_on: Notify::new(),
             stalled: Notify::new(),
+            arrived: Notify::new(),
         });
         let accepting = Arc::clone(&state);
         tokio::spawn(async move {
@@ -213,11 +229,12 @@ async fn reply(stream: &mut TcpStream, status: u16, body: &str) -> bool {
 
 /// Words of the prompt plus a template of ten tokens: what this server calls prompt tokens.
 fn prompt_tokens(body: &Value) -> u64 {
-    let prompt = body["prompt"]
-        .as_str()
-        .or(body["messages"][0]["content"].as_str())
-        .unwrap();
-    prompt.split(' ').count() as u64 + 10
+    let words = |text: &Value| text.as_str().unwrap().split_whitespace().count() as u64;
+    let said = match body["messages"].as_array() {
+        Some(messages) => messages.iter().map(|m| words(&m["content"])).sum(),
+        None => words(&body["prompt"]),
+    };
+    said + 10
 }
 
 async fn calibration(stream: &mut TcpStream, state: &State, body: &Value) -> bool {
@@ -255,6 +272,10 @@ async fn streamed(stream: &mut TcpStream, state: &State, path: &str, body: Value
         counts.bodies.push(body.clone());
         state.script[(counts.streamed - 1) % state.script.len()]
     };
+    state.arrived.notify_waiters();
+    if let Behaviour::AfterArrivals(wanted) = behaviour {
+        state.arrivals(wanted).await;
+    }
     let asked = body["max_tokens"].as_u64().unwrap();
     let is_chat = path.ends_with("/chat/completions");
     let count_status = |status: u16| {
