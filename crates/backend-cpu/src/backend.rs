@@ -4,7 +4,7 @@
 use ::backend::{
     Activation, AttentionSpec, Backend, BackendError, Batch, BlockCopy, Experts, HostTensor, Ids,
     KvCacheSpec, LinearRole, LinearWeight, Norm, NormKind, Result, Rope, Routing, RowOutput,
-    SampleBatch, SampleOutput, route_row, sample_row,
+    SampleBatch, SampleOutput, route_row, sample_row_with,
 };
 use kernels_cpu::{
     AttentionShape, Epilogue, NormParams, Serial, TaskRunner, activate, for_each_chunk,
@@ -13,6 +13,7 @@ use kernels_cpu::{
 use quant::Granularity;
 
 use crate::kv_cache::{CpuKvCache, Queries};
+use crate::sampler::CpuSampler;
 use crate::step::CpuStep;
 use crate::tensor::{CpuTensor, Data};
 use crate::twin::Twin;
@@ -428,9 +429,10 @@ impl Backend for CpuBackend {
         let columns = logits.columns;
         let logits = logits.elements()?;
         let mut rows = vec![RowOutput::NonFinite; batch.rows.len()];
+        let sampler = CpuSampler(self.isa);
         for_each_chunk(&self.team, &mut rows, 1, |i, row| {
             let logits = &logits[i * columns..(i + 1) * columns];
-            row[0] = sample_row(logits, &batch.rows[i], batch.vocab_size);
+            row[0] = sample_row_with(&sampler, logits, &batch.rows[i], batch.vocab_size);
         });
         self.spare_step = Some(step);
         Ok(SampleOutput { rows })

@@ -8,6 +8,7 @@ mod backend;
 mod cores;
 mod kv_cache;
 mod linear;
+mod sampler;
 mod step;
 mod team;
 mod tensor;

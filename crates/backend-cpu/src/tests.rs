@@ -14,6 +14,7 @@ use half::bf16;
 use super::*;
 
 mod int8;
+mod sampler;
 
 impl TestBackend for CpuBackend {
     fn read(&mut self, x: &CpuTensor) -> Vec<f32> {

@@ -17,7 +17,9 @@ pub use batch::{BLOCK_SIZE, Batch, BatchSequence, BlockCopy, BlockId, Ids, Token
 pub use error::BackendError;
 pub use kv_cache::{KvCacheSpec, KvDtype, KvTypes};
 pub use layers::{Activation, AttentionSpec, Expert, Experts, Norm, NormKind, Rope, Routing};
-pub use reference::{ReferenceBackend, route_row, sample_row};
+pub use reference::{
+    ReferenceBackend, ReferenceOps, SamplerOps, route_row, sample_row, sample_row_with,
+};
 pub use sampling::{
     RowOutput, RowTask, SampleBatch, SampleOutput, SampleRow, Sampled, SamplingParams, TokenCount,
 };

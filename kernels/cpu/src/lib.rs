@@ -25,6 +25,7 @@ pub mod peak;
 mod quantise;
 mod rope;
 mod runner;
+pub mod sampler;
 mod simd;
 mod store_kv;
 mod sum;

@@ -20,7 +20,7 @@ use crate::{
 };
 
 pub use elementwise::route_row;
-pub use sampler::sample_row;
+pub use sampler::{ReferenceOps, SamplerOps, sample_row, sample_row_with};
 
 /// Plain 32-bit loops on one thread.
 #[derive(Debug, Default)]

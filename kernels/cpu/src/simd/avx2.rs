@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::Simd;
+use super::{LANES, Simd};
 
 /// Proof that the CPU has AVX2 and FMA.
 #[derive(Debug, Clone, Copy)]
@@ -191,6 +191,34 @@ impl Simd for Avx2 {
                     _mm256_castsi256_ps(_mm256_and_si256(second, mask)),
                 ],
             )
+        }
+    }
+
+    #[inline(always)]
+    fn store_rounded(self, to: &mut [u32; LANES], x: Self::F) {
+        // SAFETY: checked in `new`; the array holds sixteen integers.
+        unsafe {
+            _mm256_storeu_si256(to.as_mut_ptr().cast(), _mm256_cvtps_epi32(x[0]));
+            _mm256_storeu_si256(to.as_mut_ptr().add(8).cast(), _mm256_cvtps_epi32(x[1]));
+        }
+    }
+
+    #[inline(always)]
+    fn add_to_wide(self, sums: &mut [f64; LANES], x: Self::F) {
+        // SAFETY: checked in `new`; the array holds sixteen doubles.
+        unsafe {
+            for (quarter, x) in [
+                _mm256_castps256_ps128(x[0]),
+                _mm256_extractf128_ps::<1>(x[0]),
+                _mm256_castps256_ps128(x[1]),
+                _mm256_extractf128_ps::<1>(x[1]),
+            ]
+            .into_iter()
+            .enumerate()
+            {
+                let sum = sums.as_mut_ptr().add(4 * quarter);
+                _mm256_storeu_pd(sum, _mm256_add_pd(_mm256_loadu_pd(sum), _mm256_cvtps_pd(x)));
+            }
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::Simd;
+use super::{LANES, Simd};
 
 /// Proof that the CPU has AVX-512 F, BW, DQ and VL, AVX2 and FMA.
 #[derive(Debug, Clone, Copy)]
@@ -154,6 +154,24 @@ impl Simd for Avx512 {
                 _mm512_castsi512_ps(_mm512_slli_epi32::<16>(pairs)),
                 _mm512_castsi512_ps(high),
             )
+        }
+    }
+
+    #[inline(always)]
+    fn store_rounded(self, to: &mut [u32; LANES], x: __m512) {
+        // SAFETY: checked in `new`; the array holds sixteen integers.
+        unsafe { _mm512_storeu_si512(to.as_mut_ptr().cast(), _mm512_cvtps_epi32(x)) }
+    }
+
+    #[inline(always)]
+    fn add_to_wide(self, sums: &mut [f64; LANES], x: __m512) {
+        // SAFETY: checked in `new`; the array holds sixteen doubles.
+        unsafe {
+            let (low, high) = (sums.as_mut_ptr(), sums.as_mut_ptr().add(8));
+            let x_low = _mm512_cvtps_pd(_mm512_castps512_ps256(x));
+            let x_high = _mm512_cvtps_pd(_mm512_extractf32x8_ps::<1>(x));
+            _mm512_storeu_pd(low, _mm512_add_pd(_mm512_loadu_pd(low), x_low));
+            _mm512_storeu_pd(high, _mm512_add_pd(_mm512_loadu_pd(high), x_high));
         }
     }
 }

@@ -77,6 +77,12 @@ pub trait Simd: Copy {
     /// Sixteen bytes can be written at `to`.
     unsafe fn store_i8_ptr(self, to: *mut i8, x: Self::F);
 
+    /// The lanes, none negative and all below 2³¹, rounded to integers, ties to even.
+    fn store_rounded(self, to: &mut [u32; LANES], x: Self::F);
+
+    /// Adds each lane in double precision.
+    fn add_to_wide(self, sums: &mut [f64; LANES], x: Self::F);
+
     #[inline(always)]
     fn load(self, from: &[f32; LANES]) -> Self::F {
         // SAFETY: the array holds sixteen floats.

@@ -103,4 +103,18 @@ impl Simd for Scalar {
         }
         (low, high)
     }
+
+    #[inline(always)]
+    fn store_rounded(self, to: &mut [u32; LANES], x: Self::F) {
+        for lane in 0..LANES {
+            to[lane] = x[lane].round_ties_even() as u32;
+        }
+    }
+
+    #[inline(always)]
+    fn add_to_wide(self, sums: &mut [f64; LANES], x: Self::F) {
+        for lane in 0..LANES {
+            sums[lane] += f64::from(x[lane]);
+        }
+    }
 }

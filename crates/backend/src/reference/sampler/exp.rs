@@ -2,7 +2,7 @@
 //!
 //! A sampler calls it for every id of a vocabulary, and its bits decide which token a seed draws. The
 //! system's function differs between C libraries and between processors; this one is additions and
-//! multiplications in a fixed order, the same everywhere, and compilers vectorise it.
+//! multiplications in a fixed order, the same everywhere.
 
 /// Below this the result is zero; the true one is under 2⁻¹²⁵.
 const UNDERFLOW: f32 = -87.0;

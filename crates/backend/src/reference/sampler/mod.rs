@@ -2,19 +2,28 @@
 //!
 //! Order of operations: mask → logit bias → penalties → temperature → min-p → top-k → top-p → draw.
 //! Log-probabilities are of the raw logits. A row depends on nothing but itself, so it may run on any
-//! thread. The same logits give the same choice on every processor: see `exp`.
+//! thread. The same logits give the same choice on every processor: see `exp` and `choose`.
 
 mod choose;
 mod exp;
+mod ops;
 #[cfg(test)]
 mod tests;
 
+use std::borrow::Cow;
+
 use crate::{RowOutput, RowTask, SampleRow, Sampled, TokenId};
-use choose::{choose, largest};
-use exp::exp_nonpositive;
+pub use ops::{ReferenceOps, SamplerOps};
 
 /// What JSON shows for a log-probability of −∞.
 const NOT_REPRESENTABLE: f32 = -9999.0;
+
+/// Chooses or scores the token of one row, with the passes of [`ReferenceOps`].
+///
+/// As [`sample_row_with`].
+pub fn sample_row(logits: &[f32], row: &SampleRow, vocab_size: usize) -> RowOutput {
+    sample_row_with(&ReferenceOps, logits, row, vocab_size)
+}
 
 /// Chooses or scores the token of one row.
 ///
@@ -22,21 +31,26 @@ const NOT_REPRESENTABLE: f32 = -9999.0;
 /// the row at or above it have no effect. The outcome is [`RowOutput::NonFinite`] when the valid
 /// logits hold NaN or +∞, when bias and penalties make such values, when no token is left to draw,
 /// and when the token to score does not exist.
-pub fn sample_row(logits: &[f32], row: &SampleRow, vocab_size: usize) -> RowOutput {
-    match outcome(&logits[..vocab_size.min(logits.len())], row) {
+pub fn sample_row_with(
+    ops: &impl SamplerOps,
+    logits: &[f32],
+    row: &SampleRow,
+    vocab_size: usize,
+) -> RowOutput {
+    match outcome(ops, &logits[..vocab_size.min(logits.len())], row) {
         Some(sampled) => RowOutput::Token(sampled),
         None => RowOutput::NonFinite,
     }
 }
 
-fn outcome(logits: &[f32], row: &SampleRow) -> Option<Sampled> {
-    let max = finite_max(logits)?;
+fn outcome(ops: &impl SamplerOps, logits: &[f32], row: &SampleRow) -> Option<Sampled> {
+    let max = ops.finite_max(logits)?;
     let token_id = match row.task {
         RowTask::Score(token_id) => token_id,
-        RowTask::Draw => draw(logits, row, uniform(row.seed, row.position))?,
-        RowTask::Distribution => first_of(logits, max)?,
+        RowTask::Draw => draw(ops, (logits, max), row, uniform(row.seed, row.position))?,
+        RowTask::Distribution => ops.first_of(logits, max),
     };
-    let log_sum = f64::from(max) + sum_exp(logits, max).ln();
+    let log_sum = f64::from(max) + ops.sum_exp(logits, max).ln();
     let logprob = |logit: f32| representable((f64::from(logit) - log_sum) as f32);
     let with_id = |id: TokenId| (id, logprob(logits[id as usize]));
     let count = row.params.num_logprobs.unwrap_or(0) as usize;
@@ -45,7 +59,10 @@ fn outcome(logits: &[f32], row: &SampleRow) -> Option<Sampled> {
         logprob: logprob(*logits.get(token_id as usize)?),
         top: match row.task {
             RowTask::Distribution => (0..logits.len() as TokenId).map(with_id).collect(),
-            _ => largest(logits, count).into_iter().map(with_id).collect(),
+            _ => {
+                let ids = ops.largest(logits, count).into_iter();
+                ids.map(with_id).collect()
+            }
         },
     })
 }
@@ -58,74 +75,47 @@ fn representable(logprob: f32) -> f32 {
     }
 }
 
-/// Running values per pass over a row, so that compilers vectorise the pass; element `i` goes to lane
-/// `i mod LANES`.
-const LANES: usize = 16;
-
-/// The largest logit, if there is one above −∞ and none is NaN or +∞.
-fn finite_max(logits: &[f32]) -> Option<f32> {
-    let mut max = [f32::NEG_INFINITY; LANES];
-    let mut has_nan = [false; LANES];
-    for chunk in logits.chunks(LANES) {
-        for (lane, x) in chunk.iter().enumerate() {
-            max[lane] = if *x > max[lane] { *x } else { max[lane] };
-            has_nan[lane] |= x.is_nan();
-        }
-    }
-    let max = max.into_iter().fold(f32::NEG_INFINITY, f32::max);
-    (max.is_finite() && !has_nan.contains(&true)).then_some(max)
-}
-
-/// `Σ exp(x − max)`, one running sum in double precision per lane, added in order of lane.
-fn sum_exp(logits: &[f32], max: f32) -> f64 {
-    let mut sums = [0.0f64; LANES];
-    for chunk in logits.chunks(LANES) {
-        let mut weights = [0.0f32; LANES];
-        for (weight, x) in weights.iter_mut().zip(chunk) {
-            *weight = exp_nonpositive(x - max);
-        }
-        for (sum, weight) in sums.iter_mut().zip(weights) {
-            *sum += f64::from(weight);
-        }
-    }
-    sums.iter().sum()
-}
-
-/// The token that `u` in `[0, 1)` falls on.
-fn draw(raw: &[f32], row: &SampleRow, u: f64) -> Option<TokenId> {
+/// The token that `u` in `[0, 1)` falls on. `raw` comes with its largest logit.
+fn draw(ops: &impl SamplerOps, raw: (&[f32], f32), row: &SampleRow, u: f64) -> Option<TokenId> {
     let params = &row.params;
-    let mut logits = raw.to_vec();
-    for id in row.banned.iter() {
-        if let Some(x) = logits.get_mut(*id as usize) {
-            *x = f32::NEG_INFINITY;
+    let (logits, max) = match edited(raw.0, row) {
+        Cow::Borrowed(logits) => (Cow::Borrowed(logits), raw.1),
+        Cow::Owned(logits) => {
+            let max = ops.finite_max(&logits)?;
+            (Cow::Owned(logits), max)
         }
-    }
-    for (id, bias) in &params.logit_bias {
-        if let Some(x) = logits.get_mut(*id as usize) {
-            *x += bias;
-        }
-    }
-    if params.has_penalties() {
-        penalise(&mut logits, row);
-    }
-    let max = finite_max(&logits)?;
+    };
     if params.temperature == 0.0 {
-        return first_of(&logits, max);
+        return Some(ops.first_of(&logits, max));
     }
     if params.temperature.is_nan() || params.temperature < 0.0 {
         return None;
     }
-    // From here on these are weights relative to the best token.
-    for x in &mut logits {
-        *x = exp_nonpositive((*x - max) / params.temperature);
-    }
-    choose(&logits, params, u)
+    Some(ops.choose(&logits, max, params, u))
 }
 
-/// The lowest id with this logit.
-fn first_of(logits: &[f32], max: f32) -> Option<TokenId> {
-    let first = logits.iter().position(|x| *x == max);
-    first.map(|id| id as TokenId)
+/// The logits after mask, bias and penalties; copied only where there are some.
+fn edited<'a>(raw: &'a [f32], row: &SampleRow) -> Cow<'a, [f32]> {
+    let params = &row.params;
+    let mut logits = Cow::Borrowed(raw);
+    if row.banned.is_empty() && params.logit_bias.is_empty() && !params.has_penalties() {
+        return logits;
+    }
+    let edited = logits.to_mut();
+    for id in row.banned.iter() {
+        if let Some(x) = edited.get_mut(*id as usize) {
+            *x = f32::NEG_INFINITY;
+        }
+    }
+    for (id, bias) in &params.logit_bias {
+        if let Some(x) = edited.get_mut(*id as usize) {
+            *x += bias;
+        }
+    }
+    if params.has_penalties() {
+        penalise(edited, row);
+    }
+    logits
 }
 
 /// Repetition penalty as in CTRL (Keskar et al. 2019) over prompt and output; frequency and presence

@@ -28,6 +28,15 @@ fn sampled(logits: &[f32], row: &SampleRow) -> Sampled {
     }
 }
 
+fn draw(logits: &[f32], row: &SampleRow, u: f64) -> Option<TokenId> {
+    super::draw(
+        &ReferenceOps,
+        (logits, ReferenceOps.finite_max(logits)?),
+        row,
+        u,
+    )
+}
+
 fn token(logits: &[f32], params: SamplingParams) -> TokenId {
     sampled(logits, &row(params)).token_id
 }

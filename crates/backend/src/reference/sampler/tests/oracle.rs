@@ -14,7 +14,7 @@ struct Candidate {
     weight: f64,
 }
 
-/// The candidates in the order of the draw.
+/// The candidates in the order of the draw, that of ids.
 #[derive(Debug)]
 struct Candidates {
     all: Vec<Candidate>,
@@ -22,6 +22,8 @@ struct Candidates {
     ambiguous: bool,
 }
 
+/// The parts of the best token's weight that weights are rounded to.
+const ONE: f64 = (1u32 << 30) as f64;
 /// Margins around the borders of min-p and top-p that 32-bit weights cannot resolve: of one weight, and
 /// as a share of their sum.
 const WEIGHT_MARGIN: f64 = 1e-5;
@@ -60,6 +62,11 @@ fn candidates(logits: &[f32], row: &SampleRow) -> Option<Candidates> {
     let mut ambiguous = all
         .iter()
         .any(|c| min_p > 0.0 && c.weight < 1.0 && (c.weight - min_p).abs() < WEIGHT_MARGIN);
+    for c in &mut all {
+        let parts = c.weight * ONE;
+        ambiguous |= parts < 64.0 && (parts.fract() - 0.5).abs() < 2e-5;
+        c.weight = parts.round() / ONE;
+    }
     all.retain(|c| c.weight > 0.0 && c.weight >= min_p);
     if params.top_k > 0 || params.top_p < 1.0 {
         all.sort_by(|a, b| {
@@ -85,6 +92,7 @@ fn candidates(logits: &[f32], row: &SampleRow) -> Option<Candidates> {
         }
         all.truncate(kept);
     }
+    all.sort_by_key(|c| c.id);
     Some(Candidates { all, ambiguous })
 }
 
