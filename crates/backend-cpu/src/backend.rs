@@ -29,7 +29,7 @@ impl CpuBackend {
     }
 
     /// The team where there is work for it, the calling thread otherwise.
-    fn runner_for(&self, elements: usize) -> &dyn TaskRunner {
+    pub(crate) fn runner_for(&self, elements: usize) -> &dyn TaskRunner {
         if elements > TASK_ELEMENTS {
             &self.team
         } else {

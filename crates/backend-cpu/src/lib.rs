@@ -16,9 +16,11 @@ mod tensor;
 mod tests;
 mod twin;
 
+use std::cell::RefCell;
 use std::fmt;
 use std::num::NonZeroUsize;
 
+use kernels_cpu::Bf16Rows;
 pub use kernels_cpu::{Int8Level, Isa};
 
 use ::backend::{BackendError, LinearRole, Result};
@@ -36,7 +38,7 @@ pub enum Precision {
     /// As accurate as 32 bits: a checkpoint in bfloat16 stays so, because widening it is exact.
     #[default]
     F32,
-    /// Rounded to bfloat16.
+    /// Weights and what they are multiplied with are rounded to bfloat16; sums are in 32 bits.
     Bf16,
     /// 8-bit weights with a scale per output, and 8-bit activations with a scale per token and group
     /// of 128 features.
@@ -87,6 +89,8 @@ pub struct CpuBackend {
     precision: Precision,
     team: Team,
     pool: Pool,
+    /// Activations rounded for the product that is being computed.
+    rounded: RefCell<Bf16Rows>,
     /// The last step's columns, for the next one.
     spare_step: Option<CpuStep>,
 }
@@ -127,6 +131,7 @@ impl CpuBackend {
             precision: config.precision,
             team,
             pool: Pool::default(),
+            rounded: RefCell::default(),
             spare_step: None,
         })
     }

@@ -1,9 +1,11 @@
 //! Packed weight matrices: how a checkpoint's matrix is brought to the target's precision, and which
 //! kernel multiplies with it.
 
-use backend::{BackendError, HostTensor, LinearWeight, Result, WeightData};
+use backend::{BackendError, HostTensor, LinearRole, LinearWeight, Result, WeightData};
 use half::bf16;
-use kernels_cpu::{Epilogue, PackError, QuantisedWeight, linear, linear_w8a8};
+use kernels_cpu::{
+    Bf16Weight, Epilogue, PackError, QuantisedWeight, linear, linear_bf16, linear_w8a8,
+};
 use quant::{GROUP, Granularity, MAX_INPUTS};
 
 use crate::tensor::CpuTensor;
@@ -20,6 +22,8 @@ pub struct CpuLinear {
 enum Packed {
     /// 32 or 16 bits, multiplied with 32-bit activations.
     Float(kernels_cpu::LinearWeight),
+    /// 16 bits, multiplied with activations rounded to 16 bits.
+    Bf16(Bf16Weight),
     /// 8 bits; nothing wider is kept.
     Int8 {
         weight: QuantisedWeight,
@@ -47,10 +51,8 @@ impl CpuLinear {
             }
             Some(activations) => pack_int8(backend, data, [rows, columns], activations)?,
             None => {
-                let packed = pack_float(backend, data, [rows, columns]);
-                Packed::Float(
-                    packed.ok_or_else(|| out_of_memory(4 * rows.saturating_mul(columns)))?,
-                )
+                let packed = pack_float(backend, data, [rows, columns], linear.role);
+                packed.ok_or_else(|| out_of_memory(4 * rows.saturating_mul(columns)))?
             }
         };
         Ok(Self {
@@ -63,6 +65,7 @@ impl CpuLinear {
     pub fn outputs(&self) -> usize {
         match &self.weight {
             Packed::Float(weight) => weight.outputs(),
+            Packed::Bf16(weight) => weight.outputs(),
             Packed::Int8 { weight, .. } => weight.outputs(),
         }
     }
@@ -71,6 +74,7 @@ impl CpuLinear {
     pub fn inputs(&self) -> usize {
         match &self.weight {
             Packed::Float(weight) => weight.inputs(),
+            Packed::Bf16(weight) => weight.inputs(),
             Packed::Int8 { weight, .. } => weight.inputs(),
         }
     }
@@ -79,6 +83,7 @@ impl CpuLinear {
     pub fn bytes(&self) -> usize {
         match &self.weight {
             Packed::Float(weight) => weight.bytes(),
+            Packed::Bf16(weight) => weight.bytes(),
             Packed::Int8 { weight, .. } => weight.bytes(),
         }
     }
@@ -91,18 +96,21 @@ impl CpuLinear {
         out: &mut [f32],
         epilogue: Epilogue,
     ) -> Result<()> {
-        let (team, bias) = (&backend.team, self.bias.as_deref());
+        let (isa, team, bias) = (backend.isa, &backend.team, self.bias.as_deref());
         match &self.weight {
             Packed::Float(weight) => {
-                linear(
-                    backend.isa,
-                    team,
-                    x.elements()?,
-                    weight,
-                    bias,
-                    out,
-                    epilogue,
-                );
+                linear(isa, team, x.elements()?, weight, bias, out, epilogue);
+            }
+            Packed::Bf16(weight) => {
+                let elements = x.elements()?;
+                let mut rows = backend.rounded.borrow_mut();
+                let runner = backend.runner_for(elements.len());
+                let rounded = rows.round(isa, runner, elements, weight.inputs());
+                rounded.ok_or(BackendError::OutOfMemory {
+                    requested: 2 * elements.len(),
+                    purpose: "16-bit activations",
+                })?;
+                linear_bf16(isa, team, &rows, weight, bias, out, epilogue);
             }
             Packed::Int8 {
                 weight,
@@ -116,23 +124,31 @@ impl CpuLinear {
     }
 }
 
+/// Bfloat16 stays so, and everything is rounded to it where the precision says so. Routers choose by
+/// small differences: their activations are never rounded.
 fn pack_float(
     backend: &CpuBackend,
     data: WeightData,
     [rows, columns]: [usize; 2],
-) -> Option<kernels_cpu::LinearWeight> {
-    let pack_bf16 =
-        |data: &[bf16]| kernels_cpu::LinearWeight::pack_bf16(&backend.team, data, rows, columns);
-    match (data, backend.precision) {
-        (WeightData::Bf16(data), _) => pack_bf16(&data),
+    role: LinearRole,
+) -> Option<Packed> {
+    use kernels_cpu::LinearWeight;
+    let team = &backend.team;
+    let halves = match (data, backend.precision) {
+        (WeightData::Bf16(data), _) => data,
         (data, Precision::Bf16) => {
             let wide = data.into_f32();
-            let rounded: Vec<bf16> = wide.iter().map(|w| bf16::from_f32(*w)).collect();
-            pack_bf16(&rounded)
+            wide.iter().map(|w| bf16::from_f32(*w)).collect()
         }
         (data, _) => {
-            kernels_cpu::LinearWeight::pack_f32(&backend.team, &data.into_f32(), rows, columns)
+            let packed = LinearWeight::pack_f32(team, &data.into_f32(), rows, columns);
+            return packed.map(Packed::Float);
         }
+    };
+    if backend.precision == Precision::Bf16 && role != LinearRole::Router {
+        Bf16Weight::pack(team, &halves, rows, columns).map(Packed::Bf16)
+    } else {
+        LinearWeight::pack_bf16(team, &halves, rows, columns).map(Packed::Float)
     }
 }
 

@@ -74,7 +74,7 @@ pub enum QuantizationArg {
     Int8,
     /// As int8 with one scale per token: faster, less accurate.
     Int8Fast,
-    /// bfloat16 weights, 32-bit accumulation.
+    /// bfloat16 weights and activations, 32-bit accumulation.
     #[value(alias = "bfloat16")]
     Bf16,
     /// 32-bit floats.

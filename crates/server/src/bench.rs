@@ -59,12 +59,10 @@ struct Limits {
 
 impl Limits {
     fn new(weights: ActiveWeights, target: &Target, peaks: [Peak; 2]) -> Self {
-        let ops = |peak: &Peak| {
-            if target.is_int8() {
-                peak.int8_ops
-            } else {
-                peak.f32_ops
-            }
+        let ops = |peak: &Peak| match target.precision {
+            _ if target.is_int8() => peak.int8_ops,
+            "bf16" => peak.bf16_ops.or(peak.f32_ops),
+            _ => peak.f32_ops,
         };
         Self {
             weights,
@@ -120,6 +118,7 @@ struct Report {
     precision: &'static str,
     threads: usize,
     int8_gops_before_after: [Option<f64>; 2],
+    bf16_gflops_before_after: [Option<f64>; 2],
     f32_gflops_before_after: [Option<f64>; 2],
     read_gb_per_second_before_after: [f64; 2],
     rows: Vec<Row>,
@@ -189,6 +188,7 @@ pub fn run(args: BenchArgs) -> Result<()> {
         precision: loaded.target.precision,
         threads,
         int8_gops_before_after: [before, after].map(|p| p.int8_ops.map(|ops| ops / 1e9)),
+        bf16_gflops_before_after: [before, after].map(|p| p.bf16_ops.map(|ops| ops / 1e9)),
         f32_gflops_before_after: [before, after].map(|p| p.f32_ops.map(|ops| ops / 1e9)),
         read_gb_per_second_before_after: [before, after].map(|p| p.read_bytes / 1e9),
         rows: rows.into_iter().map(|row| limits.shares(row)).collect(),
@@ -309,6 +309,7 @@ fn print_table(report: &Report, peaks: [Peak; 2]) {
     };
     println!("\nThis machine now, on {} threads:", report.threads);
     rates("  8-bit multiply-add", "Gop/s", |p| p.int8_ops);
+    rates("  bf16 multiply-add", "Gflop/s", |p| p.bf16_ops);
     rates("  f32 multiply-add", "Gflop/s", |p| p.f32_ops);
     rates("  memory read", "GB/s", |p| Some(p.read_bytes));
 }

@@ -16,11 +16,13 @@ pub enum Isa {
     Avx2,
     /// AVX-512 F, BW, DQ and VL.
     Avx512,
+    /// As [`Self::Avx512`], with the instructions for bfloat16.
+    Avx512Bf16,
 }
 
 impl Isa {
     /// Every level, lowest first.
-    pub const ALL: [Self; 3] = [Self::Scalar, Self::Avx2, Self::Avx512];
+    pub const ALL: [Self; 4] = [Self::Scalar, Self::Avx2, Self::Avx512, Self::Avx512Bf16];
 
     /// The highest level of this machine.
     pub fn detect() -> Self {
@@ -39,13 +41,15 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 => Avx2::new().is_some(),
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512 => Avx512::new().is_some(),
+            Self::Avx512 => Avx512::<false>::new().is_some(),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Bf16 => Avx512::<true>::new().is_some(),
             #[cfg(not(target_arch = "x86_64"))]
-            Self::Avx2 | Self::Avx512 => false,
+            Self::Avx2 | Self::Avx512 | Self::Avx512Bf16 => false,
         }
     }
 
-    /// Runs a kernel compiled for this level.
+    /// Runs a kernel that multiplies no bfloat16 numbers; it is compiled once for AVX-512.
     ///
     /// # Panics
     /// When the machine cannot execute the level.
@@ -59,14 +63,30 @@ impl Isa {
                 unsafe { run_avx2(simd, kernel) }
             }
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512 => {
+            Self::Avx512 | Self::Avx512Bf16 => {
                 let simd = Avx512::new().expect("the level was checked when it was chosen");
                 // SAFETY: an `Avx512` exists only where the CPU has the features (`Avx512::new`).
                 unsafe { run_avx512(simd, kernel) }
             }
             #[cfg(not(target_arch = "x86_64"))]
-            Self::Avx2 | Self::Avx512 => panic!("{self} cannot run on this machine"),
+            Self::Avx2 | Self::Avx512 | Self::Avx512Bf16 => {
+                panic!("{self} cannot run on this machine")
+            }
         }
+    }
+
+    /// Runs a kernel that does.
+    ///
+    /// # Panics
+    /// When the machine cannot execute the level.
+    pub(crate) fn dispatch_bf16<K: Kernel>(self, kernel: K) {
+        #[cfg(target_arch = "x86_64")]
+        if self == Self::Avx512Bf16 {
+            let simd = Avx512::new().expect("the level was checked when it was chosen");
+            // SAFETY: the value exists only where the CPU has the features (`Avx512::new`).
+            return unsafe { run_avx512_bf16(simd, kernel) };
+        }
+        self.dispatch(kernel);
     }
 }
 
@@ -76,6 +96,7 @@ impl fmt::Display for Isa {
             Self::Scalar => "scalar",
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
+            Self::Avx512Bf16 => "avx512-bf16",
         })
     }
 }
@@ -87,7 +108,9 @@ impl FromStr for Isa {
         Self::ALL
             .into_iter()
             .find(|isa| isa.to_string() == name)
-            .ok_or_else(|| format!("unknown instruction set {name:?}: scalar, avx2 or avx512"))
+            .ok_or_else(|| {
+                format!("unknown instruction set {name:?}: scalar, avx2, avx512 or avx512-bf16")
+            })
     }
 }
 
@@ -109,7 +132,15 @@ unsafe fn run_avx2<K: Kernel>(simd: Avx2, kernel: K) {
 /// The CPU has AVX-512 F, BW, DQ and VL, AVX2 and FMA.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-unsafe fn run_avx512<K: Kernel>(simd: Avx512, kernel: K) {
+unsafe fn run_avx512<K: Kernel>(simd: Avx512<false>, kernel: K) {
+    kernel.run(simd);
+}
+
+/// # Safety
+/// The CPU has AVX-512 F, BW, DQ, VL and BF16, AVX2 and FMA.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
+unsafe fn run_avx512_bf16<K: Kernel>(simd: Avx512<true>, kernel: K) {
     kernel.run(simd);
 }
 

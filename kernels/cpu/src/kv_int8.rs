@@ -1,11 +1,13 @@
 //! Cached keys and values in 8 bits, with one scale per token for keys and one for values.
 //!
 //! Per key/value head and block of 32 tokens, keys lie as `[head_dim / 4][32][4]` bytes with 128 added,
-//! the form that products of bytes want, and values as `[32][head_dim rounded up to 16]` signed bytes.
+//! the form that products of bytes want, and values as `[16][head_dim rounded up to 16][2]` signed bytes,
+//! two tokens to a feature.
 //! The 32 scales follow in the same block, so that whatever moves a block moves them with it.
 
 use crate::aligned::Element;
 use crate::attention::HeadOfTile;
+use crate::attention::values::Paired;
 use crate::dot::{Int8Level, OFFSET, STEP};
 use crate::isa::{Isa, Kernel};
 use crate::quantise::quantise_group;
@@ -31,6 +33,8 @@ impl Int8Word {
 }
 
 impl KvElement for Int8Word {
+    type Form = Paired;
+
     fn key_block_len(geometry: KvGeometry) -> usize {
         Self::key_words(geometry.head_dim) + KEY_BLOCK
     }
@@ -51,30 +55,38 @@ impl KvElement for Int8Word {
     fn store_value(isa: Isa, block: &mut [Self], token: usize, features: &[f32]) {
         let (scale, words) = quantise_head(isa, features);
         let (values, scales) = block.split_at_mut(block.len() - KEY_BLOCK);
-        let row_words = values.len() / KEY_BLOCK;
-        for (to, word) in values[token * row_words..][..row_words]
-            .iter_mut()
-            .zip(words)
-        {
-            *to = Self(word);
+        let pair_words = 2 * values.len() / KEY_BLOCK;
+        let pair = &mut values[token / 2 * pair_words..][..pair_words];
+        // A word of four features becomes two words, of two features of two tokens each.
+        let (shift, kept) = (
+            8 * (token as u32 % 2),
+            0xff00_ff00 >> (8 * (token as u32 % 2)),
+        );
+        for (to, word) in pair.chunks_exact_mut(2).zip(words) {
+            let [a, b, c, d] = word.to_le_bytes().map(u32::from);
+            to[0] = Self(to[0].0 & kept | (a | b << 16) << shift);
+            to[1] = Self(to[1].0 & kept | (c | d << 16) << shift);
         }
         scales[token] = Self(scale.to_bits());
     }
 
     fn attend<V: KvElement>(isa: Isa, task: HeadOfTile<Self, V>) {
-        Int8Level::of(isa).dispatch(task);
+        Int8Level::dispatch_bf16(isa, task);
     }
 
     #[inline(always)]
-    unsafe fn load_value<S: Simd>(
+    unsafe fn load_values<S: Simd>(
         s: S,
         block: *const Self,
         row_len: usize,
-        token: usize,
+        step: usize,
         vector: usize,
-    ) -> S::F {
-        // SAFETY: the caller's promise, a row being `row_len` bytes.
-        unsafe { s.load_i8_ptr(block.cast::<i8>().add(token * row_len + vector * LANES)) }
+    ) -> S::Pairs {
+        // SAFETY: the caller's promise; two bytes for each feature.
+        unsafe {
+            let bytes = block.cast::<i8>();
+            s.load_i8_pairs_ptr(bytes.add(2 * (step * row_len + vector * LANES)))
+        }
     }
 
     #[inline(always)]

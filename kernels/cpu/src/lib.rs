@@ -40,7 +40,7 @@ pub use attention::{
 pub use dot::Int8Level;
 pub use isa::Isa;
 pub use kv_int8::Int8Word;
-pub use linear::{Epilogue, LinearWeight, PANEL_WIDTH, linear};
+pub use linear::{Bf16Rows, Bf16Weight, Epilogue, LinearWeight, PANEL_WIDTH, linear, linear_bf16};
 pub use linear_w8a8::{PackError, QuantisedWeight, linear_w8a8};
 pub use norm::{NormKind, NormParams, norm};
 pub use quantise::{QuantisedRows, RowLayout, quantise};

@@ -23,6 +23,9 @@ const READ_BYTES: usize = 256 << 20;
 pub struct Peak {
     /// 8-bit multiplications and additions per second; none without an instruction for them.
     pub int8_ops: Option<f64>,
+    /// 16-bit floating-point multiplications and additions per second; none without an instruction for
+    /// them.
+    pub bf16_ops: Option<f64>,
     /// 32-bit floating-point multiplications and additions per second.
     pub f32_ops: Option<f64>,
     /// Bytes read per second.
@@ -33,6 +36,7 @@ pub struct Peak {
 pub fn measure(isa: Isa, threads: usize) -> Peak {
     Peak {
         int8_ops: int8_loop(isa).map(|(run, ops)| best(threads, ops * TURNS as f64, run)),
+        bf16_ops: bf16_loop(isa).map(|(run, ops)| best(threads, ops * TURNS as f64, run)),
         f32_ops: f32_loop(isa).map(|(run, ops)| best(threads, ops * TURNS as f64, run)),
         read_bytes: read(threads),
     }
@@ -90,12 +94,17 @@ fn int8_loop(_: Isa) -> Option<Loop> {
 }
 
 #[cfg(not(target_arch = "x86_64"))]
+fn bf16_loop(_: Isa) -> Option<Loop> {
+    None
+}
+
+#[cfg(not(target_arch = "x86_64"))]
 fn f32_loop(_: Isa) -> Option<Loop> {
     None
 }
 
 #[cfg(target_arch = "x86_64")]
-use x86::{f32_loop, int8_loop};
+use x86::{bf16_loop, f32_loop, int8_loop};
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
@@ -149,6 +158,10 @@ mod x86 {
         turns!("y", "vpmaddubsw");
     }
 
+    fn vdpbf16ps() {
+        turns!("z", "vdpbf16ps");
+    }
+
     fn fma512() {
         turns!("z", "vfmadd231ps");
     }
@@ -161,22 +174,27 @@ mod x86 {
     /// instructions to widen, which a kernel can hardly avoid and this figure leaves out.
     pub(super) fn int8_loop(isa: Isa) -> Option<Loop> {
         match isa {
-            Isa::Avx512 if is_x86_feature_detected!("avx512vnni") => {
+            Isa::Avx512 | Isa::Avx512Bf16 if is_x86_feature_detected!("avx512vnni") => {
                 Some((vpdpbusd as fn(), UNROLL * 128.0))
             }
-            Isa::Avx512 | Isa::Avx2 if is_x86_feature_detected!("avx2") => {
+            Isa::Avx512Bf16 | Isa::Avx512 | Isa::Avx2 if is_x86_feature_detected!("avx2") => {
                 Some((vpmaddubsw as fn(), UNROLL * 64.0))
             }
             _ => None,
         }
     }
 
+    pub(super) fn bf16_loop(isa: Isa) -> Option<Loop> {
+        let found = isa == Isa::Avx512Bf16 && isa.is_supported();
+        found.then_some((vdpbf16ps as fn(), UNROLL * 64.0))
+    }
+
     pub(super) fn f32_loop(isa: Isa) -> Option<Loop> {
         match isa {
-            Isa::Avx512 if is_x86_feature_detected!("avx512f") => {
+            Isa::Avx512 | Isa::Avx512Bf16 if is_x86_feature_detected!("avx512f") => {
                 Some((fma512 as fn(), UNROLL * 32.0))
             }
-            Isa::Avx512 | Isa::Avx2 if is_x86_feature_detected!("fma") => {
+            Isa::Avx512Bf16 | Isa::Avx512 | Isa::Avx2 if is_x86_feature_detected!("fma") => {
                 Some((fma256 as fn(), UNROLL * 16.0))
             }
             _ => None,
@@ -193,8 +211,16 @@ mod tests {
         for isa in Isa::supported() {
             let int8 = int8_loop(isa).map(|(run, ops)| best(1, ops * TURNS as f64, run));
             let f32 = f32_loop(isa).map(|(run, ops)| best(1, ops * TURNS as f64, run));
+            let bf16 = bf16_loop(isa).map(|(run, ops)| best(1, ops * TURNS as f64, run));
             assert_eq!(int8.is_some(), isa != Isa::Scalar);
-            assert!(int8.into_iter().chain(f32).all(|rate| rate > 1e9), "{isa}");
+            assert_eq!(bf16.is_some(), isa == Isa::Avx512Bf16);
+            assert!(
+                int8.into_iter()
+                    .chain(bf16)
+                    .chain(f32)
+                    .all(|rate| rate > 1e9),
+                "{isa}"
+            );
         }
     }
 

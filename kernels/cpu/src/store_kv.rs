@@ -1,16 +1,19 @@
 //! The paged cache of one layer: its layout, and how new keys and values are written to it.
 //!
-//! Per key/value head and block of 32 tokens, keys lie as `[head_dim][32]`, so that one vector holds
-//! a feature of sixteen keys, and values as `[32][head_dim rounded up to 16]`. The 8-bit form is that
-//! of `kv_int8`. Memory-bound.
+//! Per key/value head and block of 32 tokens, 32-bit keys lie as `[head_dim][32]`, so that one vector
+//! holds a feature of sixteen keys, and values as `[32][head_dim rounded up to 16]`. In 16 bits, words
+//! of two numbers take their place: keys `[head_dim / 2][32]` with two features of a token in each,
+//! values `[16][head_dim rounded up to 16]` with a feature of two tokens. The 8-bit form is that of
+//! `kv_int8`. Memory-bound.
 
 use half::bf16;
 
 use crate::aligned::Element;
 use crate::attention::HeadOfTile;
+use crate::attention::values::{Paired, Single, ValueForm};
 use crate::isa::Isa;
 use crate::runner::{TaskRunner, for_each_chunk};
-use crate::simd::{LANES, Simd};
+use crate::simd::{LANES, LEAST_BF16, Simd};
 
 /// Tokens of one block.
 pub const KEY_BLOCK: usize = 32;
@@ -70,19 +73,23 @@ pub trait KvElement: Element {
     #[doc(hidden)]
     fn attend<V: KvElement>(isa: Isa, task: HeadOfTile<Self, V>);
 
-    /// Vector `vector` of the features of one token's values, without their scale.
+    /// How many tokens' values are added at a time.
+    #[doc(hidden)]
+    type Form: ValueForm;
+
+    /// Vector `vector` of the features of one step's values, without their scale.
     ///
     /// # Safety
-    /// `block` holds the values of one head, the token is one of its 32, and the vector lies inside
-    /// the token's `row_len` features.
+    /// `block` holds the values of one head, the step is one of the block's, and the vector lies inside
+    /// the `row_len` features.
     #[doc(hidden)]
-    unsafe fn load_value<S: Simd>(
+    unsafe fn load_values<S: Simd>(
         s: S,
         block: *const Self,
         row_len: usize,
-        token: usize,
+        step: usize,
         vector: usize,
-    ) -> S::F;
+    ) -> <Self::Form as ValueForm>::Lanes<S>;
 
     /// What the weights of a block's 32 tokens are multiplied with before their values are, if
     /// values have scales.
@@ -91,84 +98,106 @@ pub trait KvElement: Element {
     /// `block` holds the values of one head in rows of `row_len`.
     #[doc(hidden)]
     unsafe fn value_scales<S: Simd>(
+        _s: S,
+        _block: *const Self,
+        _row_len: usize,
+    ) -> Option<[S::F; KEY_BLOCK / LANES]> {
+        None
+    }
+}
+
+impl KvElement for f32 {
+    type Form = Single;
+
+    fn key_block_len(geometry: KvGeometry) -> usize {
+        geometry.head_dim * KEY_BLOCK
+    }
+
+    fn value_block_len(geometry: KvGeometry) -> usize {
+        geometry.value_row_len() * KEY_BLOCK
+    }
+
+    fn store_key(_isa: Isa, block: &mut [Self], token: usize, features: &[f32]) {
+        for (d, x) in features.iter().enumerate() {
+            block[d * KEY_BLOCK + token] = *x;
+        }
+    }
+
+    fn store_value(_isa: Isa, block: &mut [Self], token: usize, features: &[f32]) {
+        let row_len = block.len() / KEY_BLOCK;
+        block[token * row_len..][..features.len()].copy_from_slice(features);
+    }
+
+    fn attend<V: KvElement>(isa: Isa, task: HeadOfTile<Self, V>) {
+        isa.dispatch(task);
+    }
+
+    #[inline(always)]
+    unsafe fn load_values<S: Simd>(
         s: S,
         block: *const Self,
         row_len: usize,
-    ) -> Option<[S::F; KEY_BLOCK / LANES]>;
+        step: usize,
+        vector: usize,
+    ) -> S::F {
+        // SAFETY: the caller's promise.
+        unsafe { s.load_ptr(block.add(step * row_len + vector * LANES)) }
+    }
 }
 
-/// A number per element.
-macro_rules! float_element {
-    ($type:ty, $round:expr, |$s:ident, $from:ident| $load:expr) => {
-        impl KvElement for $type {
-            fn key_block_len(geometry: KvGeometry) -> usize {
-                geometry.head_dim * KEY_BLOCK
-            }
+impl KvElement for bf16 {
+    type Form = Paired;
 
-            fn value_block_len(geometry: KvGeometry) -> usize {
-                geometry.value_row_len() * KEY_BLOCK
-            }
+    fn key_block_len(geometry: KvGeometry) -> usize {
+        geometry.head_dim.next_multiple_of(2) * KEY_BLOCK
+    }
 
-            fn store_key(_isa: Isa, block: &mut [Self], token: usize, features: &[f32]) {
-                for (d, x) in features.iter().enumerate() {
-                    block[d * KEY_BLOCK + token] = $round(*x);
-                }
-            }
+    fn value_block_len(geometry: KvGeometry) -> usize {
+        geometry.value_row_len() * KEY_BLOCK
+    }
 
-            fn store_value(_isa: Isa, block: &mut [Self], token: usize, features: &[f32]) {
-                let row_len = block.len() / KEY_BLOCK;
-                for (to, x) in block[token * row_len..].iter_mut().zip(features) {
-                    *to = $round(*x);
-                }
-            }
-
-            fn attend<V: KvElement>(isa: Isa, task: HeadOfTile<Self, V>) {
-                isa.dispatch(task);
-            }
-
-            #[inline(always)]
-            unsafe fn load_value<S: Simd>(
-                s: S,
-                block: *const Self,
-                row_len: usize,
-                token: usize,
-                vector: usize,
-            ) -> S::F {
-                // SAFETY: the caller's promise.
-                unsafe { Self::load(s, block.add(token * row_len + vector * LANES)) }
-            }
-
-            #[inline(always)]
-            unsafe fn value_scales<S: Simd>(
-                _s: S,
-                _block: *const Self,
-                _row_len: usize,
-            ) -> Option<[S::F; KEY_BLOCK / LANES]> {
-                None
-            }
+    fn store_key(_isa: Isa, block: &mut [Self], token: usize, features: &[f32]) {
+        for (d, x) in features.iter().enumerate() {
+            block[d / 2 * 2 * KEY_BLOCK + 2 * token + d % 2] = rounded(*x);
         }
+    }
 
-        impl FloatElement for $type {
-            #[inline(always)]
-            unsafe fn load<S: Simd>($s: S, $from: *const Self) -> S::F {
-                // SAFETY: the caller's promise; `bf16` is a transparent `u16`.
-                unsafe { $load }
-            }
+    fn store_value(_isa: Isa, block: &mut [Self], token: usize, features: &[f32]) {
+        let row_len = block.len() / KEY_BLOCK;
+        let pair = &mut block[token / 2 * 2 * row_len..][..2 * row_len];
+        for (to, x) in pair.chunks_exact_mut(2).zip(features) {
+            to[token % 2] = rounded(*x);
         }
-    };
+    }
+
+    fn attend<V: KvElement>(isa: Isa, task: HeadOfTile<Self, V>) {
+        isa.dispatch_bf16(task);
+    }
+
+    #[inline(always)]
+    unsafe fn load_values<S: Simd>(
+        s: S,
+        block: *const Self,
+        row_len: usize,
+        step: usize,
+        vector: usize,
+    ) -> S::Pairs {
+        // SAFETY: the caller's promise; a word of two numbers for each feature.
+        unsafe {
+            let words = block.cast::<u32>();
+            s.load_pairs_ptr(words.add(step * row_len + vector * LANES))
+        }
+    }
 }
 
-/// Elements that are numbers.
-pub(crate) trait FloatElement: KvElement {
-    /// Sixteen elements, widened.
-    ///
-    /// # Safety
-    /// Sixteen elements can be read at `from`.
-    unsafe fn load<S: Simd>(s: S, from: *const Self) -> S::F;
+/// As products of 16 bits take a number.
+fn rounded(x: f32) -> bf16 {
+    if x.abs() < LEAST_BF16 {
+        bf16::ZERO
+    } else {
+        bf16::from_f32(x)
+    }
 }
-
-float_element!(f32, std::convert::identity, |s, from| s.load_ptr(from));
-float_element!(bf16, bf16::from_f32, |s, from| s.load_bf16_ptr(from.cast()));
 
 /// Writes keys, rows of `num_kv_heads · head_dim`, to their slots.
 ///

@@ -13,7 +13,7 @@ const INT8: Tolerances = Tolerances {
     linear_f32: 0.2,
     linear_bf16: 0.2,
     linear_f16: 0.2,
-    ..Tolerances::F32
+    ..EXACT
 };
 
 mod scalar {

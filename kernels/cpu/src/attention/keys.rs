@@ -1,18 +1,24 @@
-//! How the keys of a block are multiplied with queries: numbers with numbers, or bytes with bytes.
+//! How the keys of a block are multiplied with queries: in 32 bits, 16 or 8.
 
+use half::bf16;
+
+use super::MAX_HEAD_DIM;
 use crate::dot::{Dot, OFFSET, STEP};
 use crate::kv_int8::{Int8Word, MAX_WORDS};
 use crate::quantise::quantise_group;
 use crate::simd::{LANES, Simd};
-use crate::store_kv::{FloatElement, KEY_BLOCK};
+use crate::store_kv::KEY_BLOCK;
 
 /// One head's keys, and the level that multiplies them.
 pub(super) trait Keys<S: Simd>: Copy {
     /// A row's query in the form that keys are multiplied with.
-    type Query<'q>;
+    type Query<'q>: Copy;
 
     /// Prepares a query; `scale` multiplies every score.
     fn query<'q>(self, s: S, q: &'q [f32], scale: f32) -> Self::Query<'q>;
+
+    /// Asks for the keys of a block, which exists.
+    fn prefetch(self, block: usize);
 
     /// Scores of `V` vectors of keys of a block, from vector `first` on, for all rows.
     ///
@@ -27,26 +33,33 @@ pub(super) trait Keys<S: Simd>: Copy {
     ) -> [[S::F; V]; R];
 }
 
-/// Keys that are numbers, `[block][head_dim][32]`.
+/// Keys of 32 bits, `[block][head_dim][32]`.
 #[derive(Clone, Copy)]
-pub(super) struct FloatKeys<'a, T> {
-    pub keys: &'a [T],
+pub(super) struct FloatKeys<'a> {
+    pub keys: &'a [f32],
     pub head_dim: usize,
 }
 
 /// A query and what multiplies its scores.
+#[derive(Clone, Copy)]
 pub(super) struct FloatQuery<'q> {
     q: &'q [f32],
     scale: f32,
 }
 
-impl<T: FloatElement, S: Simd> Keys<S> for FloatKeys<'_, T> {
+impl<S: Simd> Keys<S> for FloatKeys<'_> {
     type Query<'q> = FloatQuery<'q>;
 
     #[inline(always)]
     fn query<'q>(self, _s: S, q: &'q [f32], scale: f32) -> FloatQuery<'q> {
         assert_eq!(q.len(), self.head_dim);
         FloatQuery { q, scale }
+    }
+
+    #[inline(always)]
+    fn prefetch(self, block: usize) {
+        let len = self.head_dim * KEY_BLOCK;
+        prefetch(&self.keys[block * len..][..len]);
     }
 
     #[inline(always)]
@@ -64,13 +77,84 @@ impl<T: FloatElement, S: Simd> Keys<S> for FloatKeys<'_, T> {
             let mut k = [zero; V];
             for v in 0..V {
                 // SAFETY: feature `d < head_dim` of the block, which exists by the caller's promise.
-                k[v] = unsafe { T::load(s, keys.add(d * KEY_BLOCK + v * LANES)) };
+                k[v] = unsafe { s.load_ptr(keys.add(d * KEY_BLOCK + v * LANES)) };
             }
             for r in 0..R {
                 // SAFETY: queries have `head_dim` features (`query`).
                 let q = s.splat(unsafe { *queries[r].q.get_unchecked(d) });
                 for v in 0..V {
                     sums[r][v] = s.fma(q, k[v], sums[r][v]);
+                }
+            }
+        }
+        for r in 0..R {
+            for v in 0..V {
+                sums[r][v] = s.mul(sums[r][v], s.splat(queries[r].scale));
+            }
+        }
+        sums
+    }
+}
+
+/// Keys of 16 bits, `[block][head_dim / 2][32]` words of two features.
+#[derive(Clone, Copy)]
+pub(super) struct Bf16Keys<'a> {
+    pub keys: &'a [bf16],
+    pub head_dim: usize,
+}
+
+/// A query in 16 bits and what multiplies its scores.
+#[derive(Clone, Copy)]
+pub(super) struct Bf16Query {
+    words: [u32; MAX_HEAD_DIM / 2],
+    scale: f32,
+}
+
+impl<S: Simd> Keys<S> for Bf16Keys<'_> {
+    type Query<'q> = Bf16Query;
+
+    #[inline(always)]
+    fn query(self, s: S, q: &[f32], scale: f32) -> Bf16Query {
+        assert_eq!(q.len(), self.head_dim);
+        let mut words = [0; MAX_HEAD_DIM / 2];
+        for (x, words) in q.chunks(LANES).zip(words.chunks_exact_mut(LANES / 2)) {
+            // SAFETY: eight words are sixteen 16-bit numbers.
+            unsafe { s.round_to_bf16(words.as_mut_ptr().cast(), s.load_slice(x)) }
+        }
+        Bf16Query { words, scale }
+    }
+
+    #[inline(always)]
+    fn prefetch(self, block: usize) {
+        let len = self.head_dim.next_multiple_of(2) * KEY_BLOCK;
+        prefetch(&self.keys[block * len..][..len]);
+    }
+
+    #[inline(always)]
+    unsafe fn scores<const R: usize, const V: usize>(
+        self,
+        s: S,
+        queries: &[Bf16Query; R],
+        block: usize,
+        first: usize,
+    ) -> [[S::F; V]; R] {
+        let mut sums = [[s.splat(0.0); V]; R];
+        let num_words = self.head_dim.div_ceil(2);
+        let keys = self.keys[block * num_words * 2 * KEY_BLOCK..].as_ptr();
+        for word in 0..num_words {
+            let mut k = [s.splat_pair(0); V];
+            for v in 0..V {
+                // SAFETY: sixteen keys of the block, which exists by the caller's promise.
+                k[v] = unsafe {
+                    let keys = keys.cast::<u32>();
+                    s.load_pairs_ptr(keys.add(word * KEY_BLOCK + (first + v) * LANES))
+                };
+            }
+            for r in 0..R {
+                // SAFETY: a head has at most `MAX_HEAD_DIM` features, and so many words.
+                let q = s.splat_pair(unsafe { *queries[r].words.get_unchecked(word) });
+                for v in 0..V {
+                    sums[r][v] = s.dot(sums[r][v], k[v], q);
                 }
             }
         }
@@ -92,6 +176,7 @@ pub(super) struct Int8Keys<'a, D> {
 }
 
 /// A query in 8 bits.
+#[derive(Clone, Copy)]
 pub(super) struct Int8Query {
     words: [u32; MAX_WORDS],
     /// What sums start from.
@@ -113,6 +198,12 @@ impl<S: Simd, D: Dot<S = S>> Keys<S> for Int8Keys<'_, D> {
             offset: -i32::from(OFFSET) * sum as i32,
             scale: step * scale,
         }
+    }
+
+    #[inline(always)]
+    fn prefetch(self, block: usize) {
+        let len = Int8Word::key_words(self.head_dim) + KEY_BLOCK;
+        prefetch(&self.keys[block * len..][..len]);
     }
 
     #[inline(always)]
@@ -154,4 +245,19 @@ impl<S: Simd, D: Dot<S = S>> Keys<S> for Int8Keys<'_, D> {
         }
         scores
     }
+}
+
+/// Asks for memory to be brought into the second cache: what prefetching of the hardware does not do
+/// across pages.
+#[inline(always)]
+pub(super) fn prefetch<T>(memory: &[T]) {
+    #[cfg(target_arch = "x86_64")]
+    for line in 0..size_of_val(memory).div_ceil(64) {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        let address = memory.as_ptr().cast::<i8>().wrapping_add(64 * line);
+        // SAFETY: a prefetch never faults.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(address) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = memory;
 }

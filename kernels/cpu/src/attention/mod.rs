@@ -3,21 +3,28 @@
 //!
 //! Every (token, head) row has one order, whatever the chunking, the batch and the level. Keys are
 //! split at absolute positions every 256. Inside a split: scores as one running sum of fused
-//! multiply-adds over the features, or, over 8-bit keys, as an exact sum of products with the query in
+//! multiply-adds over the features; over 16-bit keys the same with the query in 16 bits, features in
+//! pairs, of each pair the second first; over 8-bit keys an exact sum of products with the query in
 //! 8 bits times both scales; their maximum; weights `2^(s − max)`; the weights' sum, a
 //! butterfly over each 32 keys and the blocks in order; each weight times the scale of its value,
 //! where values are in 8 bits; the weighted values, one running sum per
-//! feature over the visible keys in order. The (max, sum, values) of the splits are merged in order.
-//! Keys a row does not see are skipped, not multiplied by zero: freed blocks may hold anything.
+//! feature over the visible keys in order, and where values have fewer than 32 bits, weights in 16 bits
+//! and keys in pairs (absolute positions), of each pair the second first. The (max, sum, values) of
+//! the splits are merged in order.
+//! What a row does not see is skipped or masked, never multiplied by zero: freed blocks may hold
+//! anything.
 //!
 //! A task is one key/value head of one query tile; up to eight rows (tokens × the heads that share
 //! the keys) go through a split together, so that keys and values are loaded once for all of them.
+//! Where that leaves threads without work, every split is a task of its own (`parts`).
 //! Decode is bound by reading the cache.
 
 mod keys;
+mod parts;
 mod rows;
 #[cfg(test)]
 mod tests;
+pub(crate) mod values;
 
 use crate::dot::{Dot, DotKernel};
 use crate::isa::{Isa, Kernel};
@@ -25,9 +32,11 @@ use crate::kv_int8::Int8Word;
 use crate::runner::{Shared, TaskRunner};
 use crate::simd::Simd;
 pub use crate::store_kv::KvElement;
-use crate::store_kv::{FloatElement, KEY_BLOCK, KvGeometry};
-use keys::{FloatKeys, Int8Keys, Keys};
-use rows::Rows;
+use crate::store_kv::{KEY_BLOCK, KvGeometry};
+use half::bf16;
+use keys::{Bf16Keys, FloatKeys, Int8Keys, Keys};
+use parts::{Part, Parts};
+use rows::{MAX_ROWS, Rows, Scratch};
 
 /// Features of the widest head.
 pub const MAX_HEAD_DIM: usize = 256;
@@ -90,18 +99,29 @@ pub fn attention<K: KvElement, V: KvElement>(
     check(&shape, q, &layer, tiles, block_tables, out);
     let num_kv_heads = layer.geometry.num_kv_heads;
     let out = Shared(out.as_mut_ptr());
-    runner.run(tiles.len() * num_kv_heads, &|index| {
+    let attend = |tile: usize, kv_head, part: Option<Part<'_>>| {
         let task = HeadOfTile {
             shape,
             q,
             layer,
-            tile: tiles[index / num_kv_heads],
-            kv_head: index % num_kv_heads,
+            tile: tiles[tile],
+            kv_head,
             block_tables,
             out: out.get(),
+            part,
         };
         K::attend(isa, task);
-    });
+    };
+    if parts::worth_it(runner.threads(), num_kv_heads, tiles) {
+        let mut parts = Parts::new(&shape, layer.geometry, tiles);
+        parts.run(runner, |tile, kv_head, part| {
+            attend(tile, kv_head, Some(part))
+        });
+    } else {
+        runner.run(tiles.len() * num_kv_heads, &|index| {
+            attend(index / num_kv_heads, index % num_kv_heads, None);
+        });
+    }
 }
 
 /// Everything the pointers of the kernel rely on.
@@ -142,13 +162,23 @@ pub struct HeadOfTile<'a, K, V> {
     kv_head: usize,
     block_tables: &'a [u32],
     out: *mut f32,
+    /// One split instead of all.
+    part: Option<Part<'a>>,
 }
 
-impl<K: FloatElement, V: KvElement> Kernel for HeadOfTile<'_, K, V> {
+impl<V: KvElement> Kernel for HeadOfTile<'_, f32, V> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let (keys, head_dim) = (self.head_keys(), self.layer.geometry.head_dim);
         self.all_rows(s, FloatKeys { keys, head_dim });
+    }
+}
+
+impl<V: KvElement> Kernel for HeadOfTile<'_, bf16, V> {
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let (keys, head_dim) = (self.head_keys(), self.layer.geometry.head_dim);
+        self.all_rows(s, Bf16Keys { keys, head_dim });
     }
 }
 
@@ -179,19 +209,30 @@ impl<'a, K: KvElement, V: KvElement> HeadOfTile<'a, K, V> {
 
     #[inline(always)]
     fn all_rows<S: Simd>(&self, s: S, keys: impl Keys<S>) {
+        let scratch = &mut Scratch::new();
+        for merge in [false, true] {
+            if !merge || self.part.is_some_and(|part| part.is_last()) {
+                self.each_rows(s, keys, scratch, merge);
+            }
+        }
+    }
+
+    /// Goes through the rows of the tile; where only splits are computed, `merge` says to merge them.
+    #[inline(always)]
+    fn each_rows<S: Simd>(&self, s: S, keys: impl Keys<S>, scratch: &mut Scratch, merge: bool) {
         let heads_per_kv = self.shape.num_heads / self.layer.geometry.num_kv_heads;
         let num_rows = self.tile.num_tokens * heads_per_kv;
         let mut row = 0;
         while row < num_rows {
             let left = num_rows - row;
-            row += if S::WIDE && left >= 8 {
-                self.rows::<S, _, 8>(s, keys, row)
+            row += if S::WIDE && left >= MAX_ROWS {
+                self.rows::<S, _, MAX_ROWS>(s, keys, scratch, row, merge)
             } else if left >= 4 {
-                self.rows::<S, _, 4>(s, keys, row)
+                self.rows::<S, _, 4>(s, keys, scratch, row, merge)
             } else if left >= 2 {
-                self.rows::<S, _, 2>(s, keys, row)
+                self.rows::<S, _, 2>(s, keys, scratch, row, merge)
             } else {
-                self.rows::<S, _, 1>(s, keys, row)
+                self.rows::<S, _, 1>(s, keys, scratch, row, merge)
             };
         }
     }
@@ -199,7 +240,14 @@ impl<'a, K: KvElement, V: KvElement> HeadOfTile<'a, K, V> {
     /// Computes `R` rows from `first` on; row `r` is head `r mod h` of token `r / h`, where `h` heads
     /// share the keys.
     #[inline(always)]
-    fn rows<S: Simd, H: Keys<S>, const R: usize>(&self, s: S, keys: H, first: usize) -> usize {
+    fn rows<S: Simd, H: Keys<S>, const R: usize>(
+        &self,
+        s: S,
+        keys: H,
+        scratch: &mut Scratch,
+        first: usize,
+        merge: bool,
+    ) -> usize {
         let geometry = self.layer.geometry;
         let heads_per_kv = self.shape.num_heads / geometry.num_kv_heads;
         let mut starts = [0; R];
@@ -211,7 +259,7 @@ impl<'a, K: KvElement, V: KvElement> HeadOfTile<'a, K, V> {
             starts[r] = (row * self.shape.num_heads + head) * geometry.head_dim;
             positions[r] = self.tile.first_position + token;
         }
-        let rows = Rows::<H, V, R>::new(
+        let mut rows = Rows::<H, V, R>::new(
             &self.shape,
             geometry,
             positions,
@@ -220,10 +268,25 @@ impl<'a, K: KvElement, V: KvElement> HeadOfTile<'a, K, V> {
             self.head_part(self.layer.values, V::value_block_len(geometry)),
             &self.block_tables[self.tile.first_block..],
         );
+        rows.prefetch = self.tile.num_tokens == 1;
         // SAFETY: each start and the `head_dim` elements from there lie inside `out`, whose length
         // equals that of `q`; no other task and no other row has them. The blocks of every position
-        // up to the last row's exist (`check`).
-        unsafe { rows.run(s, starts.map(|start| self.out.add(start))) };
+        // up to the last row's exist (`check`). Parts are those of this task's rows; they are merged
+        // when every split was written (`Part::is_last`).
+        unsafe {
+            let out = starts.map(|start| self.out.add(start));
+            match self.part {
+                Some(part) if merge => {
+                    let parts = part.of_rows::<R>(first, geometry.head_dim);
+                    rows.merge_splits(s, scratch, parts, part.num_splits, out);
+                }
+                part => {
+                    let own = |part: Part<'_>| part.own_of_rows::<R>(first, geometry.head_dim);
+                    let only = part.map(|part| part.start());
+                    rows.run(s, scratch, only, part.map_or(out, own));
+                }
+            }
+        }
         R
     }
 }

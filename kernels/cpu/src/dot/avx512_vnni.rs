@@ -8,9 +8,9 @@ use crate::simd::Avx512;
 
 /// Proof that the CPU has what [`Avx512`] needs, and VNNI.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Avx512Vnni(Avx512);
+pub(crate) struct Avx512Vnni<const BF16: bool>(Avx512<BF16>);
 
-impl Avx512Vnni {
+impl<const BF16: bool> Avx512Vnni<BF16> {
     pub(crate) fn new() -> Option<Self> {
         let base = Avx512::new()?;
         is_x86_feature_detected!("avx512vnni").then_some(Self(base))
@@ -18,13 +18,13 @@ impl Avx512Vnni {
 }
 
 // Every SAFETY note below that says "checked in `new`" refers to the features above.
-impl Dot for Avx512Vnni {
-    type S = Avx512;
+impl<const BF16: bool> Dot for Avx512Vnni<BF16> {
+    type S = Avx512<BF16>;
     type Sums = __m512i;
     type Weights = __m512i;
 
     #[inline(always)]
-    fn simd(self) -> Avx512 {
+    fn simd(self) -> Avx512<BF16> {
         self.0
     }
 

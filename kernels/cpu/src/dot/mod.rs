@@ -74,9 +74,9 @@ impl Int8Level {
     pub fn of(isa: Isa) -> Self {
         match isa {
             Isa::Scalar => Self::Scalar,
-            Isa::Avx512 if Self::Avx512Vnni.is_supported() => Self::Avx512Vnni,
-            Isa::Avx2 | Isa::Avx512 if Self::AvxVnni.is_supported() => Self::AvxVnni,
-            Isa::Avx2 | Isa::Avx512 => Self::Avx2,
+            Isa::Avx512 | Isa::Avx512Bf16 if Self::Avx512Vnni.is_supported() => Self::Avx512Vnni,
+            _ if Self::AvxVnni.is_supported() => Self::AvxVnni,
+            _ => Self::Avx2,
         }
     }
 
@@ -104,7 +104,7 @@ impl Int8Level {
             #[cfg(target_arch = "x86_64")]
             Self::AvxVnniEvex => Evex::new().is_some(),
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512Vnni => Avx512Vnni::new().is_some(),
+            Self::Avx512Vnni => Avx512Vnni::<false>::new().is_some(),
             #[cfg(not(target_arch = "x86_64"))]
             _ => false,
         }
@@ -144,6 +144,22 @@ impl Int8Level {
             #[cfg(not(target_arch = "x86_64"))]
             _ => panic!("{self} cannot run on this machine"),
         }
+    }
+
+    /// Runs a kernel that multiplies bfloat16 numbers beside bytes, on the best instructions of a level
+    /// for both.
+    ///
+    /// # Panics
+    /// When the machine cannot execute the level.
+    pub(crate) fn dispatch_bf16<K: DotKernel>(isa: Isa, kernel: K) {
+        let level = Self::of(isa);
+        #[cfg(target_arch = "x86_64")]
+        if isa == Isa::Avx512Bf16 && level == Self::Avx512Vnni {
+            let level = Avx512Vnni::new().expect("the level was checked when it was chosen");
+            // SAFETY: the value exists only where the CPU has the features (`Avx512Vnni::new`).
+            return unsafe { run_avx512_vnni_bf16(level, kernel) };
+        }
+        level.dispatch(kernel);
     }
 }
 
@@ -192,7 +208,15 @@ unsafe fn run_avx_vnni_evex<K: DotKernel>(level: Vnni256<Evex>, kernel: K) {
 /// The CPU has AVX-512 F, BW, DQ, VL and VNNI, AVX2 and FMA.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma")]
-unsafe fn run_avx512_vnni<K: DotKernel>(level: Avx512Vnni, kernel: K) {
+unsafe fn run_avx512_vnni<K: DotKernel>(level: Avx512Vnni<false>, kernel: K) {
+    kernel.run(level);
+}
+
+/// # Safety
+/// The CPU has AVX-512 F, BW, DQ, VL, VNNI and BF16, AVX2 and FMA.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16,avx2,fma")]
+unsafe fn run_avx512_vnni_bf16<K: DotKernel>(level: Avx512Vnni<true>, kernel: K) {
     kernel.run(level);
 }
 

@@ -10,6 +10,8 @@ pub(super) struct Bf16;
 
 impl Panel for Bf16 {
     type Word = u32;
+    type Input = f32;
+    const INPUTS_PER_ELEMENT: usize = 1;
     const INPUTS_PER_STEP: usize = 2;
 
     #[inline(always)]

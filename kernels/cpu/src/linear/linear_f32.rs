@@ -8,6 +8,8 @@ pub(super) struct F32;
 
 impl Panel for F32 {
     type Word = f32;
+    type Input = f32;
+    const INPUTS_PER_ELEMENT: usize = 1;
     const INPUTS_PER_STEP: usize = 1;
 
     #[inline(always)]

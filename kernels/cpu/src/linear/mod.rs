@@ -6,12 +6,18 @@
 //! bits do not depend on how many there are. 16-bit weights are widened exactly and follow the same
 //! order.
 //!
+//! [`linear_bf16`] multiplies with activations rounded to 16 bits too. Its order is that of the
+//! instruction for it, which the other levels follow: inputs in pairs, inside a pair the second first.
+//! Numbers below 2⁻⁵⁶ count as zero in both operands.
+//!
 //! One task is one panel of 32 outputs and up to 192 rows; the panel's block of 256 inputs stays in
 //! the first two cache levels while the rows pass. Few rows: bound by reading the weights once. Many
 //! rows: bound by the multiply-adds (12 × 32 tiles, 24 accumulators, where 32 registers exist; 6 × 16
 //! otherwise).
 
+mod bf16_rows;
 mod linear_bf16;
+mod linear_bf16_pairs;
 mod linear_f32;
 #[cfg(test)]
 mod tests;
@@ -22,10 +28,12 @@ use std::mem::MaybeUninit;
 use crate::isa::{Isa, Kernel};
 use crate::runner::{Shared, TaskRunner};
 use crate::simd::{LANES, Simd};
+pub use bf16_rows::Bf16Rows;
 use linear_bf16::Bf16;
+use linear_bf16_pairs::Bf16Pairs;
 use linear_f32::F32;
 use weight::Storage;
-pub use weight::{LinearWeight, PANEL_WIDTH};
+pub use weight::{Bf16Weight, LinearWeight, PANEL_WIDTH};
 
 /// Inputs that one running sum takes.
 const K_BLOCK: usize = 256;
@@ -55,20 +63,100 @@ pub fn linear(
     out: &mut [f32],
     epilogue: Epilogue,
 ) {
-    let (inputs, outputs) = (weight.inputs(), weight.outputs());
-    assert!(x.len().is_multiple_of(inputs), "whole rows of inputs");
-    let rows = x.len() / inputs;
+    let rows = Operand {
+        elements: x,
+        row_stride: weight.inputs(),
+        inputs: weight.inputs(),
+    };
+    let results = Results {
+        out,
+        outputs: weight.outputs(),
+        bias,
+        epilogue,
+    };
+    match weight.storage() {
+        Storage::F32(words) => each_panel::<F32>(isa, runner, rows, words, results),
+        Storage::Bf16(words) => each_panel::<Bf16>(isa, runner, rows, words, results),
+    }
+}
+
+/// As [`linear`], with activations and weights of 16 bits.
+///
+/// # Panics
+/// When the lengths do not fit together.
+pub fn linear_bf16(
+    isa: Isa,
+    runner: &dyn TaskRunner,
+    x: &Bf16Rows,
+    weight: &Bf16Weight,
+    bias: Option<&[f32]>,
+    out: &mut [f32],
+    epilogue: Epilogue,
+) {
+    assert_eq!(x.inputs(), weight.inputs(), "rows of inputs");
+    let rows = Operand {
+        elements: x.words(),
+        row_stride: x.row_words(),
+        inputs: x.inputs(),
+    };
+    let results = Results {
+        out,
+        outputs: weight.outputs(),
+        bias,
+        epilogue,
+    };
+    each_panel::<Bf16Pairs>(isa, runner, rows, weight.words(), results);
+}
+
+/// Rows of activations.
+#[derive(Clone, Copy)]
+struct Operand<'a, X> {
+    elements: &'a [X],
+    row_stride: usize,
+    inputs: usize,
+}
+
+/// Where results go, and what joins them.
+struct Results<'a> {
+    out: &'a mut [f32],
+    outputs: usize,
+    bias: Option<&'a [f32]>,
+    epilogue: Epilogue,
+}
+
+/// Multiplies every panel with every run of up to [`TASK_ROWS`] rows.
+fn each_panel<P: Panel>(
+    isa: Isa,
+    runner: &dyn TaskRunner,
+    x: Operand<'_, P::Input>,
+    words: &[P::Word],
+    results: Results<'_>,
+) {
+    let Results {
+        out,
+        outputs,
+        bias,
+        epilogue,
+    } = results;
+    assert!(
+        x.elements.len().is_multiple_of(x.row_stride),
+        "whole rows of inputs"
+    );
+    let rows = x.elements.len() / x.row_stride;
     assert_eq!(out.len(), rows * outputs, "one result per row and output");
     assert!(bias.is_none_or(|bias| bias.len() == outputs));
+    let panel_len = x.inputs.div_ceil(P::INPUTS_PER_STEP) * PANEL_WIDTH;
+    assert_eq!(words.len(), outputs.div_ceil(PANEL_WIDTH) * panel_len);
     let row_blocks = rows.div_ceil(TASK_ROWS);
     let out = Shared(out.as_mut_ptr());
-    runner.run(row_blocks * weight.panels(), &|index| {
+    runner.run(row_blocks * (words.len() / panel_len), &|index| {
         let (panel, first_row) = (index / row_blocks, index % row_blocks * TASK_ROWS);
         let num_rows = TASK_ROWS.min(rows - first_row);
         let first_output = panel * PANEL_WIDTH;
         let task = Task {
-            x: &x[first_row * inputs..(first_row + num_rows) * inputs],
-            inputs,
+            x: &x.elements[first_row * x.row_stride..(first_row + num_rows) * x.row_stride],
+            row_stride: x.row_stride,
+            inputs: x.inputs,
             num_rows,
             tile: OutputTile {
                 // SAFETY: the row and the output lie inside `out`, whose length is asserted above.
@@ -80,37 +168,35 @@ pub fn linear(
             },
         };
         // Every task writes its own rows and outputs: `index` comes once (`TaskRunner`).
-        match weight.storage() {
-            Storage::F32(words) => {
-                isa.dispatch(TaskOf::<F32>(task, panel_of(words, weight, panel)))
-            }
-            Storage::Bf16(words) => {
-                isa.dispatch(TaskOf::<Bf16>(task, panel_of(words, weight, panel)));
-            }
-        }
+        let words = &words[panel * panel_len..(panel + 1) * panel_len];
+        P::dispatch(isa, TaskOf(task, words));
     });
 }
 
-fn panel_of<'a, W>(words: &'a [W], weight: &LinearWeight, panel: usize) -> &'a [W] {
-    let len = words.len() / weight.panels();
-    &words[panel * len..(panel + 1) * len]
-}
-
 /// An element type of packed weights and its inner loop.
-trait Panel {
+trait Panel: Sized {
     /// What a panel is made of; 32 per step.
-    type Word;
+    type Word: Sync;
+    /// What a row of activations is made of.
+    type Input: Sync;
+    /// Inputs that one element of a row holds.
+    const INPUTS_PER_ELEMENT: usize;
     /// Inputs that one step of 32 words covers.
     const INPUTS_PER_STEP: usize;
+
+    /// Runs a task at a level.
+    fn dispatch(isa: Isa, task: TaskOf<'_, Self>) {
+        isa.dispatch(task);
+    }
 
     /// The sums of one block of `inputs` inputs for `R` rows and `V` vectors of outputs.
     ///
     /// # Safety
-    /// `R` rows of `inputs` floats can be read at `x`, `row_stride` apart; the panel's words of
+    /// `R` rows of `inputs` inputs can be read at `x`, `row_stride` elements apart; the panel's words of
     /// `inputs` inputs can be read at `words`, of which `V` vectors of each step are used.
     unsafe fn tile<S: Simd, const R: usize, const V: usize>(
         s: S,
-        x: *const f32,
+        x: *const Self::Input,
         row_stride: usize,
         words: *const Self::Word,
         inputs: usize,
@@ -129,52 +215,49 @@ struct OutputTile<'a> {
     epilogue: Epilogue,
 }
 
-struct Task<'a> {
+struct Task<'a, X> {
     /// `num_rows` rows of `inputs`.
-    x: &'a [f32],
+    x: &'a [X],
+    row_stride: usize,
     inputs: usize,
     num_rows: usize,
     tile: OutputTile<'a>,
 }
 
-struct TaskOf<'a, P: Panel>(Task<'a>, &'a [P::Word]);
+struct TaskOf<'a, P: Panel>(Task<'a, P::Input>, &'a [P::Word]);
 
 impl<P: Panel> Kernel for TaskOf<'_, P> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let Self(task, words) = self;
-        debug_assert_eq!(
-            words.len(),
-            task.inputs.div_ceil(P::INPUTS_PER_STEP) * PANEL_WIDTH
-        );
         let mut totals = [MaybeUninit::<f32>::uninit(); TASK_ROWS * PANEL_WIDTH];
         let totals = totals.as_mut_ptr().cast::<f32>();
         let mut first = 0;
         while first < task.inputs {
             let block = Block {
-                x: task.x[first..].as_ptr(),
-                row_stride: task.inputs,
+                x: task.x[first / P::INPUTS_PER_ELEMENT..].as_ptr(),
+                row_stride: task.row_stride,
                 words: words[first / P::INPUTS_PER_STEP * PANEL_WIDTH..].as_ptr(),
                 inputs: K_BLOCK.min(task.inputs - first),
                 totals,
                 is_first: first == 0,
             };
-            // SAFETY: the block's rows and words lie inside `task.x` and `words` (`linear` asserts
-            // the lengths), and `totals` has room for `num_rows ≤ TASK_ROWS` rows.
+            // SAFETY: the block's rows and words lie inside `task.x` and `words` (`each_panel`
+            // asserts the lengths), and `totals` has room for `num_rows ≤ TASK_ROWS` rows.
             unsafe { block.run::<S, P>(s, task.num_rows) };
             first += K_BLOCK;
         }
         for row in 0..task.num_rows {
             // SAFETY: the first block wrote all of this row's totals; the tile's row lies inside
-            // `out` and belongs to this task (`linear`).
+            // `out` and belongs to this task (`each_panel`).
             unsafe { task.tile.finish(s, row, totals.add(row * PANEL_WIDTH)) };
         }
     }
 }
 
 /// One block of inputs for the rows of a task.
-struct Block<W> {
-    x: *const f32,
+struct Block<X, W> {
+    x: *const X,
     row_stride: usize,
     words: *const W,
     inputs: usize,
@@ -183,12 +266,12 @@ struct Block<W> {
     is_first: bool,
 }
 
-impl<W> Block<W> {
+impl<X, W> Block<X, W> {
     /// # Safety
-    /// `num_rows` rows of `inputs` floats lie at `x`, `row_stride` apart; the block's words lie at
+    /// `num_rows` rows of `inputs` inputs lie at `x`, `row_stride` apart; the block's words lie at
     /// `words`; `num_rows` rows of 32 totals lie at `totals`, written unless `is_first`.
     #[inline(always)]
-    unsafe fn run<S: Simd, P: Panel<Word = W>>(&self, s: S, num_rows: usize) {
+    unsafe fn run<S: Simd, P: Panel<Input = X, Word = W>>(&self, s: S, num_rows: usize) {
         let mut row = 0;
         // SAFETY: every call stays below `num_rows`; the rest is the caller's promise.
         unsafe {
@@ -210,7 +293,7 @@ impl<W> Block<W> {
     /// # Safety
     /// As for `run`.
     #[inline(always)]
-    unsafe fn rows<S: Simd, P: Panel<Word = W>, const R: usize, const V: usize>(
+    unsafe fn rows<S: Simd, P: Panel<Input = X, Word = W>, const R: usize, const V: usize>(
         &self,
         s: S,
         row: &mut usize,

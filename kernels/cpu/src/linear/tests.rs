@@ -2,6 +2,7 @@ use half::bf16;
 
 use super::*;
 use crate::Serial;
+use crate::simd::LEAST_BF16;
 use crate::test_data::{random, random_bf16, same_bits};
 
 /// The documented order, one output at a time.
@@ -76,6 +77,128 @@ fn a_row_has_the_same_bits_in_every_batch() {
                 &alone[..rows * outputs],
                 &format!("{rows} rows, {isa}"),
             );
+        }
+    }
+}
+
+/// As products of 16 bits take a number.
+fn rounded(x: f32) -> f32 {
+    let x = if x.abs() < LEAST_BF16 { 0.0 } else { x };
+    bf16::from_f32(x).to_f32()
+}
+
+/// The documented order of 16-bit products, one output at a time.
+fn definition_bf16(x: &[f32], weight: &[bf16], inputs: usize, bias: Option<&[f32]>) -> Vec<f32> {
+    let outputs = weight.len() / inputs;
+    let mut out = Vec::new();
+    for x in x.chunks_exact(inputs) {
+        for n in 0..outputs {
+            let products: Vec<(f32, f32)> = x
+                .iter()
+                .zip(&weight[n * inputs..])
+                .map(|(x, w)| (rounded(*x), rounded(w.to_f32())))
+                .collect();
+            let block = |block: &[(f32, f32)]| {
+                block.chunks(2).fold(0.0f32, |sum, pair| {
+                    let (x, w) = pair.get(1).copied().unwrap_or_default();
+                    pair[0].0.mul_add(pair[0].1, x.mul_add(w, sum))
+                })
+            };
+            let blocks = products.chunks(K_BLOCK).map(block);
+            let total = blocks.reduce(|a, b| a + b).expect("at least one block");
+            out.push(bias.map_or(total, |bias| total + bias[n]));
+        }
+    }
+    out
+}
+
+fn run_bf16(isa: Isa, x: &[f32], weight: &Bf16Weight, bias: Option<&[f32]>) -> Vec<f32> {
+    let mut rows = Bf16Rows::default();
+    rows.round(isa, &Serial, x, weight.inputs())
+        .expect("memory");
+    let mut out = vec![f32::NAN; x.len() / weight.inputs() * weight.outputs()];
+    linear_bf16(isa, &Serial, &rows, weight, bias, &mut out, Epilogue::Store);
+    out
+}
+
+/// Numbers of every size, so that sums cancel and products would underflow were small numbers kept.
+fn of_every_size(seed: u64, len: usize) -> Vec<f32> {
+    let exponents = random(seed + 1, len);
+    random(seed, len)
+        .into_iter()
+        .zip(exponents)
+        .map(|(x, e)| x * (60.0 * e).exp2())
+        .collect()
+}
+
+#[test]
+fn sixteen_bit_products_follow_their_definition_on_every_level() {
+    for (inputs, outputs) in [(1, 1), (3, 33), (64, 64), (255, 31), (513, 40)] {
+        for sizes in [random, of_every_size] {
+            let weight = sizes(1, inputs * outputs);
+            let weight: Vec<bf16> = weight.into_iter().map(bf16::from_f32).collect();
+            let packed = Bf16Weight::pack(&Serial, &weight, outputs, inputs).expect("memory");
+            assert_eq!(
+                packed.bytes(),
+                outputs.next_multiple_of(32) * inputs.next_multiple_of(2) * 2
+            );
+            let bias = random(2, outputs);
+            for rows in [0, 1, 2, 3, 5, 11, 13, 23] {
+                let x = sizes(3 + rows as u64, rows * inputs);
+                let expected = definition_bf16(&x, &weight, inputs, Some(&bias));
+                for isa in Isa::supported() {
+                    let what = format!("{rows} × {inputs} → {outputs}, {isa}");
+                    same_bits(&run_bf16(isa, &x, &packed, Some(&bias)), &expected, &what);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_row_of_sixteen_bits_is_the_same_in_every_batch() {
+    let (inputs, outputs) = (300, 70);
+    let weight = random_bf16(1, inputs * outputs);
+    let packed = Bf16Weight::pack(&Serial, &weight, outputs, inputs).expect("memory");
+    let x = random(2, 65 * inputs);
+    for isa in Isa::supported().filter(|isa| *isa != Isa::Scalar) {
+        let alone: Vec<f32> = x
+            .chunks_exact(inputs)
+            .flat_map(|x| run_bf16(isa, x, &packed, None))
+            .collect();
+        for rows in 1..=65 {
+            let found = run_bf16(isa, &x[..rows * inputs], &packed, None);
+            same_bits(
+                &found,
+                &alone[..rows * outputs],
+                &format!("{rows} rows, {isa}"),
+            );
+        }
+    }
+}
+
+#[test]
+fn what_is_not_finite_goes_through_the_rounding() {
+    let (inputs, outputs) = (33, 5);
+    let weight = vec![bf16::ONE; inputs * outputs];
+    let packed = Bf16Weight::pack(&Serial, &weight, outputs, inputs).expect("memory");
+    for isa in Isa::supported() {
+        // The last NaN has only low bits, which the rounding cuts off; the last number rounds to ∞.
+        for bad in [
+            f32::NAN,
+            f32::INFINITY,
+            f32::from_bits(0x7f80_0001),
+            f32::MAX,
+        ] {
+            let mut x = vec![1.0; 3 * inputs];
+            x[inputs + 7] = bad;
+            let y = run_bf16(isa, &x, &packed, None);
+            for (row, y) in y.chunks_exact(outputs).enumerate() {
+                let finite = y.iter().all(|y| y.is_finite());
+                assert_eq!(finite, row != 1, "{isa}, {bad}, row {row}");
+                let nan = y.iter().all(|y| y.is_nan());
+                assert_eq!(nan, row == 1 && bad.is_nan(), "{isa}, {bad}, row {row}");
+            }
         }
     }
 }

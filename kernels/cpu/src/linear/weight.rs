@@ -4,6 +4,7 @@ use half::bf16;
 
 use crate::aligned::{AlignedBuf, Element};
 use crate::runner::{TaskRunner, for_each_chunk};
+use crate::simd::LEAST_BF16;
 
 /// Outputs of one panel.
 pub const PANEL_WIDTH: usize = 32;
@@ -58,13 +59,7 @@ impl LinearWeight {
         outputs: usize,
         inputs: usize,
     ) -> Option<Self> {
-        let steps = inputs.div_ceil(2);
-        let words = pack(runner, weight, [outputs, inputs], steps, |row, words| {
-            for (step, pair) in row.chunks(2).enumerate() {
-                let high = pair.get(1).map_or(0, |w| w.to_bits());
-                words[step * PANEL_WIDTH] = u32::from(pair[0].to_bits()) | u32::from(high) << 16;
-            }
-        })?;
+        let words = pack_pairs(runner, weight, outputs, inputs, |w| w)?;
         Some(Self {
             outputs,
             inputs,
@@ -90,13 +85,81 @@ impl LinearWeight {
         }
     }
 
-    pub(super) fn panels(&self) -> usize {
-        self.outputs.div_ceil(PANEL_WIDTH)
-    }
-
     pub(super) fn storage(&self) -> &Storage {
         &self.storage
     }
+}
+
+/// A weight matrix for products with activations of 16 bits: panels as of [`LinearWeight`].
+#[derive(Debug)]
+pub struct Bf16Weight {
+    outputs: usize,
+    inputs: usize,
+    words: AlignedBuf<u32>,
+}
+
+impl Bf16Weight {
+    /// Packs weights, row-major `[outputs, inputs]`, with zeros for those below 2⁻⁵⁶; none when memory
+    /// cannot be had.
+    ///
+    /// # Panics
+    /// When a dimension is zero or the length is not their product.
+    pub fn pack(
+        runner: &dyn TaskRunner,
+        weight: &[bf16],
+        outputs: usize,
+        inputs: usize,
+    ) -> Option<Self> {
+        let words = pack_pairs(runner, weight, outputs, inputs, |w| {
+            if w.to_f32().abs() < LEAST_BF16 {
+                bf16::ZERO
+            } else {
+                w
+            }
+        })?;
+        Some(Self {
+            outputs,
+            inputs,
+            words,
+        })
+    }
+
+    /// Rows of the matrix.
+    pub fn outputs(&self) -> usize {
+        self.outputs
+    }
+
+    /// Columns of the matrix.
+    pub fn inputs(&self) -> usize {
+        self.inputs
+    }
+
+    /// Bytes of the packed weights, padding included.
+    pub fn bytes(&self) -> usize {
+        size_of_val(self.words())
+    }
+
+    pub(super) fn words(&self) -> &[u32] {
+        &self.words
+    }
+}
+
+/// Panels of pairs, each weight as `keep` leaves it.
+fn pack_pairs(
+    runner: &dyn TaskRunner,
+    weight: &[bf16],
+    outputs: usize,
+    inputs: usize,
+    keep: impl Fn(bf16) -> bf16 + Sync,
+) -> Option<AlignedBuf<u32>> {
+    let steps = inputs.div_ceil(2);
+    pack(runner, weight, [outputs, inputs], steps, |row, words| {
+        for (step, pair) in row.chunks(2).enumerate() {
+            let high = pair.get(1).map_or(0, |w| keep(*w).to_bits());
+            let low = keep(pair[0]).to_bits();
+            words[step * PANEL_WIDTH] = u32::from(low) | u32::from(high) << 16;
+        }
+    })
 }
 
 /// Calls `fill` with every row of the matrix and the words of its panel from the row's column on.

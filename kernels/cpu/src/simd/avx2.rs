@@ -26,6 +26,7 @@ macro_rules! both {
 // Every SAFETY note below that says "checked in `new`" refers to the features above.
 impl Simd for Avx2 {
     type F = [__m256; 2];
+    type Pairs = [__m256i; 2];
 
     const WIDE: bool = false;
 
@@ -136,17 +137,6 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn load_i8_ptr(self, from: *const i8) -> Self::F {
-        // SAFETY: features checked in `new`; the caller answers for sixteen bytes.
-        unsafe {
-            let bytes = _mm_loadu_si128(from.cast());
-            let low = _mm256_cvtepi8_epi32(bytes);
-            let high = _mm256_cvtepi8_epi32(_mm_srli_si128::<8>(bytes));
-            [_mm256_cvtepi32_ps(low), _mm256_cvtepi32_ps(high)]
-        }
-    }
-
-    #[inline(always)]
     unsafe fn store_i8_ptr(self, to: *mut i8, x: Self::F) {
         // SAFETY: features checked in `new`; the caller answers for sixteen bytes.
         unsafe {
@@ -158,19 +148,6 @@ impl Simd for Avx2 {
                 _mm256_extracti128_si256::<1>(words),
             );
             _mm_storeu_si128(to.cast(), _mm_packs_epi16(low, high));
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn load_bf16_ptr(self, from: *const u16) -> Self::F {
-        // SAFETY: features checked in `new`; the caller answers for sixteen 16-bit numbers.
-        unsafe {
-            let low = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()));
-            let high = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.add(8).cast()));
-            [
-                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(low)),
-                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(high)),
-            ]
         }
     }
 
@@ -220,5 +197,122 @@ impl Simd for Avx2 {
                 _mm256_storeu_pd(sum, _mm256_add_pd(_mm256_loadu_pd(sum), _mm256_cvtps_pd(x)));
             }
         }
+    }
+
+    #[inline(always)]
+    unsafe fn load_pairs_ptr(self, from: *const u32) -> Self::Pairs {
+        // SAFETY: features checked in `new`; the caller answers for sixteen 32-bit numbers.
+        unsafe {
+            [
+                _mm256_loadu_si256(from.cast()),
+                _mm256_loadu_si256(from.add(8).cast()),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    fn splat_pair(self, pair: u32) -> Self::Pairs {
+        // SAFETY: checked in `new`.
+        unsafe { [_mm256_set1_epi32(pair as i32); 2] }
+    }
+
+    #[inline(always)]
+    fn dot(self, sum: Self::F, a: Self::Pairs, b: Self::Pairs) -> Self::F {
+        let high = self.fma(high_halves(a), high_halves(b), sum);
+        self.fma(low_halves(a), low_halves(b), high)
+    }
+
+    #[inline(always)]
+    unsafe fn store_bf16_ptr(self, to: *mut u16, x: Self::F) {
+        // SAFETY: features checked in `new`; the caller answers for sixteen 16-bit numbers. The pack
+        // works in halves: its 64-bit parts come as 0, 2, 1, 3.
+        unsafe {
+            let words = _mm256_packus_epi32(rounded_halves(x[0]), rounded_halves(x[1]));
+            let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(words);
+            _mm256_storeu_si256(to.cast(), words);
+        }
+    }
+
+    #[inline(always)]
+    fn mask_pairs(self, pairs: Self::Pairs, mask: u32) -> Self::Pairs {
+        // SAFETY: checked in `new`.
+        unsafe {
+            let mask = _mm256_set1_epi32(mask as i32);
+            [
+                _mm256_and_si256(pairs[0], mask),
+                _mm256_and_si256(pairs[1], mask),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_i8_pairs_ptr(self, from: *const i8) -> Self::Pairs {
+        // SAFETY: features checked in `new`; the caller answers for 32 bytes.
+        unsafe {
+            [
+                widened_pairs(_mm_loadu_si128(from.cast())),
+                widened_pairs(_mm_loadu_si128(from.add(16).cast())),
+            ]
+        }
+    }
+}
+
+/// Eight pairs of signed bytes as pairs of bfloat16, which hold them exactly.
+///
+/// # Safety
+/// The CPU has AVX2.
+#[inline(always)]
+unsafe fn widened_pairs(bytes: __m128i) -> __m256i {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let pairs = _mm256_cvtepi16_epi32(bytes);
+        let low = _mm256_srai_epi32::<24>(_mm256_slli_epi32::<24>(pairs));
+        let high = _mm256_srai_epi32::<8>(pairs);
+        let low = _mm256_castps_si256(_mm256_cvtepi32_ps(low));
+        let high = _mm256_castps_si256(_mm256_cvtepi32_ps(high));
+        _mm256_or_si256(_mm256_srli_epi32::<16>(low), high)
+    }
+}
+
+/// The low halves as numbers.
+#[inline(always)]
+fn low_halves(pairs: [__m256i; 2]) -> [__m256; 2] {
+    // SAFETY: pairs come from a level that was checked in `new`.
+    unsafe {
+        [
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(pairs[0])),
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(pairs[1])),
+        ]
+    }
+}
+
+/// The high halves as numbers.
+#[inline(always)]
+fn high_halves(pairs: [__m256i; 2]) -> [__m256; 2] {
+    // SAFETY: as in `low_halves`.
+    unsafe {
+        let mask = _mm256_set1_epi32(0xffff_0000_u32 as i32);
+        [
+            _mm256_castsi256_ps(_mm256_and_si256(pairs[0], mask)),
+            _mm256_castsi256_ps(_mm256_and_si256(pairs[1], mask)),
+        ]
+    }
+}
+
+/// Eight numbers rounded to bfloat16, each in the low half of its lane. NaN stays NaN.
+///
+/// # Safety
+/// The CPU has AVX2.
+#[inline(always)]
+unsafe fn rounded_halves(x: __m256) -> __m256i {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let bits = _mm256_castps_si256(x);
+        let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
+        let half = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff));
+        let rounded = _mm256_add_epi32(bits, half);
+        let quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x0040_0000));
+        let is_nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(x, x));
+        _mm256_srli_epi32::<16>(_mm256_blendv_epi8(rounded, quiet, is_nan))
     }
 }

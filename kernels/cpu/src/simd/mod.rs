@@ -18,11 +18,18 @@ pub(crate) use scalar::Scalar;
 /// Lanes of a vector.
 pub(crate) const LANES: usize = 16;
 
+/// 2⁻⁵⁶: what is smaller is rounded to zero before bfloat16 numbers are multiplied. The instruction for
+/// it takes denormal sums for zero, which would be costly to imitate; without these numbers every
+/// product, and so every sum, is a multiple of 2⁻¹²⁶, and none is denormal.
+pub(crate) const LEAST_BF16: f32 = f32::from_bits((127 - 56) << 23);
+
 /// Operations on sixteen lanes. A value of the implementing type is the proof that the CPU can
 /// execute them. Public inside a private module: the trait of cache elements names it, nobody else can.
 pub trait Simd: Copy {
     /// Sixteen lanes.
     type F: Copy;
+    /// Sixteen pairs of bfloat16.
+    type Pairs: Copy;
 
     /// Whether 32 registers of sixteen lanes exist; smaller tiles are used otherwise.
     const WIDE: bool;
@@ -54,22 +61,34 @@ pub trait Simd: Copy {
     /// # Safety
     /// Sixteen floats can be written at `to`.
     unsafe fn store_ptr(self, to: *mut f32, x: Self::F);
-    /// Sixteen bfloat16, widened.
-    ///
-    /// # Safety
-    /// Sixteen 16-bit numbers can be read at `from`.
-    unsafe fn load_bf16_ptr(self, from: *const u16) -> Self::F;
     /// Sixteen pairs of bfloat16, widened: the low halves, then the high halves.
     ///
     /// # Safety
     /// Sixteen 32-bit numbers can be read at `from`.
     unsafe fn load_bf16_pairs_ptr(self, from: *const u32) -> (Self::F, Self::F);
 
-    /// Sixteen signed bytes, as numbers.
+    /// Sixteen pairs of bfloat16 as they lie in memory, the first of each in the low half.
     ///
     /// # Safety
-    /// Sixteen bytes can be read at `from`.
-    unsafe fn load_i8_ptr(self, from: *const i8) -> Self::F;
+    /// Sixteen 32-bit numbers can be read at `from`.
+    unsafe fn load_pairs_ptr(self, from: *const u32) -> Self::Pairs;
+    fn splat_pair(self, pair: u32) -> Self::Pairs;
+    /// `a₀ · b₀ + (a₁ · b₁ + sum)` per lane, the high halves first, each sum rounded once. Numbers are
+    /// as [`Self::round_to_bf16`] leaves them.
+    fn dot(self, sum: Self::F, a: Self::Pairs, b: Self::Pairs) -> Self::F;
+    /// Writes sixteen numbers rounded to bfloat16, to nearest even.
+    ///
+    /// # Safety
+    /// Sixteen 16-bit numbers can be written at `to`.
+    unsafe fn store_bf16_ptr(self, to: *mut u16, x: Self::F);
+
+    /// The bits of each pair that `mask` has.
+    fn mask_pairs(self, pairs: Self::Pairs, mask: u32) -> Self::Pairs;
+    /// Sixteen pairs of signed bytes, as pairs of bfloat16.
+    ///
+    /// # Safety
+    /// 32 bytes can be read at `from`.
+    unsafe fn load_i8_pairs_ptr(self, from: *const i8) -> Self::Pairs;
 
     /// The lanes, integers between −127 and 127, as bytes.
     ///
@@ -82,6 +101,18 @@ pub trait Simd: Copy {
 
     /// Adds each lane in double precision.
     fn add_to_wide(self, sums: &mut [f64; LANES], x: Self::F);
+
+    /// Rounds sixteen numbers for [`Self::dot`]: to bfloat16, and to zero below [`LEAST_BF16`].
+    ///
+    /// # Safety
+    /// Sixteen 16-bit numbers can be written at `to`.
+    #[inline(always)]
+    unsafe fn round_to_bf16(self, to: *mut u16, x: Self::F) {
+        let least = self.splat(LEAST_BF16);
+        let x = self.select_less(self.abs(x), least, self.splat(0.0), x);
+        // SAFETY: the caller's promise.
+        unsafe { self.store_bf16_ptr(to, x) }
+    }
 
     #[inline(always)]
     fn load(self, from: &[f32; LANES]) -> Self::F {

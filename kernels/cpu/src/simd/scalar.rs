@@ -1,5 +1,7 @@
 //! The twin without vector instructions: arrays, one lane after the other.
 
+use half::bf16;
+
 use super::{LANES, Simd};
 
 /// Runs everywhere.
@@ -22,6 +24,7 @@ macro_rules! lanewise {
 
 impl Simd for Scalar {
     type F = [f32; LANES];
+    type Pairs = [u32; LANES];
 
     const WIDE: bool = false;
 
@@ -66,12 +69,6 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
-    unsafe fn load_i8_ptr(self, from: *const i8) -> Self::F {
-        // SAFETY: the caller answers for sixteen bytes; no alignment is assumed.
-        unsafe { from.cast::<[i8; LANES]>().read_unaligned() }.map(f32::from)
-    }
-
-    #[inline(always)]
     unsafe fn store_i8_ptr(self, to: *mut i8, x: Self::F) {
         let mut bytes = [0; LANES];
         for lane in 0..LANES {
@@ -79,17 +76,6 @@ impl Simd for Scalar {
         }
         // SAFETY: the caller answers for sixteen bytes; no alignment is assumed.
         unsafe { to.cast::<[i8; LANES]>().write_unaligned(bytes) }
-    }
-
-    #[inline(always)]
-    unsafe fn load_bf16_ptr(self, from: *const u16) -> Self::F {
-        // SAFETY: the caller answers for sixteen 16-bit numbers; no alignment is assumed.
-        let halves = unsafe { from.cast::<[u16; LANES]>().read_unaligned() };
-        let mut out = [0.0; LANES];
-        for lane in 0..LANES {
-            out[lane] = f32::from_bits(u32::from(halves[lane]) << 16);
-        }
-        out
     }
 
     #[inline(always)]
@@ -116,5 +102,48 @@ impl Simd for Scalar {
         for lane in 0..LANES {
             sums[lane] += f64::from(x[lane]);
         }
+    }
+
+    #[inline(always)]
+    unsafe fn load_pairs_ptr(self, from: *const u32) -> Self::Pairs {
+        // SAFETY: the caller answers for sixteen 32-bit numbers; no alignment is assumed.
+        unsafe { from.cast::<Self::Pairs>().read_unaligned() }
+    }
+
+    #[inline(always)]
+    fn splat_pair(self, pair: u32) -> Self::Pairs {
+        [pair; LANES]
+    }
+
+    #[inline(always)]
+    fn dot(self, mut sum: Self::F, a: Self::Pairs, b: Self::Pairs) -> Self::F {
+        let low = |pair: u32| f32::from_bits(pair << 16);
+        let high = |pair: u32| f32::from_bits(pair & 0xffff_0000);
+        for lane in 0..LANES {
+            let (a, b) = (a[lane], b[lane]);
+            sum[lane] = high(a).mul_add(high(b), sum[lane]);
+            sum[lane] = low(a).mul_add(low(b), sum[lane]);
+        }
+        sum
+    }
+
+    #[inline(always)]
+    unsafe fn store_bf16_ptr(self, to: *mut u16, x: Self::F) {
+        let rounded = x.map(|x| bf16::from_f32(x).to_bits());
+        // SAFETY: the caller answers for sixteen 16-bit numbers; no alignment is assumed.
+        unsafe { to.cast::<[u16; LANES]>().write_unaligned(rounded) }
+    }
+
+    #[inline(always)]
+    fn mask_pairs(self, pairs: Self::Pairs, mask: u32) -> Self::Pairs {
+        pairs.map(|pair| pair & mask)
+    }
+
+    #[inline(always)]
+    unsafe fn load_i8_pairs_ptr(self, from: *const i8) -> Self::Pairs {
+        // SAFETY: the caller answers for 32 bytes; no alignment is assumed.
+        let bytes = unsafe { from.cast::<[[i8; 2]; LANES]>().read_unaligned() };
+        let bits = |byte: i8| u32::from(bf16::from_f32(f32::from(byte)).to_bits());
+        bytes.map(|[low, high]| bits(low) | bits(high) << 16)
     }
 }
