@@ -3,6 +3,7 @@
 //! Templates come from the checkpoint or the operator, never from a request. What a request may set
 //! are variables, and none of the reserved ones.
 
+mod messages;
 mod python;
 mod to_json;
 
@@ -16,6 +17,7 @@ use model::TextFiles;
 use serde_json::{Map, Value, json};
 
 use crate::text::TextError;
+pub(crate) use messages::with_parsed_arguments;
 
 /// Variables that a request must not set.
 pub(crate) const RESERVED: &[&str] = &[
@@ -132,27 +134,27 @@ impl ChatTemplate {
         self.source.contains(word)
     }
 
-    /// Renders a conversation up to where the assistant speaks.
-    ///
-    /// Arguments of earlier tool calls are handed in as objects first, because most templates print
-    /// them as JSON; a template that fails on objects gets the texts as the client sent them.
+    /// Renders a conversation up to where the assistant speaks, in the first form of its messages that
+    /// the template does not fail on.
     ///
     /// # Errors
     /// [`RenderError`] when the template raises, fails, or exceeds a bound.
     pub(crate) fn render(&self, conversation: &Conversation) -> Result<String, RenderError> {
-        let parsed = conversation.parsed.as_deref();
-        let messages = parsed.unwrap_or(&conversation.messages);
-        match self.render_messages(messages, conversation) {
-            Err(RenderError::Refused(_)) if parsed.is_some() => {
-                self.render_messages(&conversation.messages, conversation)
+        let mut refusal = None;
+        for messages in messages::forms(conversation) {
+            match self.render_messages(messages, conversation) {
+                Err(error @ RenderError::Refused(_)) => {
+                    refusal.get_or_insert(error);
+                }
+                result => return result,
             }
-            result => result,
         }
+        Err(refusal.expect("there is always one form"))
     }
 
     fn render_messages(
         &self,
-        messages: &[Value],
+        messages: Vec<Value>,
         conversation: &Conversation,
     ) -> Result<String, RenderError> {
         let name = if conversation.tools.is_some() && self.has_tool_template {
@@ -214,6 +216,8 @@ fn environment(clock: Clock) -> Environment<'static> {
     environment.set_fuel(Some(FUEL));
     environment.set_recursion_limit(MAX_RECURSION);
     environment.set_unknown_method_callback(python::unknown_method);
+    environment.add_test("iterable", python::is_iterable);
+    environment.add_test("sequence", python::is_sequence);
     environment.add_filter("tojson", to_json::to_json);
     environment.add_function("raise_exception", |message: String| {
         Err::<String, Error>(Error::new(ErrorKind::InvalidOperation, message))
@@ -234,25 +238,6 @@ fn token_variables(files: &TextFiles) -> Map<String, Value> {
     .into_iter()
     .filter_map(|(name, text)| Some((name.to_owned(), json!(text.as_ref()?))))
     .collect()
-}
-
-/// The messages with JSON texts of tool arguments replaced by what they say; none when no message
-/// has any.
-pub(crate) fn with_parsed_arguments(messages: &[Value]) -> Option<Vec<Value>> {
-    let mut changed = None;
-    for (i, message) in messages.iter().enumerate() {
-        let calls = message["tool_calls"].as_array().map_or(0, Vec::len);
-        for call in 0..calls {
-            let text = message["tool_calls"][call]["function"]["arguments"].as_str();
-            let Some(Ok(object @ Value::Object(_))) = text.map(serde_json::from_str::<Value>)
-            else {
-                continue;
-            };
-            let changed = changed.get_or_insert_with(|| messages.to_vec());
-            changed[i]["tool_calls"][call]["function"]["arguments"] = object;
-        }
-    }
-    changed
 }
 
 fn refused(error: &Error) -> RenderError {
@@ -290,5 +275,7 @@ impl io::Write for Bounded {
     }
 }
 
+#[cfg(test)]
+mod real;
 #[cfg(test)]
 mod tests;

@@ -13,5 +13,5 @@ mod openapi;
 mod routes;
 mod script;
 mod stream;
-mod support;
+pub(crate) mod support;
 mod templates;

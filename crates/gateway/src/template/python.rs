@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use minijinja::value::{Value, from_args};
+use minijinja::value::{Value, ValueKind, from_args};
 use minijinja::{Error, ErrorKind, State};
 use minijinja_contrib::pycompat::unknown_method_callback;
 
@@ -82,6 +82,17 @@ fn zfill(text: &str, width: usize) -> Result<Value, Error> {
         None => ("", text),
     };
     Ok(format!("{sign}{}{digits}", "0".repeat(missing)).into())
+}
+
+/// Whether Python could loop over a value: not over `None`.
+pub(super) fn is_iterable(value: &Value) -> bool {
+    !value.is_none() && value.try_iter().is_ok()
+}
+
+/// Whether a value has a length and items, which in Python texts, mappings and undefined values have, too.
+pub(super) fn is_sequence(value: &Value) -> bool {
+    use ValueKind::{Map, Seq, String, Undefined};
+    matches!(value.kind(), Map | Seq | String | Undefined)
 }
 
 /// The date and time in a format of `strftime`.

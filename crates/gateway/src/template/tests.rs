@@ -1,6 +1,6 @@
 use super::*;
 
-fn clock() -> Clock {
+pub(super) fn clock() -> Clock {
     let day = chrono::NaiveDate::from_ymd_opt(2024, 7, 6).unwrap();
     Arc::new(move || day.and_hms_opt(5, 4, 3).unwrap())
 }
@@ -52,6 +52,22 @@ fn variables_reach_the_template() {
     let mut conversation = user("c");
     conversation.kwargs.insert("mood".into(), json!("calm"));
     assert_eq!(template.render(&conversation).unwrap(), "<s>cTrueFalsecalm");
+}
+
+#[test]
+fn tests_of_values_are_those_of_python() {
+    for (value, iterable, sequence) in [
+        (Value::Null, "False", "False"),
+        (json!(1), "False", "False"),
+        (json!(true), "False", "False"),
+        (json!("text"), "True", "True"),
+        (json!([]), "True", "True"),
+        (json!({"a": 1}), "True", "True"),
+    ] {
+        let found = |test: &str| expression(&format!("x is {test}"), value.clone());
+        assert_eq!(found("iterable").as_deref(), Ok(iterable), "{value}");
+        assert_eq!(found("sequence").as_deref(), Ok(sequence), "{value}");
+    }
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! A router over an engine with a scripted model, and calls to it.
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use axum::Router;
@@ -267,4 +268,26 @@ fn byte_characters() -> impl Iterator<Item = char> {
             char::from_u32(255 + moved).expect("far below the surrogates")
         }
     })
+}
+
+/// Where a file of a real model lies that `cargo xtask assets` fetches. Nothing where it is absent, except
+/// under `CI=true`.
+pub(crate) fn asset_path(file: &str) -> Option<PathBuf> {
+    let assets = std::env::var_os("OCTET_ASSETS").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/assets"),
+        PathBuf::from,
+    );
+    let path = assets.join(file);
+    if path.exists() {
+        return Some(path);
+    }
+    let message = format!("{file} is missing; `cargo xtask assets` fetches it");
+    assert!(std::env::var("CI").as_deref() != Ok("true"), "{message}");
+    eprintln!("skipped: {message}");
+    None
+}
+
+/// The bytes of such a file.
+pub(crate) fn asset(file: &str) -> Option<Vec<u8>> {
+    Some(std::fs::read(asset_path(file)?).expect("the file is readable"))
 }
