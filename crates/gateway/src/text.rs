@@ -3,6 +3,8 @@
 
 mod detokenizer;
 mod pieces;
+#[cfg(test)]
+mod real;
 mod stop;
 mod tokenizer;
 

@@ -10,6 +10,9 @@ use serde_json::Value;
 
 use super::TextError;
 
+/// Far above the ids of any vocabulary.
+const MAX_IDS: usize = 1 << 24;
+
 /// Bytes of every token id.
 #[derive(Debug)]
 pub(crate) struct Pieces {
@@ -51,6 +54,12 @@ impl Pieces {
         let decoder = Decoder::read(decoder)?;
         let stand_ins = stand_ins();
         let len = vocabulary.values().max().map_or(0, |id| *id as usize + 1);
+        if len > MAX_IDS {
+            return Err(TextError::Tokenizer(format!(
+                "a token has the id {}, ids end below {MAX_IDS}",
+                len - 1
+            )));
+        }
         let mut pieces = Self {
             bytes: vec![None; len],
             special: vec![false; len],

@@ -63,6 +63,15 @@ impl Tokenizer {
     /// # Errors
     /// [`TextError`] when the file is malformed, its decoder unknown or the check fails.
     pub(crate) fn new(files: &TextFiles) -> Result<Self, TextError> {
+        // The library panics on settings that contradict each other, such as a template with a token
+        // that it does not define. What is tried while reading does not fail later.
+        std::panic::catch_unwind(|| Self::read(files)).unwrap_or_else(|_| {
+            let reason = "its settings contradict each other";
+            Err(TextError::Tokenizer(reason.into()))
+        })
+    }
+
+    fn read(files: &TextFiles) -> Result<Self, TextError> {
         let malformed = |e: String| TextError::Tokenizer(e);
         let mut json: Value =
             serde_json::from_slice(&files.tokenizer_json).map_err(|e| malformed(e.to_string()))?;
@@ -170,6 +179,8 @@ impl Tokenizer {
         let id = |text: &Option<String>| text.as_ref().and_then(|t| self.inner.token_to_id(t));
         let bos = id(&files.bos_token);
         let eos = id(&files.eos_token);
+        self.encode("Aé 1\n世界", true)
+            .map_err(TextError::Tokenizer)?;
         let added = self.encode("", true).map_err(TextError::Tokenizer)?;
         self.raw_prefix = bos.filter(|_| added.is_empty() && files.add_bos_token == Some(true));
         self.document_start = bos.or(eos);

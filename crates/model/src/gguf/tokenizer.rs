@@ -37,46 +37,64 @@ struct Splitting {
 /// The expression of GPT-2's own tokenizer.
 const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 
+/// The expression of Llama 3: three digits at most in a piece.
+const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+
+/// That of Qwen: every digit alone.
+const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+
+/// That of Mistral's Tekken: words end where small letters are followed by capitals.
+const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+
+/// That of GPT-4o.
+const GPT4O: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+
+impl Splitting {
+    const fn of(names: &'static [&'static str], cuts: &'static [&'static str]) -> Self {
+        Self {
+            names,
+            cuts,
+            nfc: false,
+            ignore_merges: false,
+            add_bos: false,
+        }
+    }
+}
+
+/// The rules as llama.cpp names them, for the families that are read here.
 const SPLITTINGS: &[Splitting] = &[
+    Splitting::of(&["gpt-2", "gpt2", "phi-2"], &[GPT2]),
+    // "refact" is what converters write for Granite 3.
+    Splitting::of(&["smollm", "refact", "starcoder"], &[r"\p{N}", GPT2]),
     Splitting {
-        names: &["gpt-2", "gpt2"],
-        cuts: &[GPT2],
-        nfc: false,
-        ignore_merges: false,
-        add_bos: false,
-    },
-    Splitting {
-        names: &["smollm"],
-        cuts: &[r"\p{N}", GPT2],
-        nfc: false,
-        ignore_merges: false,
-        add_bos: false,
-    },
-    Splitting {
-        names: &["llama-bpe", "llama3", "llama-v3"],
-        cuts: &[
-            r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-        ],
-        nfc: false,
         ignore_merges: true,
         add_bos: true,
+        ..Splitting::of(
+            &["llama-bpe", "llama3", "llama-v3", "falcon3", "pixtral"],
+            &[LLAMA3],
+        )
     },
+    // OLMo 2 and Phi 4.
+    Splitting::of(&["dbrx", "smaug-bpe"], &[LLAMA3]),
     Splitting {
-        names: &["qwen2", "deepseek-r1-qwen"],
-        cuts: &[
-            r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-        ],
         nfc: true,
-        ignore_merges: false,
-        add_bos: false,
+        ..Splitting::of(&["qwen2", "deepseek-r1-qwen", "stablelm2"], &[QWEN2])
     },
     Splitting {
-        names: &["default"],
-        cuts: &[r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", r"[0-9][0-9][0-9]"],
-        nfc: false,
-        ignore_merges: false,
-        add_bos: false,
+        ignore_merges: true,
+        add_bos: true,
+        ..Splitting::of(&["tekken"], &[TEKKEN])
     },
+    // Phi 4 mini.
+    Splitting::of(&["gpt-4o"], &[GPT4O]),
+    Splitting::of(
+        &["falcon"],
+        &[r"[\p{P}\$\+<=>\^~\|`]+", GPT2, r"[0-9][0-9][0-9]"],
+    ),
+    Splitting::of(
+        &["default"],
+        &[r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", r"[0-9][0-9][0-9]"],
+    ),
 ];
 
 /// The tokens of a file with their types, checked against each other.
