@@ -7,8 +7,8 @@ use serde_json::Value;
 
 use crate::config::ModelConfig;
 use crate::error::{ModelError, Result};
-use crate::files::{Files, file_name};
-use crate::gguf::GgufFile;
+use crate::files::{FileBytes, Files, file_name};
+use crate::gguf::{GgufFile, split};
 use crate::mapped::map;
 use crate::prompts::Prompt;
 use crate::quantised;
@@ -45,19 +45,39 @@ impl Checkpoint {
     /// # Errors
     /// As [`Self::open`].
     pub fn from_memory(files: &[(&str, &'static [u8])]) -> Result<Self> {
-        let files = files
-            .iter()
-            .map(|(name, bytes)| ((*name).to_owned(), Cow::Borrowed(*bytes)))
-            .collect();
-        Self::open_files(&Files::Memory(files))
+        let owned =
+            |(name, bytes): &(&str, &'static [u8])| ((*name).to_owned(), Cow::Borrowed(*bytes));
+        Self::from_bytes(files.iter().map(owned).collect())
+    }
+
+    /// Uses files of a Hugging Face directory, or one GGUF file, whose bytes are handed over.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn from_bytes(mut files: Vec<(String, Cow<'static, [u8]>)>) -> Result<Self> {
+        match files.pop_if(|(name, _)| name.ends_with(".gguf")) {
+            Some((name, bytes)) => Self::of_gguf(vec![(name, FileBytes::Memory(bytes))], None),
+            None => Self::open_files(&Files::Memory(files)),
+        }
     }
 
     fn open_gguf(path: &Path) -> Result<Self> {
-        let gguf = GgufFile::open(&file_name(path), map(path)?)?;
+        let parts: Result<Vec<_>> = split::parts(path)?
+            .iter()
+            .map(|part| Ok((file_name(part), map(part)?)))
+            .collect();
         let beside = match path.parent() {
             Some(dir) => Files::Directory(dir.to_owned()).text("tokenizer.json")?,
             None => None,
         };
+        Self::of_gguf(parts?, beside)
+    }
+
+    fn of_gguf(
+        parts: Vec<(String, FileBytes)>,
+        beside: Option<Cow<'static, [u8]>>,
+    ) -> Result<Self> {
+        let gguf = GgufFile::open(parts)?;
         let text = gguf.text(beside.map(Cow::into_owned))?;
         Ok(Self {
             config: gguf.config()?,
@@ -134,26 +154,24 @@ impl Checkpoint {
     }
 }
 
+/// The one GGUF file of a folder, or the first part of the one split model.
 fn single_gguf(dir: &Path) -> Result<PathBuf> {
     let entries =
         std::fs::read_dir(dir).map_err(|source| ModelError::io(&file_name(dir), source))?;
-    let mut files: Vec<_> = entries
+    let files = entries
         .flatten()
-        .map(|entry| entry.path())
-        .filter(|path| {
-            path.extension()
-                .is_some_and(|extension| extension == "gguf")
-        })
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .filter(|name| name.ends_with(".gguf"))
         .collect();
-    match (files.pop(), files.is_empty()) {
-        (Some(file), true) => Ok(file),
-        (Some(_), false) => Err(ModelError::malformed(
+    match &split::first_parts(files)[..] {
+        [file] => Ok(dir.join(file)),
+        [] => Err(ModelError::malformed(
+            &file_name(dir),
+            "holds no config.json and no .gguf file to begin with",
+        )),
+        _ => Err(ModelError::malformed(
             &file_name(dir),
             "holds several .gguf files; name one",
-        )),
-        (None, _) => Err(ModelError::malformed(
-            &file_name(dir),
-            "holds no config.json and no .gguf file",
         )),
     }
 }

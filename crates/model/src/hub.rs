@@ -12,6 +12,7 @@ use hf_hub::{Cache, Repo, RepoType};
 use serde_json::Value;
 
 use crate::error::{ModelError, Result};
+use crate::gguf::split;
 
 /// Where and how to fetch; everything absent takes the value all Hugging Face tools take.
 #[derive(Debug, Clone)]
@@ -226,7 +227,11 @@ impl Hub {
                 .map_err(|error| self.explain(&error))
         };
         if self.file.is_some() || !files.contains("config.json") {
-            return get(&self.one_gguf(files)?);
+            let file = self.one_gguf(files)?;
+            for part in split::names(&file) {
+                get(&part)?;
+            }
+            return get(&file);
         }
         for file in TEXT_FILES.iter().filter(|file| files.contains(**file)) {
             get(file)?;
@@ -254,13 +259,14 @@ impl Hub {
                 false => Err(self.error(&format!("has no file {file}"))),
             };
         }
-        let ggufs: Vec<&str> = files
+        let ggufs = files
             .iter()
-            .map(String::as_str)
             .filter(|file| file.ends_with(".gguf") && is_plain(file))
+            .cloned()
             .collect();
-        match ggufs[..] {
-            [file] => Ok(file.to_owned()),
+        let ggufs = split::first_parts(ggufs);
+        match &ggufs[..] {
+            [file] => Ok(file.clone()),
             [] => Err(self.error("holds no config.json and no .gguf file")),
             _ => Err(self.error(&format!(
                 "holds several GGUF files, choose one: {}",
@@ -277,7 +283,10 @@ impl Hub {
     fn cached(&self) -> Option<PathBuf> {
         let cache = self.cache.repo(self.repo.clone());
         if let Some(file) = &self.file {
-            return cache.get(file);
+            let whole = split::names(file)
+                .iter()
+                .all(|part| cache.get(part).is_some());
+            return cache.get(file).filter(|_| whole);
         }
         if let Some(config) = cache.get("config.json") {
             let whole = match (cache.get(WEIGHTS), cache.get(INDEX)) {
@@ -297,16 +306,21 @@ impl Hub {
             .join("refs")
             .join(self.repo.revision());
         let commit = fs::read_to_string(revision).ok()?;
-        let mut ggufs = fs::read_dir(cache.pointer_path(&commit))
+        let folder = cache.pointer_path(&commit);
+        let ggufs = fs::read_dir(&folder)
             .ok()?
             .flatten()
-            .map(|entry| entry.path())
-            .filter(|path| {
-                path.extension()
-                    .is_some_and(|extension| extension == "gguf")
-            });
-        match (ggufs.next(), ggufs.next()) {
-            (Some(file), None) => Some(file),
+            .map(|entry| entry.file_name().to_string_lossy().into_owned())
+            .filter(|file| file.ends_with(".gguf"))
+            .collect();
+        match &split::first_parts(ggufs)[..] {
+            [file]
+                if split::names(file)
+                    .iter()
+                    .all(|part| folder.join(part).exists()) =>
+            {
+                Some(folder.join(file))
+            }
             _ => None,
         }
     }

@@ -4,6 +4,7 @@
 mod families;
 mod metadata;
 mod parse;
+pub(crate) mod split;
 #[cfg(test)]
 mod tests;
 mod tokenizer;
@@ -25,41 +26,43 @@ use crate::safetensors_files::elements;
 use crate::tensors::TensorSource;
 pub(crate) use families::GgufFamily;
 use metadata::{Metadata, ROPE_FACTORS, ROPE_FREQS, Stored};
-use parse::TensorInfo;
+use parse::{Parsed, TensorInfo};
 
-/// A checked GGUF file.
+/// A checked GGUF model: one file, or the parts of a split one.
 pub(crate) struct GgufFile {
-    bytes: FileBytes,
+    parts: Vec<FileBytes>,
     metadata: Metadata,
     /// By the name the same tensor has in a Hugging Face checkpoint.
     tensors: BTreeMap<String, TensorInfo>,
 }
 
 impl GgufFile {
-    pub fn open(name: &str, bytes: FileBytes) -> Result<Self> {
-        let parsed = parse::parse(&bytes).map_err(|reason| ModelError::malformed(name, reason))?;
-        let metadata = Metadata::new(name, parsed.metadata)?;
-        let two_norms = parsed
-            .tensors
+    /// Checks the named parts, in their order, and what they hold together.
+    pub fn open(parts: Vec<(String, FileBytes)>) -> Result<Self> {
+        let parsed: Result<Vec<Parsed>> = parts
             .iter()
-            .any(|info| info.name.contains(".attn_norm_2."));
-        let mut tensors = BTreeMap::new();
-        for info in parsed.tensors {
-            let known = metadata.family().hugging_face_name(&info.name, two_norms);
-            let several = info.shape.len() > 1 && info.shape[0] <= MAX_PARTS;
-            match known.contains('*') && several {
-                true => tensors.extend(
-                    slices(&info).map(|(i, slice)| (known.replace('*', &i.to_string()), slice)),
-                ),
-                false => {
-                    tensors.insert(known, info);
-                }
-            }
+            .map(|(name, bytes)| {
+                parse::parse(bytes).map_err(|reason| ModelError::malformed(name, reason))
+            })
+            .collect();
+        let mut parsed = parsed?;
+        let named: Vec<_> = parts.iter().map(|(name, _)| &**name).zip(&parsed).collect();
+        split::check(&named)?;
+        let first = std::mem::take(&mut parsed[0].metadata);
+        let metadata = Metadata::new(&parts[0].0, first)?;
+        let mut infos = Vec::new();
+        for (part, parsed) in parsed.into_iter().enumerate() {
+            infos.extend(
+                parsed
+                    .tensors
+                    .into_iter()
+                    .map(|info| TensorInfo { part, ..info }),
+            );
         }
         Ok(Self {
-            bytes,
+            parts: parts.into_iter().map(|(_, bytes)| bytes).collect(),
+            tensors: by_known_name(&metadata, infos),
             metadata,
-            tensors,
         })
     }
 
@@ -109,6 +112,25 @@ impl GgufFile {
     }
 }
 
+/// The tensors by the names of a Hugging Face checkpoint, those of experts and heads apart.
+fn by_known_name(metadata: &Metadata, infos: Vec<TensorInfo>) -> BTreeMap<String, TensorInfo> {
+    let two_norms = infos.iter().any(|info| info.name.contains(".attn_norm_2."));
+    let mut tensors = BTreeMap::new();
+    for info in infos {
+        let known = metadata.family().hugging_face_name(&info.name, two_norms);
+        let several = info.shape.len() > 1 && info.shape[0] <= MAX_PARTS;
+        match known.contains('*') && several {
+            true => tensors.extend(
+                slices(&info).map(|(i, slice)| (known.replace('*', &i.to_string()), slice)),
+            ),
+            false => {
+                tensors.insert(known, info);
+            }
+        }
+    }
+    tensors
+}
+
 impl TensorSource for GgufFile {
     fn names(&self) -> Vec<String> {
         // The frequency factors are part of the configuration.
@@ -128,7 +150,7 @@ impl TensorSource for GgufFile {
             .tensors
             .get(name)
             .ok_or_else(|| ModelError::tensor(name, "is missing"))?;
-        let data = decode(info, &self.bytes[info.start..info.end])
+        let data = decode(info, &self.parts[info.part][info.start..info.end])
             .map_err(|error| ModelError::tensor(&info.name, error))?;
         let Some(heads) = self.metadata.interleaved_heads(name)? else {
             return Ok(data);
@@ -160,6 +182,7 @@ fn slices(info: &TensorInfo) -> impl Iterator<Item = (usize, TensorInfo)> + '_ {
             name: info.name.clone(),
             shape: info.shape[1..].to_vec(),
             dtype: info.dtype,
+            part: info.part,
             start,
             end: start + bytes,
         };

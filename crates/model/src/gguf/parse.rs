@@ -56,12 +56,14 @@ impl Value {
     }
 }
 
-/// One tensor: shape in row-major order and its bytes in the file.
+/// One tensor: shape in row-major order and its bytes in its file.
 #[derive(Debug, Clone)]
 pub(crate) struct TensorInfo {
     pub name: String,
     pub shape: Vec<usize>,
     pub dtype: GgmlDType,
+    /// Which of the files of a split model.
+    pub part: usize,
     pub start: usize,
     pub end: usize,
 }
@@ -319,6 +321,7 @@ fn place(header: Header, data_start: u64, alignment: u64, file: u64) -> Result<T
             name,
             shape,
             dtype,
+            part: 0,
             start: start as usize,
             end: end as usize,
         }),

@@ -16,7 +16,10 @@ fn fixture(name: &str) -> Vec<u8> {
 }
 
 fn open(bytes: Vec<u8>) -> Result<GgufFile> {
-    GgufFile::open("made.gguf", FileBytes::Memory(Cow::Owned(bytes)))
+    GgufFile::open(vec![(
+        "made.gguf".to_owned(),
+        FileBytes::Memory(Cow::Owned(bytes)),
+    )])
 }
 
 #[test]

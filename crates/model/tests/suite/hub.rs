@@ -365,3 +365,26 @@ fn a_gguf_file_is_chosen_or_named() {
     let path = fetch("tiny/llama:b.Q4_0.gguf", &options, &mut ignore).expect("it is named");
     assert!(path.ends_with("b.Q4_0.gguf"));
 }
+
+#[test]
+fn all_parts_of_a_split_model_are_fetched() {
+    let parts = (1..=3).map(|number| {
+        let name = format!("llama-0000{number}-of-00003.gguf");
+        let bytes = std::fs::read(fixtures().join("gguf-split").join(&name));
+        (name, bytes.expect("the fixture is committed"))
+    });
+    let hub = FakeHub::start(Content {
+        files: parts.collect(),
+        ..Content::default()
+    });
+    let cache = tempfile::tempdir().expect("a temporary folder");
+    let mut options = options(&hub, cache.path());
+    let first = fetch(REPOSITORY, &options, &mut ignore).expect("there is one model");
+    assert!(first.ends_with("llama-00001-of-00003.gguf"));
+    Checkpoint::open(&first).expect("the others lie beside it");
+    options.offline = true;
+    for name in [REPOSITORY, "tiny/llama:llama-00001-of-00003.gguf"] {
+        let path = fetch(name, &options, &mut ignore).expect("offline");
+        assert_eq!(path, first);
+    }
+}

@@ -8,4 +8,5 @@ mod quantised;
 mod quantize;
 mod sentencepiece;
 mod smollm2;
+mod split;
 mod support;
