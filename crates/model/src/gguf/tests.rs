@@ -1,6 +1,8 @@
 //! Block types against the `gguf` package, and headers that lie. Files are made by
 //! `tests/fixtures/make_gguf.py`; the lying ones are made here.
 
+mod two_ways;
+
 use std::borrow::Cow;
 use std::path::Path;
 

@@ -3,6 +3,7 @@
 mod families;
 mod golden;
 mod hub;
+mod int8;
 mod malformed;
 mod quantised;
 mod quantize;
