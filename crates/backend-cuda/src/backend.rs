@@ -48,6 +48,13 @@ impl<D: Device> CudaBackend<D> {
         })
     }
 
+    /// A step that reads results on the host cannot be captured.
+    fn notice_host(&mut self) {
+        if let Some(graphs) = &mut self.graphs {
+            graphs.reads_host = true;
+        }
+    }
+
     /// Activations with these elements.
     fn upload(&mut self, rows: usize, columns: usize, values: Vec<f32>) -> Result<CudaTensor<D>> {
         self.load_tensor(HostTensor {
@@ -74,7 +81,7 @@ impl<D: Device> CudaBackend<D> {
             Form::Int8Groups => Some(columns.div_ceil(GROUP)),
             Form::F16 | Form::Bf16 => None,
         };
-        let alloc = |bytes: usize| self.device.alloc(bytes.max(16), "activations");
+        let alloc = |bytes: usize| self.device.scratch(bytes.max(16), "activations");
         Ok(Twin {
             form,
             values: alloc(bytes)?,
@@ -332,8 +339,10 @@ impl<D: Device> CudaBackend<D> {
     ) -> Result<CudaTensor<D>> {
         let splits = step.max_split + 1;
         let parts = q.rows * spec.num_heads * splits;
-        let stats = self.device.alloc(parts * 8, "attention")?;
-        let values = self.device.alloc(parts * spec.head_dim * 4, "attention")?;
+        let stats = self.device.scratch(parts * 8, "attention")?;
+        let values = self
+            .device
+            .scratch(parts * spec.head_dim * 4, "attention")?;
         let kernel = match cache.element {
             KvElement::F32 => "attention_f32_partial",
             KvElement::Bf16 => "attention_bf16_partial",
@@ -456,11 +465,24 @@ impl<D: Device> Backend for CudaBackend<D> {
     }
 
     fn alloc_kv_cache(&mut self, spec: &KvCacheSpec) -> Result<CudaKvCache<D>> {
+        if let Some(graphs) = &mut self.graphs {
+            graphs.clear();
+        }
         CudaKvCache::new(&self.device, spec)
     }
 
     fn begin_step(&mut self, batch: &Batch) -> Result<CudaStep<D>> {
-        CudaStep::new(&self.device, batch)
+        if let Some(graphs) = &mut self.graphs {
+            graphs.abandon(&self.device)?;
+        }
+        CudaStep::new(&self.device, batch, self.graphs.as_mut())
+    }
+
+    fn replay(&mut self, step: &CudaStep<D>) -> Result<Option<CudaTensor<D>>> {
+        match (&mut self.graphs, step.key) {
+            (Some(graphs), Some(key)) => graphs.replay(&self.device, key),
+            _ => Ok(None),
+        }
     }
 
     fn copy_blocks(&mut self, cache: &mut CudaKvCache<D>, copies: &[BlockCopy]) -> Result<()> {
@@ -584,9 +606,11 @@ impl<D: Device> Backend for CudaBackend<D> {
             return Err(BackendError::Shape(format!("{spec:?}")));
         }
         check_block(step, cache.num_blocks)?;
-        // A window beyond every position is none.
+        // A window beyond everything that the cache can hold is none.
         let spec = &AttentionSpec {
-            window: spec.window.filter(|window| *window <= step.max_position),
+            window: spec
+                .window
+                .filter(|window| *window <= cache.num_blocks * BLOCK_SIZE),
             ..spec.clone()
         };
         let blocks = step.num_tiles * spec.num_kv_heads;
@@ -637,6 +661,7 @@ impl<D: Device> Backend for CudaBackend<D> {
                 routing.top_k
             )));
         }
+        self.notice_host();
         let mut values = logits.read(&self.device)?;
         for row in values.chunks_exact_mut(columns.max(1)) {
             route_row(row, routing);
@@ -656,6 +681,7 @@ impl<D: Device> Backend for CudaBackend<D> {
         let (columns, num_experts) = (x.columns, experts.experts.len());
         expect_equal("rows of weights", weights.rows, x.rows)?;
         expect_equal("experts", weights.columns, num_experts)?;
+        self.notice_host();
         let (inputs, weights) = (x.read(&self.device)?, weights.read(&self.device)?);
         let mut out = vec![0.0; x.rows * columns];
         for (index, expert) in experts.experts.iter().enumerate() {
@@ -683,10 +709,17 @@ impl<D: Device> Backend for CudaBackend<D> {
         &mut self,
         logits: CudaTensor<D>,
         batch: &SampleBatch,
-        _step: CudaStep<D>,
+        step: CudaStep<D>,
     ) -> Result<SampleOutput> {
-        expect_equal("logit rows", logits.rows, batch.rows.len())?;
-        let values = logits.read(&self.device)?;
+        if let Some(graphs) = &mut self.graphs {
+            graphs.finish(&self.device, &logits)?;
+        }
+        let wanted = match step.key {
+            Some(_) => step.num_wanted.min(logits.rows),
+            None => logits.rows,
+        };
+        expect_equal("logit rows", wanted, batch.rows.len())?;
+        let values = logits.share(wanted).read(&self.device)?;
         let rows = batch.rows.iter().enumerate().map(|(i, row)| {
             let logits = &values[i * logits.columns..(i + 1) * logits.columns];
             sample_row(logits, row, batch.vocab_size)

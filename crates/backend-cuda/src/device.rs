@@ -17,6 +17,15 @@ pub struct Properties {
     pub shared_memory: u32,
 }
 
+/// Bytes of a device's memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Memory {
+    /// What may still be allocated.
+    pub free: u64,
+    /// All of it.
+    pub total: u64,
+}
+
 /// One argument of a kernel, as its signature says.
 #[derive(Debug)]
 pub enum Arg<'a, B> {
@@ -49,9 +58,17 @@ pub struct Launch<'a, B> {
 pub trait Device: 'static {
     /// Memory of the device, freed on drop.
     type Buffer;
+    /// Launches that can be repeated with one call.
+    type Graph;
 
     /// What it is.
     fn properties(&self) -> &Properties;
+
+    /// What it has left.
+    ///
+    /// # Errors
+    /// [`backend::BackendError::Device`].
+    fn memory(&self) -> Result<Memory>;
 
     /// Memory with arbitrary contents.
     ///
@@ -64,6 +81,14 @@ pub trait Device: 'static {
     /// # Errors
     /// [`backend::BackendError::OutOfMemory`].
     fn alloc_zeroed(&self, bytes: usize, purpose: &'static str) -> Result<Self::Buffer>;
+
+    /// Memory of one step, with arbitrary contents: devices keep it for the next step.
+    ///
+    /// # Errors
+    /// [`backend::BackendError::OutOfMemory`].
+    fn scratch(&self, bytes: usize, purpose: &'static str) -> Result<Self::Buffer> {
+        self.alloc(bytes, purpose)
+    }
 
     /// Copies to the device.
     ///
@@ -82,4 +107,28 @@ pub trait Device: 'static {
     /// # Errors
     /// [`backend::BackendError::Device`].
     fn launch(&self, launch: &Launch<Self::Buffer>) -> Result<()>;
+
+    /// Waits for everything asked for before.
+    ///
+    /// # Errors
+    /// [`backend::BackendError::Device`].
+    fn synchronize(&self) -> Result<()>;
+
+    /// From now on launches are noted, not run.
+    ///
+    /// # Errors
+    /// [`backend::BackendError::Device`].
+    fn begin_capture(&self) -> Result<()>;
+
+    /// Ends the noting and returns what was noted.
+    ///
+    /// # Errors
+    /// [`backend::BackendError::Device`].
+    fn end_capture(&self) -> Result<Self::Graph>;
+
+    /// Runs noted launches with the arguments they were noted with.
+    ///
+    /// # Errors
+    /// [`backend::BackendError::Device`].
+    fn replay(&self, graph: &Self::Graph) -> Result<()>;
 }

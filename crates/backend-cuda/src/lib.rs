@@ -6,13 +6,19 @@
 //! emulator.
 
 mod backend;
+pub mod choice;
 pub mod device;
+pub mod driver;
+mod graphs;
+pub mod images;
 mod kv_cache;
 mod linear;
 mod pack;
+pub mod probe;
 mod step;
 mod tensor;
 
+use graphs::Graphs;
 use linear::Workspace;
 
 pub use kv_cache::CudaKvCache;
@@ -35,11 +41,29 @@ pub enum Precision {
     Bf16,
 }
 
+impl Precision {
+    /// Its name in flags, messages and metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Int8 => "int8",
+            Self::Int8Fast => "int8-fast",
+            Self::F16 => "f16",
+            Self::Bf16 => "bf16",
+        }
+    }
+
+    /// Whether weights have 8 bits.
+    pub fn is_int8(self) -> bool {
+        matches!(self, Self::Int8 | Self::Int8Fast)
+    }
+}
+
 /// The CUDA target on one device.
 pub struct CudaBackend<D: Device> {
     device: D,
     precision: Precision,
     workspace: Option<Workspace<D>>,
+    graphs: Option<Graphs<D>>,
 }
 
 impl<D: Device> CudaBackend<D> {
@@ -49,7 +73,15 @@ impl<D: Device> CudaBackend<D> {
             device,
             precision,
             workspace: None,
+            graphs: None,
         }
+    }
+
+    /// Captures decode steps and replays them. Between the beginning of a step and its sample nothing may
+    /// read results: they do not exist before the sample of a step that is being captured.
+    pub fn with_graphs(mut self) -> Self {
+        self.graphs = Some(Graphs::new());
+        self
     }
 
     /// What it runs on.

@@ -1,8 +1,11 @@
 //! One batch's columns on the device, and what the host must know of them to check and plan.
 
+use std::rc::Rc;
+
 use backend::{BLOCK_SIZE, Batch, Result};
 
 use crate::device::{Arg, Device};
+use crate::graphs::{Graphs, Key};
 
 /// Keys whose part of an attention is closed and merged in order.
 pub(crate) const SPLIT: usize = 256;
@@ -11,7 +14,7 @@ const QUERY_TILE: usize = 8;
 
 /// Ids, positions, slots, block tables and query tiles of one batch.
 pub struct CudaStep<D: Device> {
-    words: D::Buffer,
+    words: Rc<D::Buffer>,
     starts: [usize; 6],
     pub(crate) num_tokens: usize,
     pub(crate) num_logit_rows: usize,
@@ -22,7 +25,14 @@ pub struct CudaStep<D: Device> {
     pub(crate) max_block: usize,
     /// First and last split of all tokens without a window.
     pub(crate) max_split: usize,
+    /// The shape of a step that may be replayed; its rows are padded.
+    pub(crate) key: Option<Key>,
+    /// Rows of logits that the batch wants.
+    pub(crate) num_wanted: usize,
 }
+
+/// The slot of a padding row: the kernels store nothing there.
+const NO_SLOT: usize = u32::MAX as usize;
 
 /// The columns, in the order in which they lie.
 #[derive(Debug, Clone, Copy)]
@@ -31,13 +41,15 @@ pub(crate) enum Column {
     Positions,
     Slots,
     LogitRows,
-    Tables,
     Tiles,
+    /// Last, because its length differs between steps of one shape.
+    Tables,
 }
 
 impl<D: Device> CudaStep<D> {
     /// Brings a valid batch to the device in one copy.
-    pub(crate) fn new(device: &D, batch: &Batch) -> Result<Self> {
+    pub(crate) fn new(device: &D, batch: &Batch, graphs: Option<&mut Graphs<D>>) -> Result<Self> {
+        let key = graphs.as_ref().and_then(|_| Key::of(batch));
         let mut tables: Vec<usize> = Vec::new();
         let mut tiles: Vec<usize> = Vec::new();
         let mut first_row = 0;
@@ -53,17 +65,19 @@ impl<D: Device> CudaStep<D> {
             }
             first_row += sequence.num_tokens;
         }
-        let tokens: Vec<usize> = batch.token_ids.iter().map(|id| *id as usize).collect();
-        let positions: Vec<usize> = batch.positions().collect();
-        let slots: Vec<usize> = batch.slots().collect();
-        let columns = [
-            &tokens,
-            &positions,
-            &slots,
-            &batch.logit_rows,
-            &tables,
-            &tiles,
-        ];
+        let mut tokens: Vec<usize> = batch.token_ids.iter().map(|id| *id as usize).collect();
+        let mut positions: Vec<usize> = batch.positions().collect();
+        let mut slots: Vec<usize> = batch.slots().collect();
+        let mut logit_rows = batch.logit_rows.clone();
+        for row in tokens.len()..key.map_or(0, |key| key.rows) {
+            tokens.push(0);
+            positions.push(0);
+            slots.push(NO_SLOT);
+            logit_rows.push(row);
+            tiles.extend([row, 1, 0, tables.len()]);
+            tables.push(0);
+        }
+        let columns = [&tokens, &positions, &slots, &logit_rows, &tiles, &tables];
         let mut bytes = Vec::new();
         let mut starts = [0; 6];
         for (start, column) in starts.iter_mut().zip(columns) {
@@ -72,20 +86,28 @@ impl<D: Device> CudaStep<D> {
             *start = bytes.len();
             bytes.extend(column.iter().flat_map(|x| (*x as u32).to_le_bytes()));
         }
-        let words = device.alloc(bytes.len().max(16), "the step's columns")?;
+        let words = match (graphs, key) {
+            (Some(graphs), Some(key)) => {
+                let most = starts[Column::Tables as usize] + key.num_blocks() * 4;
+                graphs.columns(device, key, most)?
+            }
+            _ => Rc::new(device.scratch(bytes.len().max(16), "the step's columns")?),
+        };
         device.upload(&words, 0, &bytes)?;
         let max = |column: &[usize]| column.iter().copied().max().unwrap_or(0);
         Ok(Self {
             words,
             starts,
             num_tokens: tokens.len(),
-            num_logit_rows: batch.logit_rows.len(),
+            num_logit_rows: logit_rows.len(),
             num_tiles: tiles.len() / 4,
             max_token: max(&tokens),
             max_position: max(&positions),
-            max_logit_row: max(&batch.logit_rows),
+            max_logit_row: max(&logit_rows),
             max_block: max(&tables),
-            max_split: max(&positions) / SPLIT,
+            max_split: key.map_or(max(&positions) / SPLIT, |key| key.splits - 1),
+            key,
+            num_wanted: batch.logit_rows.len(),
         })
     }
 

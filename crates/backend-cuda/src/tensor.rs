@@ -64,7 +64,7 @@ impl<D: Device> CudaTensor<D> {
     pub(crate) fn new(device: &D, rows: usize, columns: usize) -> Result<Self> {
         let bytes = (rows * columns).max(1) * size_of::<f32>();
         Ok(Self {
-            data: Rc::new(device.alloc(bytes, "activations")?),
+            data: Rc::new(device.scratch(bytes, "activations")?),
             element: Element::F32,
             offset: 0,
             pitch: columns,
@@ -116,6 +116,19 @@ impl<D: Device> CudaTensor<D> {
             pitch: self.pitch,
             rows: self.rows,
             columns,
+            twin: RefCell::new(None),
+        }
+    }
+
+    /// The first rows, in the same memory.
+    pub(crate) fn share(&self, rows: usize) -> Self {
+        Self {
+            data: Rc::clone(&self.data),
+            element: self.element,
+            offset: self.offset,
+            pitch: self.pitch,
+            rows,
+            columns: self.columns,
             twin: RefCell::new(None),
         }
     }

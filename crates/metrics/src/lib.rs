@@ -67,6 +67,8 @@ pub struct BuildInfo {
     pub device: String,
     /// Precision of the weights.
     pub quantization: String,
+    /// A word why that precision: `auto`, `asked`, or what was found on the device.
+    pub reason: String,
     /// Optional parts built in, separated by commas.
     pub features: String,
 }
@@ -222,7 +224,14 @@ impl Metrics {
             build_info: r.info(
                 "build_info",
                 "What is running.",
-                &["version", "commit", "device", "quantization", "features"],
+                &[
+                    "version",
+                    "commit",
+                    "device",
+                    "quantization",
+                    "reason",
+                    "features",
+                ],
             ),
             time_to_first_token_seconds: r.histogram(
                 "time_to_first_token_seconds",
@@ -360,6 +369,7 @@ impl Families {
             &*info.commit,
             &*info.device,
             &*info.quantization,
+            &*info.reason,
             &*info.features,
         ];
         self.build_info.with_label_values(&values).set(1);

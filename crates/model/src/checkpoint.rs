@@ -133,6 +133,22 @@ impl Checkpoint {
         shapes.map(count).fold(0, u64::saturating_add)
     }
 
+    /// Outputs and inputs of the largest matrix of a layer, which is what products of the model cost;
+    /// tables of tokens are not of a layer.
+    pub fn largest_matrix(&self) -> Option<[usize; 2]> {
+        let is_table = |name: &str| {
+            let parts = ["embed", "embd", "wte", "wpe", "lm_head"];
+            name == "output.weight" || parts.iter().any(|part| name.contains(part))
+        };
+        let names = self.source.names();
+        let shapes = names.iter().filter(|name| !is_table(name));
+        let matrices = shapes.filter_map(|name| match self.source.shape(name) {
+            Some([rows, columns]) => Some([*rows, *columns]),
+            _ => None,
+        });
+        matrices.max_by_key(|[rows, columns]| rows * columns)
+    }
+
     /// Container and stored types in a few words.
     pub fn description(&self) -> &str {
         &self.description

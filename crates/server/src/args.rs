@@ -61,6 +61,8 @@ pub enum DeviceArg {
     Auto,
     /// The vectorised CPU target.
     Cpu,
+    /// An NVIDIA GPU.
+    Cuda,
     /// Plain loops in 32-bit floats: slow, the yardstick of the tests.
     Reference,
 }
@@ -77,6 +79,9 @@ pub enum QuantizationArg {
     /// bfloat16 weights and activations, 32-bit accumulation.
     #[value(alias = "bfloat16")]
     Bf16,
+    /// Half precision, 32-bit accumulation; only on GPUs.
+    #[value(aliases = ["float16", "half", "fp16"])]
+    F16,
     /// 32-bit floats.
     #[value(aliases = ["float32", "float"])]
     F32,
@@ -286,6 +291,15 @@ pub struct ServeArgs {
     /// Memory for cached keys and values, such as 512MiB or 4GiB; default: a quarter of what is free.
     #[arg(long, env = "OCTET_KV_CACHE_MEMORY", value_name = "SIZE", value_parser = parse_size)]
     pub kv_cache_memory: Option<u64>,
+    /// Share of a GPU's memory that may be used, by weights, a step's buffers and cached keys and values.
+    #[arg(
+        long,
+        env = "OCTET_GPU_MEMORY_UTILIZATION",
+        value_name = "SHARE",
+        default_value_t = 0.9,
+        hide = true
+    )]
+    pub gpu_memory_utilization: f64,
     /// Compute threads; default: physical cores.
     #[arg(long, env = "OCTET_THREADS", value_name = "N")]
     pub threads: Option<usize>,

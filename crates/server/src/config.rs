@@ -58,6 +58,15 @@ pub struct DeviceConfig {
     pub threads: Option<NonZeroUsize>,
 }
 
+impl DeviceConfig {
+    /// Whether the flags ask for something that only the CPU has.
+    pub fn needs_cpu(&self) -> bool {
+        self.quantization == QuantizationArg::F32
+            || self.kv_cache_dtype == KvCacheDtypeArg::Int8
+            || self.threads.is_some()
+    }
+}
+
 /// Everything `octet serve` needs.
 #[derive(Clone)]
 pub struct Config {
@@ -73,6 +82,8 @@ pub struct Config {
     pub device: DeviceConfig,
     /// Bytes for cached keys and values; sized from free memory when absent.
     pub kv_cache_memory: Option<u64>,
+    /// Share of a GPU's memory that may be used.
+    pub gpu_memory_utilization: f64,
     /// Longest sequence; the model's own when absent.
     pub max_model_len: Option<usize>,
     /// Limits of the engine.
@@ -146,6 +157,7 @@ impl Config {
                 threads: args.threads.and_then(NonZeroUsize::new),
             },
             kv_cache_memory: args.kv_cache_memory,
+            gpu_memory_utilization: args.gpu_memory_utilization,
             max_model_len: args.max_model_len,
             engine: EngineConfig {
                 max_num_seqs: args.max_num_seqs,
@@ -309,6 +321,12 @@ fn check_limits(args: &ServeArgs, problems: &mut Problems) {
         }
     };
     range("--max-num-seqs", args.max_num_seqs as u64, 1, 4096);
+    range(
+        "--gpu-memory-utilization (in hundredths)",
+        (args.gpu_memory_utilization * 100.0) as u64,
+        1,
+        100,
+    );
     if let Some(tokens) = args.max_num_batched_tokens {
         range(
             "--max-num-batched-tokens",

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use anyhow::Result;
 
-use crate::args::{DeviceArgs, KvCacheDtypeArg};
+use crate::args::{DeviceArg, DeviceArgs, KvCacheDtypeArg};
 use crate::config::DeviceConfig;
 use crate::target::Target;
 
@@ -43,18 +43,27 @@ pub fn models() -> Result<String> {
 /// # Errors
 /// When the flags cannot be met on this machine.
 pub fn devices(args: &DeviceArgs) -> Result<String> {
-    let target = Target::choose(&DeviceConfig {
+    let config = DeviceConfig {
         device: args.device,
         quantization: args.quantization,
         kv_cache_dtype: KvCacheDtypeArg::Auto,
         threads: args.threads.and_then(std::num::NonZeroUsize::new),
-    })?;
+    };
+    let target = match config.device {
+        DeviceArg::Auto if !config.needs_cpu() => Target::choose(&DeviceConfig {
+            device: DeviceArg::Cuda,
+            ..config.clone()
+        })
+        .or_else(|_| Target::choose(&config))?,
+        _ => Target::choose(&config)?,
+    };
     Ok(format!(
-        "{}: {}
+        "{}chosen: {}: {}
   weights    {} ({})
   KV cache   {}
   memory     {} available
 ",
+        crate::cuda::describe(),
         target.device,
         target.found,
         target.precision,

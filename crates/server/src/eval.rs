@@ -12,7 +12,7 @@ use gateway::TextTokens;
 use model::{CausalLm, Checkpoint, LoadOptions};
 use serde::Serialize;
 
-use crate::args::{EvalArgs, KvCacheDtypeArg, QuantizationArg};
+use crate::args::{DeviceArg, EvalArgs, KvCacheDtypeArg, QuantizationArg};
 use crate::config::{Config, DeviceConfig, ModelSource};
 use crate::load::{available_memory, open};
 use crate::progress::Progress;
@@ -64,6 +64,11 @@ pub fn run(args: &EvalArgs) -> Result<()> {
     let (windows, text) = windows(args, &config.model, &checkpoint)?;
     let target = Target::choose(&config.device)?;
     let reference = Target::choose(&DeviceConfig {
+        // The 32-bit form is the CPU's: GPUs have none.
+        device: match config.device.device {
+            DeviceArg::Cuda => DeviceArg::Cpu,
+            device => device,
+        },
         quantization: QuantizationArg::F32,
         kv_cache_dtype: KvCacheDtypeArg::F32,
         ..config.device.clone()

@@ -14,9 +14,6 @@ use crate::config::{Config, ModelSource};
 use crate::progress::Progress;
 use crate::target::Target;
 
-/// The share of free memory that cached keys and values take when nothing is asked for: the weights
-/// and other programs need the rest.
-const KV_SHARE: u64 = 4;
 /// How often loading is looked after.
 pub const TURN: Duration = Duration::from_millis(2);
 
@@ -51,12 +48,24 @@ pub fn load(config: &Config, gateway: &Gateway, metrics: &Metrics) -> Result<Loa
         checkpoint.text().clone(),
         checkpoint.description().to_owned(),
     );
-    check_weights(checkpoint.num_weights(), &target, available_memory())?;
+    let available = available_memory();
+    if target.is_on_host() {
+        check_weights(checkpoint.num_weights(), &target, available)?;
+    }
+    tracing::info!(
+        device = target.device,
+        quantization = target.precision,
+        reason = target.reason,
+        "{}: {}",
+        target.found,
+        target.why
+    );
     let options = LoadOptions {
         max_model_len: config.max_model_len,
-        kv_cache_bytes: config
-            .kv_cache_memory
-            .unwrap_or_else(|| available_memory() / KV_SHARE),
+        kv_cache_bytes: match config.kv_cache_memory {
+            Some(bytes) => bytes,
+            None => target.kv_cache_bytes(config.gpu_memory_utilization, available)?,
+        },
         max_num_seqs: config.engine.max_num_seqs,
         kv_dtype: target.kv_dtype,
     };

@@ -9,6 +9,7 @@ mod banner;
 mod bench;
 mod chat;
 mod config;
+mod cuda;
 mod devices;
 mod eval;
 mod health;

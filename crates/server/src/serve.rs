@@ -118,7 +118,8 @@ fn spawn_model(
             commit: crate::COMMIT.to_owned(),
             device: loaded.target.device.to_owned(),
             quantization: loaded.target.precision.to_owned(),
-            features: "cpu".to_owned(),
+            reason: loaded.target.reason.to_owned(),
+            features: crate::cuda::FEATURES.to_owned(),
         });
         let text = banner::ready(&config, &loaded, address, started.elapsed());
         if let Err(error) = crate::say(&text) {

@@ -7,6 +7,11 @@ use model::{CausalLm, Checkpoint, LoadOptions};
 
 use crate::args::{DeviceArg, KvCacheDtypeArg, QuantizationArg};
 use crate::config::DeviceConfig;
+use crate::cuda::{self, CudaTarget};
+
+/// The share of free memory that cached keys and values take on the CPU when nothing is asked for: the
+/// weights and other programs need the rest.
+const KV_SHARE: u64 = 4;
 
 /// A choice of target with its explanation.
 #[derive(Debug, Clone)]
@@ -22,13 +27,16 @@ pub struct Target {
     pub threads: usize,
     /// Precision of the weights.
     pub precision: &'static str,
-    /// Why that precision.
-    pub why: &'static str,
+    /// Why that precision, for people.
+    pub why: String,
+    /// The same as a word for metrics.
+    pub reason: &'static str,
 }
 
 #[derive(Debug, Clone)]
 enum Kind {
     Cpu(CpuConfig),
+    Cuda(Box<CudaTarget>),
     Reference,
 }
 
@@ -40,6 +48,7 @@ impl Target {
     pub fn choose(config: &DeviceConfig) -> Result<Self> {
         match config.device {
             DeviceArg::Auto | DeviceArg::Cpu => Self::cpu(config),
+            DeviceArg::Cuda => Self::cuda(config, None),
             DeviceArg::Reference => Self::reference(config),
         }
     }
@@ -50,6 +59,14 @@ impl Target {
     /// # Errors
     /// As [`Self::choose`].
     pub fn choose_for(config: &DeviceConfig, checkpoint: &Checkpoint) -> Result<Self> {
+        match config.device {
+            DeviceArg::Cuda => return Self::cuda(config, Some(checkpoint)),
+            DeviceArg::Auto if !config.needs_cpu() => match Self::cuda(config, Some(checkpoint)) {
+                Ok(target) => return Ok(target),
+                Err(reason) => tracing::info!("no GPU computes: {reason:#}"),
+            },
+            _ => {}
+        }
         let automatic = config.quantization == QuantizationArg::Auto;
         if !automatic || config.device == DeviceArg::Reference || !checkpoint.is_int8() {
             return Self::choose(config);
@@ -59,7 +76,7 @@ impl Target {
             ..config.clone()
         })?;
         target.why =
-            "as the checkpoint is stored; activations are scaled per token and 128 features";
+            "as the checkpoint is stored; activations are scaled per token and 128 features".into();
         Ok(target)
     }
 
@@ -68,6 +85,9 @@ impl Target {
             QuantizationArg::Auto => (
                 Precision::F32,
                 "as exact as the checkpoint: bfloat16 weights stay bfloat16",
+            ),
+            QuantizationArg::F16 => bail!(
+                "--quantization f16 is for GPUs; the CPU computes in int8, int8-fast, bf16 and f32"
             ),
             QuantizationArg::F32 => (Precision::F32, "asked for; bfloat16 weights stay bfloat16"),
             QuantizationArg::Bf16 => (Precision::Bf16, "asked for"),
@@ -105,8 +125,33 @@ impl Target {
                 found.model, found.threads, found.physical_cores
             ),
             precision: precision.name(),
-            why,
+            why: why.to_owned(),
+            reason: match config.quantization {
+                QuantizationArg::Auto => "auto",
+                _ => "asked",
+            },
             kind: Kind::Cpu(cpu),
+        })
+    }
+
+    fn cuda(config: &DeviceConfig, checkpoint: Option<&Checkpoint>) -> Result<Self> {
+        let kv_dtype = match config.kv_cache_dtype {
+            KvCacheDtypeArg::F32 => KvDtype::F32,
+            KvCacheDtypeArg::Bf16 | KvCacheDtypeArg::Auto => KvDtype::Bf16,
+            KvCacheDtypeArg::Int8 => {
+                bail!("the CUDA target keeps keys and values in bf16 or f32, not in int8")
+            }
+        };
+        let target = cuda::choose(config.quantization, checkpoint)?;
+        Ok(Self {
+            kv_dtype,
+            device: "cuda",
+            threads: 1,
+            found: target.found.clone(),
+            precision: target.precision(),
+            why: target.why().to_owned(),
+            reason: target.reason(),
+            kind: Kind::Cuda(Box::new(target)),
         })
     }
 
@@ -128,7 +173,8 @@ impl Target {
             threads: 1,
             found: "plain loops on one thread, the yardstick of the tests".to_owned(),
             precision: "f32",
-            why: "the only one it has",
+            why: "the only one it has".to_owned(),
+            reason: "only",
         })
     }
 
@@ -139,14 +185,33 @@ impl Target {
                 Precision::Int8 | Precision::Int8Fast => 1,
                 Precision::Bf16 | Precision::F32 => 2,
             },
+            Kind::Cuda(target) => 1 + u64::from(!target.is_int8()),
             Kind::Reference => 4,
         }
+    }
+
+    /// Bytes for keys and values when none are asked for: a share of the GPU's memory, or of what
+    /// `available` bytes the machine has.
+    ///
+    /// # Errors
+    /// The figures, when a GPU has nothing left.
+    pub fn kv_cache_bytes(&self, utilization: f64, available: u64) -> Result<u64> {
+        match &self.kind {
+            Kind::Cuda(target) => target.kv_cache_bytes(utilization),
+            Kind::Cpu(_) | Kind::Reference => Ok(available / KV_SHARE),
+        }
+    }
+
+    /// Whether weights lie in the machine's own memory.
+    pub fn is_on_host(&self) -> bool {
+        !matches!(self.kind, Kind::Cuda(_))
     }
 
     /// Whether weights have 8 bits.
     pub fn is_int8(&self) -> bool {
         match &self.kind {
             Kind::Cpu(config) => matches!(config.precision, Precision::Int8 | Precision::Int8Fast),
+            Kind::Cuda(target) => target.is_int8(),
             Kind::Reference => false,
         }
     }
@@ -166,6 +231,7 @@ impl Target {
                 let backend = CpuBackend::new(config.clone())?;
                 Box::new(model::load(checkpoint, backend, options, report)?)
             }
+            Kind::Cuda(target) => target.load(checkpoint, options, report)?,
             Kind::Reference => {
                 Box::new(model::load(checkpoint, ReferenceBackend, options, report)?)
             }

@@ -170,6 +170,39 @@ fn bad_configuration_is_refused_with_its_reason() {
     }
 }
 
+/// Without a driver the reason is told, by `devices` and by a server that was asked for a GPU; with one
+/// the GPU is described.
+#[test]
+fn a_missing_gpu_is_told_with_its_reason() {
+    let run = |args: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_octet"))
+            .args(args)
+            .env("OCTET_PORT", "0")
+            .output()
+            .expect("the binary starts");
+        let text = [output.stdout, output.stderr].concat();
+        (
+            output.status.success(),
+            String::from_utf8_lossy(&text).into_owned(),
+        )
+    };
+    let (ok, text) = run(&["devices"]);
+    assert!(ok && text.starts_with("cuda"), "{text}");
+    if text.contains("no NVIDIA driver") {
+        assert!(text.contains("\nchosen: cpu"), "{text}");
+        for args in [
+            &["devices", "--device", "cuda"][..],
+            &["serve", "--device", "cuda"],
+        ] {
+            let (ok, text) = run(args);
+            assert!(!ok && text.contains("no NVIDIA driver"), "{text}");
+            assert!(!text.contains("panicked"), "{text}");
+        }
+    }
+    let (ok, text) = run(&["devices", "--device", "cpu", "-q", "f16"]);
+    assert!(!ok && text.contains("f16 is for GPUs"), "{text}");
+}
+
 #[test]
 fn models_and_devices_describe_themselves() {
     for (command, expected) in [

@@ -1,7 +1,8 @@
 //! `cargo xtask kernels`: every CUDA kernel for every architecture, by the compiler library of one wheel,
 //! on a machine without CUDA; and the report of what each takes of a multiprocessor.
 //!
-//! Binaries go to `kernels/cuda` under the target folder, the report is compared with the committed one:
+//! Binaries go to `kernels/cuda` under the target folder, where `backend-cuda`'s build finds them, beside a
+//! fingerprint of the sources they were made from. The report is compared with the committed one:
 //! a spilled register, or a kernel that no longer fits, fails here before a device sees it.
 
 use std::collections::BTreeMap;
@@ -9,6 +10,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
+use sha2::{Digest, Sha256};
 
 use crate::nvrtc::{Compiled, Nvrtc};
 use crate::{assets, root, target_dir};
@@ -79,12 +81,16 @@ pub fn run(update: bool) -> Result<()> {
                 check(&kernel, arch, &found)?;
                 report.insert((kernel, arch), found);
             }
-            std::fs::write(out.join(format!("{stem}.{arch}.cubin")), compiled.code)?;
+            write(&out.join(format!("{stem}.{arch}.cubin")), &compiled.code)?;
         }
         let compiled = compile(&nvrtc, name, source, &headers, PTX)?;
         instructions(name, &String::from_utf8_lossy(&compiled.code))?;
-        std::fs::write(out.join(format!("{stem}.ptx")), compiled.code)?;
+        write(&out.join(format!("{stem}.ptx")), &compiled.code)?;
     }
+    write(
+        &out.join("sources.sha256"),
+        fingerprint(&sources, &headers).as_bytes(),
+    )?;
     let text = render(&report);
     let path = folder.join("resources.txt");
     if update {
@@ -116,7 +122,6 @@ fn compile(
     let options = [
         format!("--gpu-architecture={arch}"),
         "--std=c++17".to_owned(),
-        "--generate-line-info".to_owned(),
         "--ptxas-options=-v".to_owned(),
     ];
     let compiled = nvrtc
@@ -128,6 +133,27 @@ fn compile(
         compiled.log
     );
     Ok(compiled)
+}
+
+/// Writes what has changed: an untouched file starts no build.
+fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    if std::fs::read(path).is_ok_and(|known| known == bytes) {
+        return Ok(());
+    }
+    Ok(std::fs::write(path, bytes)?)
+}
+
+/// Of every source file by name; the build script of `backend-cuda` computes the same.
+fn fingerprint(sources: &[(String, String)], headers: &[(String, String)]) -> String {
+    let mut files: Vec<_> = sources.iter().chain(headers).collect();
+    files.sort();
+    let mut hasher = Sha256::new();
+    for (name, text) in files {
+        hasher.update(name);
+        hasher.update(text);
+    }
+    let digest = hasher.finalize();
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Files of the folder with this extension, by name.

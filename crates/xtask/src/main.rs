@@ -9,8 +9,10 @@
 mod assets;
 mod clients;
 mod deploy;
+mod gpu;
 mod install;
 mod kernels;
+mod mutants;
 mod nvrtc;
 mod stages;
 mod tidy;
@@ -25,6 +27,8 @@ cargo xtask <command>
   stages          list the stages of `test`
   kernels         compile the CUDA kernels for every architecture and check what they take;
                   --update rewrites the report
+  gpu pack        make the archive that runs tests and measurements on a machine with a GPU
+  mutants         put mistakes into the CUDA kernels; each must make a test fail
   tidy            check the rules that the compiler does not
   dashboards      write the Grafana boards and Prometheus rules from the metric definitions
   assets          fetch the model files that tests use into target/assets";
@@ -35,6 +39,8 @@ fn main() -> ExitCode {
         Some("test") => stages::run(&args[1..]),
         Some("stages") => stages::list(),
         Some("kernels") => kernels::run(args.get(1).is_some_and(|arg| arg == "--update")),
+        Some("gpu") if args.get(1).is_some_and(|arg| arg == "pack") => gpu::pack(),
+        Some("mutants") => mutants::run(),
         Some("tidy") => tidy::run(),
         Some("dashboards") => deploy::write(),
         Some("assets") => assets::fetch().map(|dir| println!("{}", dir.display())),

@@ -32,6 +32,7 @@ const DIRECTIONS: &[(&str, &[&str])] = &[
         &[
             "backend",
             "backend-cpu",
+            "backend-cuda",
             "bundled",
             "engine",
             "gateway",
@@ -87,6 +88,7 @@ const UNSAFE: &[&str] = &[
     "crates/bundled/src/train/matmul.rs",
     "crates/xtask/src/nvrtc.rs",
     "kernels/cuda/emu/",
+    "crates/backend-cuda/src/driver.rs",
     "crates/model/src/mapped",
 ];
 
@@ -96,6 +98,8 @@ const ENVIRONMENT: &[&str] = &[
     "crates/xtask/",
     "loadtest/",
     "crates/bundled/src/bin",
+    "kernels/cuda/emu/src/",
+    "/build.rs",
     "/tests",
     "tests.rs",
 ];

@@ -53,6 +53,7 @@ struct Run {
     size_t dynamic_bytes;
     size_t static_bytes;
     size_t shared_limit;
+    bool swapped_lanes;
     int live;
     int at_barrier;
     Site barrier{"", 0};
@@ -254,7 +255,9 @@ static void compute_s8(int warp, Shape s) {
     for (int lane = 0; lane < 32; lane++) {
         uint32_t* c = static_cast<uint32_t*>(fibres[warp * 32 + lane].operands[0]);
         for (int i = 0; i < s.rows / 4; i++) {
-            int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
+            // A device whose lanes lie otherwise, for tests of what notices it.
+            int half = s.rows == 16 && run.swapped_lanes ? 1 - i / 2 : i / 2;
+            int row = lane / 4 + half * 8, column = lane % 4 * 2 + i % 2;
             int32_t sum = 0;
             for (int k = 0; k < s.k; k++) sum += int16_t(a8[row][k]) * int16_t(b8[column][k]);
             c[i] += uint32_t(sum);
@@ -471,6 +474,7 @@ struct EmuLaunch {
     uint32_t shared_limit;
     uint32_t order;
     uint32_t checked;
+    uint32_t swapped_lanes;
 };
 
 const char* emu_entry_name(const Entry* entry) { return entry->name; }
@@ -498,6 +502,7 @@ const char* emu_launch(const EmuLaunch* launch) {
     run.seed = launch->order;
     run.dynamic_bytes = launch->dynamic_bytes;
     run.shared_limit = launch->shared_limit;
+    run.swapped_lanes = launch->swapped_lanes != 0;
     if (launch->dynamic_bytes > DYNAMIC_BYTES) fail("%u bytes of dynamic shared memory", launch->dynamic_bytes);
     shadow.start_launch(launch->checked != 0);
     uint32_t blocks = launch->grid[0] * launch->grid[1] * launch->grid[2];

@@ -4,7 +4,7 @@
 use backend::conformance::TestBackend;
 use backend::{
     AttentionSpec, Backend, Batch, BatchSequence, BlockCopy, HostTensor, KvCacheSpec, KvDtype,
-    KvTypes, LinearWeight, Norm, NormKind, WeightData,
+    KvTypes, LinearWeight, Norm, NormKind, ReferenceBackend, WeightData,
 };
 use backend_cuda::Precision;
 use cuda_emulation::Profile;
@@ -216,7 +216,7 @@ struct Case {
 }
 
 /// Stores `total` tokens and attends from the last `queries`; the step has one sequence.
-fn attend(target: &mut Target, case: &Case, total: usize, queries: usize) -> Vec<f32> {
+fn attend<B: TestBackend>(target: &mut B, case: &Case, total: usize, queries: usize) -> Vec<f32> {
     let (heads, kv_heads) = case.heads;
     let (q_width, kv_width) = (heads * case.head_dim, kv_heads * case.head_dim);
     let num_blocks = total.div_ceil(32) + 2;
@@ -316,6 +316,24 @@ fn attention_passes_every_check() {
             );
             // The whole form: many tokens, few keys.
             attend(&mut target, case, 70, 70);
+        }
+    }
+}
+
+/// Attention under every check against the reference target, whose order of sums is another.
+#[test]
+fn attention_follows_the_reference() {
+    for (index, case) in CASES.iter().enumerate() {
+        let mut target = Target::new(Profile::Checked80, 0, Precision::Int8);
+        for (total, queries) in [(40, 40), (260, 1)] {
+            let found = attend(&mut target, case, total, queries);
+            let expected = attend(&mut ReferenceBackend, case, total, queries);
+            for (at, (found, expected)) in found.iter().zip(&expected).enumerate() {
+                assert!(
+                    (found - expected).abs() < 1e-3,
+                    "case {index} of {total}, number {at}: {found}, expected {expected}"
+                );
+            }
         }
     }
 }

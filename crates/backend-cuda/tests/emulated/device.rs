@@ -1,12 +1,15 @@
 //! The emulated device, and a backend on it whose tensors tests can fill and read.
 
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+
 use backend::conformance::TestBackend;
 use backend::{
     Activation, AttentionSpec, Backend, BackendError, Batch, BlockCopy, Experts, HostTensor, Ids,
     KvCacheSpec, KvDtype, KvTypes, LinearWeight, Norm, Result, Rope, Routing, SampleBatch,
     SampleOutput,
 };
-use backend_cuda::device::{Arg, Device, Launch, Properties};
+use backend_cuda::device::{self, Arg, Device, Launch, Properties};
 use backend_cuda::{CudaBackend, CudaKvCache, CudaLinear, CudaStep, CudaTensor, Precision};
 use cuda_emulation::{Memory, Profile};
 
@@ -15,6 +18,23 @@ pub struct Emulated {
     profile: Profile,
     order: u32,
     properties: Properties,
+    /// Whether the 8-bit matrix instruction is wired wrongly.
+    pub swapped_lanes: bool,
+    /// Launches until the device fails for good.
+    pub launches_left: Cell<usize>,
+    /// How often a graph was replayed.
+    pub replays: Rc<Cell<usize>>,
+    /// Launches noted since a capture began.
+    captured: RefCell<Option<Vec<Noted>>>,
+}
+
+/// A launch with its arguments frozen, and the memory that they point to.
+pub struct Noted {
+    kernel: &'static str,
+    grid: [u32; 3],
+    dynamic_bytes: u32,
+    args: Vec<cuda_emulation::Arg>,
+    _memory: Vec<Rc<Memory>>,
 }
 
 impl Emulated {
@@ -26,6 +46,10 @@ impl Emulated {
         Self {
             profile,
             order,
+            swapped_lanes: false,
+            launches_left: Cell::new(usize::MAX),
+            replays: Rc::default(),
+            captured: RefCell::default(),
             properties: Properties {
                 name: "emulated".to_owned(),
                 capability,
@@ -39,7 +63,7 @@ impl Emulated {
         }
     }
 
-    fn memory(bytes: usize, zeroed: bool, purpose: &'static str) -> Result<Memory> {
+    fn new_memory(bytes: usize, zeroed: bool, purpose: &'static str) -> Result<Rc<Memory>> {
         // More than any test needs, and what a request by mistake exceeds.
         if bytes > 1 << 30 {
             return Err(BackendError::OutOfMemory {
@@ -47,61 +71,118 @@ impl Emulated {
                 purpose,
             });
         }
-        Memory::new(bytes, zeroed).ok_or(BackendError::OutOfMemory {
-            requested: bytes,
-            purpose,
-        })
+        Memory::new(bytes, zeroed)
+            .map(Rc::new)
+            .ok_or(BackendError::OutOfMemory {
+                requested: bytes,
+                purpose,
+            })
+    }
+
+    fn run(&self, noted: &Noted) -> Result<()> {
+        // As the driver does: once it has failed, everything fails.
+        let Some(left) = self.launches_left.get().checked_sub(1) else {
+            return Err(BackendError::Device(
+                "CUDA_ERROR_ILLEGAL_ADDRESS (an illegal memory access was encountered)".into(),
+            ));
+        };
+        self.launches_left.set(left);
+        self.profile
+            .launch(&cuda_emulation::Launch {
+                kernel: noted.kernel,
+                grid: noted.grid,
+                dynamic_bytes: noted.dynamic_bytes,
+                shared_limit: self.properties.shared_memory,
+                order: self.order,
+                swapped_lanes: self.swapped_lanes,
+                args: &noted.args,
+            })
+            .map_err(BackendError::Device)
     }
 }
 
 impl Device for Emulated {
-    type Buffer = Memory;
+    type Buffer = Rc<Memory>;
+    type Graph = Vec<Noted>;
 
     fn properties(&self) -> &Properties {
         &self.properties
     }
 
-    fn alloc(&self, bytes: usize, purpose: &'static str) -> Result<Memory> {
-        Self::memory(bytes, false, purpose)
+    fn memory(&self) -> Result<device::Memory> {
+        Ok(device::Memory {
+            free: 1 << 30,
+            total: 1 << 30,
+        })
     }
 
-    fn alloc_zeroed(&self, bytes: usize, purpose: &'static str) -> Result<Memory> {
-        Self::memory(bytes, true, purpose)
+    fn alloc(&self, bytes: usize, purpose: &'static str) -> Result<Rc<Memory>> {
+        Self::new_memory(bytes, false, purpose)
     }
 
-    fn upload(&self, to: &Memory, offset: usize, data: &[u8]) -> Result<()> {
+    fn alloc_zeroed(&self, bytes: usize, purpose: &'static str) -> Result<Rc<Memory>> {
+        Self::new_memory(bytes, true, purpose)
+    }
+
+    fn upload(&self, to: &Rc<Memory>, offset: usize, data: &[u8]) -> Result<()> {
         to.write(offset, data);
         Ok(())
     }
 
-    fn download(&self, from: &Memory, offset: usize, data: &mut [u8]) -> Result<()> {
+    fn download(&self, from: &Rc<Memory>, offset: usize, data: &mut [u8]) -> Result<()> {
+        if self.captured.borrow().is_some() {
+            return Err(BackendError::Device("a copy inside a capture".into()));
+        }
         from.read(offset, data);
         Ok(())
     }
 
-    fn launch(&self, launch: &Launch<Memory>) -> Result<()> {
-        let args: Vec<cuda_emulation::Arg> = launch
+    fn launch(&self, launch: &Launch<Rc<Memory>>) -> Result<()> {
+        let mut memory = Vec::new();
+        let args = launch
             .args
             .iter()
             .map(|arg| match arg {
-                Arg::Buffer(memory, offset) => {
-                    cuda_emulation::Arg::Pointer(memory.address() + *offset as u64)
+                Arg::Buffer(buffer, offset) => {
+                    memory.push(Rc::clone(buffer));
+                    cuda_emulation::Arg::Pointer(buffer.address() + *offset as u64)
                 }
                 Arg::Null => cuda_emulation::Arg::Pointer(0),
                 Arg::Int(x) => cuda_emulation::Arg::Word(x.cast_unsigned()),
                 Arg::Float(x) => cuda_emulation::Arg::Word(x.to_bits()),
             })
             .collect();
-        self.profile
-            .launch(&cuda_emulation::Launch {
-                kernel: launch.kernel,
-                grid: launch.grid,
-                dynamic_bytes: launch.dynamic_bytes,
-                shared_limit: self.properties.shared_memory,
-                order: self.order,
-                args: &args,
-            })
-            .map_err(BackendError::Device)
+        let noted = Noted {
+            kernel: launch.kernel,
+            grid: launch.grid,
+            dynamic_bytes: launch.dynamic_bytes,
+            args,
+            _memory: memory,
+        };
+        if let Some(captured) = &mut *self.captured.borrow_mut() {
+            captured.push(noted);
+            return Ok(());
+        }
+        self.run(&noted)
+    }
+
+    fn synchronize(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn begin_capture(&self) -> Result<()> {
+        self.captured.replace(Some(Vec::new()));
+        Ok(())
+    }
+
+    fn end_capture(&self) -> Result<Vec<Noted>> {
+        let captured = self.captured.take();
+        captured.ok_or_else(|| BackendError::Device("no capture was begun".into()))
+    }
+
+    fn replay(&self, graph: &Vec<Noted>) -> Result<()> {
+        self.replays.set(self.replays.get() + 1);
+        graph.iter().try_for_each(|noted| self.run(noted))
     }
 }
 

@@ -2,6 +2,7 @@
 //! bundled model's answers. Every kernel runs from the files that the device compiler reads.
 
 mod bits;
+mod choice;
 mod conformance;
 mod device;
 mod model;

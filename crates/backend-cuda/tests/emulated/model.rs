@@ -1,28 +1,33 @@
 //! The bundled model on the emulated device and on the CPU: the same tokens and the same bits of their
 //! log-probabilities, which depend on every logit.
 
+use std::convert::Infallible;
 use std::num::NonZeroUsize;
+use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use backend::{
     Backend, Batch, BatchSequence, KvDtype, RowOutput, RowTask, SampleBatch, SampleRow,
     SamplingParams,
 };
 use backend_cpu::{CpuBackend, CpuConfig};
-use backend_cuda::Precision;
+use backend_cuda::{CudaBackend, Precision};
 use bundled::chat::{Message, Role, render_prompt};
 use bundled::tokenizer::Tokenizer;
 use cuda_emulation::Profile;
+use engine::{Engine, EngineConfig, EngineError, EngineStatus, GenerateRequest, StreamEvent};
+use metrics::Metrics;
 use model::{CausalLm, Checkpoint, LoadOptions};
 
-use crate::device::Target;
+use crate::device::{Emulated, Target};
 
 fn load<B: Backend>(backend: B) -> model::Decoder<B> {
     let checkpoint = Checkpoint::from_memory(bundled::files()).expect("the bundled model");
     let options = LoadOptions {
         max_model_len: Some(256),
         kv_cache_bytes: 64 << 20,
-        max_num_seqs: 2,
+        max_num_seqs: 10,
         kv_dtype: KvDtype::Bf16,
     };
     model::load(&checkpoint, backend, &options, &mut |_, _| {}).expect("it loads")
@@ -54,7 +59,7 @@ fn answers(lm: &mut dyn CausalLm, prompts: &[Vec<u32>], count: usize) -> Vec<(u3
             batch.sequences.push(BatchSequence {
                 num_tokens: next.len(),
                 num_computed_tokens: *computed,
-                block_table: (0..8).map(|b| b * 2 + index as u32).collect(),
+                block_table: (0..8).map(|b| b * 10 + index as u32).collect(),
             });
             batch.logit_rows.push(batch.token_ids.len() - 1);
             samples.rows.push(SampleRow {
@@ -77,6 +82,75 @@ fn answers(lm: &mut dyn CausalLm, prompts: &[Vec<u32>], count: usize) -> Vec<(u3
         }
     }
     answers
+}
+
+/// Decode steps of ten sequences run padded to sixteen rows: computed, captured, then replayed with
+/// contexts that grow.
+#[test]
+fn replayed_steps_give_the_bits_of_computed_ones() {
+    let mut ten: Vec<Vec<u32>> = prompts();
+    ten.iter_mut().for_each(|prompt| prompt.truncate(20));
+    for len in 3..11 {
+        ten.push(ten[len % 2][..len].to_vec());
+    }
+    let device = || Emulated::new(Profile::Fast80, 0);
+    let backend = CudaBackend::new(device(), Precision::Int8);
+    let expected = answers(&mut load(backend), &ten, 6);
+    let captured = device();
+    let replays = Rc::clone(&captured.replays);
+    let backend = CudaBackend::new(captured, Precision::Int8).with_graphs();
+    let found = answers(&mut load(backend), &ten, 6);
+    assert_eq!(found, expected);
+    // The prompt, one computed step, one captured and run, three replayed.
+    assert_eq!(replays.get(), 4);
+}
+
+/// A device that fails for good: every stream ends with an error event, the engine is dead and its
+/// thread ends, which is what ends the process.
+#[test]
+fn a_device_that_fails_for_good_ends_the_engine() {
+    let config = EngineConfig {
+        max_num_seqs: 2,
+        max_num_batched_tokens: Some(64),
+        max_num_queued_reqs: 8,
+        max_num_queued_tokens: 1 << 16,
+        enable_prefix_caching: true,
+        queue_timeout: Duration::from_secs(3600),
+        request_timeout: Duration::from_secs(3600),
+        stream_write_timeout: Duration::from_secs(3600),
+    };
+    let (engine, thread) = Engine::spawn(config, Metrics::new("emulated"), || {
+        let device = Emulated::new(Profile::Fast80, 0);
+        // Enough for the prompt and a token or two.
+        device.launches_left.set(200);
+        let model = load(CudaBackend::new(device, Precision::Int8));
+        Ok::<_, Infallible>(Box::new(model) as Box<dyn CausalLm>)
+    });
+    while engine.status() == EngineStatus::Loading {
+        std::thread::yield_now();
+    }
+    let request = GenerateRequest {
+        prompt: prompts()[0].clone(),
+        sampling: SamplingParams::greedy(),
+        num_choices: 1,
+        max_tokens: 100,
+        min_tokens: 100,
+        stop_token_ids: Vec::new(),
+        prompt_logprobs: None,
+        seed: 0,
+        cache_salt: 0,
+    };
+    let mut stream = engine.submit(request).expect("room");
+    let mut last = None;
+    while let Some(event) = stream.blocking_recv() {
+        last = Some(event);
+    }
+    assert!(
+        matches!(last, Some(StreamEvent::Failed(EngineError::StepFailed))),
+        "{last:?}"
+    );
+    thread.join().expect("no panic").expect("it was loaded");
+    assert_eq!(engine.status(), EngineStatus::Dead);
 }
 
 #[test]

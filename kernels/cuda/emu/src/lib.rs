@@ -5,8 +5,10 @@
 //! out of range, misaligned, uninitialised or racing; the others only damaged guard zones.
 #![allow(unsafe_code)]
 
-use std::ffi::{CStr, c_char, c_void};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::ffi::{CStr, OsStr, c_char, c_void};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+
+use libloading::Library;
 
 /// For which architecture the kernels are compiled, and whether every access is checked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,6 +45,8 @@ pub struct Launch<'a> {
     pub shared_limit: u32,
     /// In which order threads and blocks run: 0 forward, 1 backward, else a seed.
     pub order: u32,
+    /// Whether the 8-bit matrix instruction leaves its results in other lanes than it should.
+    pub swapped_lanes: bool,
     /// As the signature says.
     pub args: &'a [Arg],
 }
@@ -57,6 +61,23 @@ struct RawLaunch {
     shared_limit: u32,
     order: u32,
     checked: u32,
+    swapped_lanes: u32,
+}
+
+type Kernels = unsafe extern "C" fn() -> *const c_void;
+
+/// The emulator's functions, those of this program or of a library of mutated kernels.
+struct Emulator {
+    /// Lists of kernels in the order of the profiles.
+    kernels: [Kernels; 4],
+    entry_name: unsafe extern "C" fn(*const c_void) -> *const c_char,
+    entry_next: unsafe extern "C" fn(*const c_void) -> *const c_void,
+    entry_threads: unsafe extern "C" fn(*const c_void) -> u32,
+    entry_args: unsafe extern "C" fn(*const c_void, *mut *const u8) -> u32,
+    alloc: unsafe extern "C" fn(usize, u32) -> *mut u8,
+    free: unsafe extern "C" fn(*mut u8),
+    mark: unsafe extern "C" fn(*mut u8, usize),
+    launch: unsafe extern "C" fn(*const RawLaunch) -> *const c_char,
 }
 
 unsafe extern "C" {
@@ -72,6 +93,51 @@ unsafe extern "C" {
     fn emu_free(at: *mut u8);
     fn emu_mark(at: *mut u8, bytes: usize);
     fn emu_launch(launch: *const RawLaunch) -> *const c_char;
+}
+
+/// The functions of this program, unless `OCTET_EMULATOR` names a library: its kernels stand in for those
+/// of every profile.
+fn emulator() -> &'static Emulator {
+    static EMULATOR: OnceLock<Emulator> = OnceLock::new();
+    EMULATOR.get_or_init(|| match std::env::var_os("OCTET_EMULATOR") {
+        Some(path) => open(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display())),
+        None => Emulator {
+            kernels: [
+                fast_80_kernels,
+                checked_80_kernels,
+                fast_75_kernels,
+                checked_75_kernels,
+            ],
+            entry_name: emu_entry_name,
+            entry_next: emu_entry_next,
+            entry_threads: emu_entry_threads,
+            entry_args: emu_entry_args,
+            alloc: emu_alloc,
+            free: emu_free,
+            mark: emu_mark,
+            launch: emu_launch,
+        },
+    })
+}
+
+fn open(path: &OsStr) -> Result<Emulator, libloading::Error> {
+    // SAFETY: a library that `cargo xtask mutants` made of the emulator's own files, so its functions have
+    // the signatures above; it is never closed.
+    unsafe {
+        let library = Box::leak(Box::new(Library::new(path)?));
+        let kernels: Kernels = *library.get(b"checked_80_kernels")?;
+        Ok(Emulator {
+            kernels: [kernels; 4],
+            entry_name: *library.get(b"emu_entry_name")?,
+            entry_next: *library.get(b"emu_entry_next")?,
+            entry_threads: *library.get(b"emu_entry_threads")?,
+            entry_args: *library.get(b"emu_entry_args")?,
+            alloc: *library.get(b"emu_alloc")?,
+            free: *library.get(b"emu_free")?,
+            mark: *library.get(b"emu_mark")?,
+            launch: *library.get(b"emu_launch")?,
+        })
+    }
 }
 
 static STATE: Mutex<()> = Mutex::new(());
@@ -99,32 +165,26 @@ impl Profile {
 
     /// All entry points.
     pub fn kernels(self) -> Vec<Kernel> {
+        let emulator = emulator();
         // SAFETY: the lists are made before `main` and never change.
-        let mut entry = unsafe {
-            match self {
-                Self::Fast80 => fast_80_kernels(),
-                Self::Checked80 => checked_80_kernels(),
-                Self::Fast75 => fast_75_kernels(),
-                Self::Checked75 => checked_75_kernels(),
-            }
-        };
+        let mut entry = unsafe { emulator.kernels[self as usize]() };
         let mut kernels = Vec::new();
         while !entry.is_null() {
             let mut sizes = std::ptr::null();
             // SAFETY: a live entry; names and sizes are static and as long as they say.
             kernels.push(unsafe {
-                let count = emu_entry_args(entry, &raw mut sizes) as usize;
+                let count = (emulator.entry_args)(entry, &raw mut sizes) as usize;
                 Kernel {
                     entry,
-                    name: CStr::from_ptr(emu_entry_name(entry))
+                    name: CStr::from_ptr((emulator.entry_name)(entry))
                         .to_str()
                         .unwrap_or("?"),
-                    threads: emu_entry_threads(entry),
+                    threads: (emulator.entry_threads)(entry),
                     arg_sizes: std::slice::from_raw_parts(sizes, count),
                 }
             });
             // SAFETY: as above.
-            entry = unsafe { emu_entry_next(entry) };
+            entry = unsafe { (emulator.entry_next)(entry) };
         }
         kernels
     }
@@ -170,11 +230,12 @@ impl Profile {
             shared_limit: launch.shared_limit,
             order: launch.order,
             checked: u32::from(self.is_checked()),
+            swapped_lanes: u32::from(launch.swapped_lanes),
         };
         let _guard = lock();
         // SAFETY: arguments have the sizes of the signature; the lock is held; the report is copied
         // before the next launch.
-        let report = unsafe { emu_launch(&raw const raw) };
+        let report = unsafe { (emulator().launch)(&raw const raw) };
         if report.is_null() {
             return Ok(());
         }
@@ -198,7 +259,7 @@ impl Memory {
     pub fn new(bytes: usize, zeroed: bool) -> Option<Self> {
         let _guard = lock();
         // SAFETY: the lock is held.
-        let at = unsafe { emu_alloc(bytes, u32::from(zeroed)) };
+        let at = unsafe { (emulator().alloc)(bytes, u32::from(zeroed)) };
         (!at.is_null()).then_some(Self { at, bytes })
     }
 
@@ -223,7 +284,7 @@ impl Memory {
         unsafe {
             let at = self.at.add(offset);
             std::ptr::copy_nonoverlapping(data.as_ptr(), at, data.len());
-            emu_mark(at, data.len());
+            (emulator().mark)(at, data.len());
         }
     }
 
@@ -245,6 +306,6 @@ impl Drop for Memory {
     fn drop(&mut self) {
         let _guard = lock();
         // SAFETY: allocated by `new`, freed once.
-        unsafe { emu_free(self.at) };
+        unsafe { (emulator().free)(self.at) };
     }
 }

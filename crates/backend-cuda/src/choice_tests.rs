@@ -1,0 +1,258 @@
+//! Every outcome of the choice, from tables.
+
+use super::*;
+
+const GB: u64 = 1_000_000_000;
+
+/// An A10 on which everything is well.
+fn a10() -> Findings {
+    Findings {
+        capability: (8, 6),
+        int8_answers: Ok(()),
+        f16_answers: Ok(()),
+        timings: timings(1.8, 1.7),
+        memory: Memory {
+            free: 23 * GB,
+            total: 24 * GB,
+        },
+        needs: Some(Needs {
+            int8: 8 * GB,
+            f16: 16 * GB,
+            rest: GB,
+        }),
+    }
+}
+
+/// Few and many tokens, by how much 8 bits gain.
+fn timings(few: f64, many: f64) -> Vec<Timing> {
+    [(16, few), (512, many)]
+        .map(|(tokens, gain)| Timing {
+            tokens,
+            int8: 10.0,
+            f16: 10.0 * gain,
+        })
+        .to_vec()
+}
+
+fn wrong(kernel: &str) -> Result<(), String> {
+    Err(kernel.to_owned())
+}
+
+/// Pythia 12B: 11.9e9 weights, as the reference page counts them.
+const PYTHIA_12B: Needs = Needs {
+    int8: 12_100_000_000,
+    f16: 23_700_000_000,
+    rest: GB,
+};
+
+#[test]
+fn what_was_found_decides() {
+    type Change = fn(&mut Findings);
+    let cases: [(&str, Change, Precision, &str, &str); 12] = [
+        (
+            "a10",
+            |_| {},
+            Precision::Int8,
+            "tc-m16n8k32",
+            "1.80 times f16 at 16 tokens, 1.70 times f16 at 512",
+        ),
+        (
+            "t4",
+            |f| f.capability = (7, 5),
+            Precision::Int8,
+            "tc-m8n8k16",
+            "m8n8k16",
+        ),
+        (
+            "newer than known",
+            |f| f.capability = (12, 0),
+            Precision::Int8,
+            "tc-m16n8k32",
+            "m16n8k32",
+        ),
+        (
+            "nothing timed",
+            |f| f.timings.clear(),
+            Precision::Int8,
+            "tc-m16n8k32",
+            "not timed",
+        ),
+        (
+            "one gain, no loss",
+            |f| f.timings = timings(1.1, 0.95),
+            Precision::Int8,
+            "tc-m16n8k32",
+            "0.95",
+        ),
+        (
+            "v100",
+            |f| f.capability = (7, 0),
+            Precision::F16,
+            "no-int8-tc",
+            "7.0 has no 8-bit tensor cores",
+        ),
+        (
+            "wrong lanes",
+            |f| f.int8_answers = wrong("gemm_i8_tile"),
+            Precision::F16,
+            "known-answer",
+            "gemm_i8_tile gives wrong answers",
+        ),
+        (
+            "gtx 16",
+            |f| f.timings = timings(0.7, 0.4),
+            Precision::F16,
+            "speed",
+            "0.70 times f16 at 16 tokens",
+        ),
+        (
+            "no gain",
+            |f| f.timings = timings(1.05, 1.09),
+            Precision::F16,
+            "speed",
+            "1.05",
+        ),
+        (
+            "a gain and a loss",
+            |f| f.timings = timings(2.0, 0.94),
+            Precision::F16,
+            "speed",
+            "0.94",
+        ),
+        (
+            "no model yet",
+            |f| f.needs = None,
+            Precision::Int8,
+            "tc-m16n8k32",
+            "m16n8k32",
+        ),
+        (
+            "slower, but only 8 bits fit",
+            |f| {
+                f.timings = timings(0.9, 0.9);
+                f.needs = Some(PYTHIA_12B);
+            },
+            Precision::Int8,
+            "memory",
+            "only 8 bits fit into its memory, although 0.90",
+        ),
+    ];
+    for (case, change, precision, reason, why) in cases {
+        let mut found = a10();
+        change(&mut found);
+        let choice = decide(Wish::Auto, &found).unwrap_or_else(|error| panic!("{case}: {error}"));
+        assert_eq!(
+            (choice.precision, choice.reason),
+            (precision, reason),
+            "{case}"
+        );
+        assert!(choice.why.contains(why), "{case}: {}", choice.why);
+    }
+}
+
+#[test]
+fn what_cannot_compute_is_refused_with_the_reason() {
+    type Change = fn(&mut Findings);
+    let cases: [(&str, Change, &[&str]); 4] = [
+        ("pascal", |f| f.capability = (6, 1), &["6.1 is too old"]),
+        (
+            "nothing right",
+            |f| {
+                f.int8_answers = wrong("gemm_i8_tile");
+                f.f16_answers = wrong("attention");
+            },
+            &["gemm_i8_tile", "attention gives wrong answers as well"],
+        ),
+        (
+            "pythia 12b in half precision on 24 GB",
+            |f| {
+                f.int8_answers = wrong("gemm_i8_tile");
+                f.needs = Some(PYTHIA_12B);
+            },
+            &["24.7 GB in f16 (23.7 GB of weights)", "23.0 GB are free"],
+        ),
+        (
+            "too large in any form",
+            |f| {
+                f.needs = Some(Needs {
+                    int8: 70 * GB,
+                    f16: 140 * GB,
+                    rest: GB,
+                });
+            },
+            &["71.0 GB in int8 (70.0 GB of weights)", "23.0 GB are free"],
+        ),
+    ];
+    for (case, change, words) in cases {
+        let mut found = a10();
+        change(&mut found);
+        let error = decide(Wish::Auto, &found).expect_err(case);
+        for word in words {
+            assert!(error.contains(word), "{case}: {error}");
+        }
+    }
+}
+
+#[test]
+fn what_is_asked_for_is_obeyed_or_fails() {
+    for precision in [
+        Precision::Int8,
+        Precision::Int8Fast,
+        Precision::F16,
+        Precision::Bf16,
+    ] {
+        let mut found = a10();
+        // Somebody who asks knows: speed is not held against it.
+        found.timings = timings(0.5, 0.5);
+        let choice = decide(Wish::Exactly(precision), &found).expect("obeyed");
+        assert_eq!((choice.precision, choice.reason), (precision, "asked"));
+    }
+    type Change = fn(&mut Findings);
+    let cases: [(Precision, Change, &str); 5] = [
+        (
+            Precision::Int8,
+            |f| f.capability = (7, 0),
+            "7.0 has no 8-bit tensor cores",
+        ),
+        (
+            Precision::Bf16,
+            |f| f.capability = (7, 5),
+            "7.5 has none, f16 is there",
+        ),
+        (
+            Precision::Int8Fast,
+            |f| f.int8_answers = wrong("gemm_i8_stream"),
+            "gemm_i8_stream gives wrong",
+        ),
+        (
+            Precision::F16,
+            |f| f.f16_answers = wrong("gemm_16_tile"),
+            "gemm_16_tile gives wrong",
+        ),
+        (
+            Precision::F16,
+            |f| f.needs = Some(PYTHIA_12B),
+            "24.7 GB in f16",
+        ),
+    ];
+    for (precision, change, words) in cases {
+        let mut found = a10();
+        change(&mut found);
+        let error = decide(Wish::Exactly(precision), &found).expect_err(words);
+        assert!(error.contains(words), "{error}");
+    }
+}
+
+#[test]
+fn the_cache_gets_what_is_really_free() {
+    let memory = Memory {
+        free: 22 * GB,
+        total: 24 * GB,
+    };
+    let left = kv_cache_bytes(memory, 0.9, 8 * GB, GB).expect("room");
+    assert_eq!(left, 21_600_000_000 - 2 * GB - 9 * GB);
+    let error = kv_cache_bytes(memory, 0.9, 23_700_000_000, GB).expect_err("no room");
+    for figure in ["21.6 GB of 24.0 GB", "0.9", "others use 2.0 GB", "23.7 GB"] {
+        assert!(error.contains(figure), "{error}");
+    }
+}

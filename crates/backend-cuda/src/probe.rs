@@ -1,0 +1,263 @@
+//! What a device says when it is asked: known answers of every kernel that products and attention rest
+//! on, and the time of the largest product in both forms.
+
+use std::time::Instant;
+
+use backend::{
+    AttentionSpec, Backend, BackendError, Batch, BatchSequence, HostTensor, KvCacheSpec, KvDtype,
+    KvTypes, LinearWeight, Norm, NormKind, ReferenceBackend, Result, WeightData,
+};
+use quant::{GROUP, Granularity, Quantised};
+
+use crate::choice::{Findings, Timing};
+use crate::device::Device;
+use crate::{CudaBackend, Precision};
+
+/// Channels and features of the known products: both halves of panels, a tail of groups.
+const SHAPE: [usize; 2] = [48, 320];
+/// Tokens, and the kernel that each number of them reaches first.
+const INT8_KERNELS: [(usize, &str); 5] = [
+    (8, "gemm_i8_stream_8"),
+    (16, "gemm_i8_stream_16"),
+    (32, "gemm_i8_tile_32x64"),
+    (48, "gemm_i8_tile_64x64"),
+    (128, "gemm_i8_tile_128x128"),
+];
+const F16_KERNELS: [(usize, &str); 2] = [(16, "gemm_16_tile_16x64"), (48, "gemm_16_tile_64x64")];
+/// Rounding of both operands to eleven bits, over sums of 320 products below one.
+const F16_TOLERANCE: f32 = 0.05;
+/// Orders of summation differ from the reference's.
+const TOLERANCE: f32 = 1e-3;
+/// Tokens of the two regimes, and how often a product is repeated.
+const TIMED: [(usize, u32); 2] = [(16, 50), (512, 10)];
+
+/// Asks a device everything but its memory's use. `largest` is the model's largest matrix, outputs and
+/// inputs; without one nothing is timed. The device is handed back.
+///
+/// # Errors
+/// When the device fails; wrong answers are findings.
+pub fn ask<D: Device>(device: D, largest: Option<[usize; 2]>) -> Result<(Findings, D)> {
+    let properties = device.properties().clone();
+    let memory = device.memory()?;
+    let mut backend = CudaBackend::new(device, Precision::Int8);
+    let mut int8_answers = Ok(());
+    for precision in [Precision::Int8, Precision::Int8Fast] {
+        backend.precision = precision;
+        int8_answers = int8_answers.and(int8_products(&mut backend)?);
+    }
+    backend.precision = Precision::F16;
+    let f16_answers = f16_products(&mut backend)?.and(rows(&mut backend)?);
+    let timings = match (largest, &int8_answers) {
+        (Some(shape), Ok(())) => time(&mut backend, shape)?,
+        _ => Vec::new(),
+    };
+    let findings = Findings {
+        capability: properties.capability,
+        int8_answers: int8_answers.and_then(|()| f16_rows(&f16_answers)),
+        f16_answers,
+        timings,
+        memory,
+        needs: None,
+    };
+    Ok((findings, backend.device))
+}
+
+/// Attention and norms are the same kernels in both forms.
+fn f16_rows(answers: &Answer) -> Answer {
+    match answers {
+        Err(kernel) if !kernel.starts_with("gemm") => Err(kernel.clone()),
+        _ => Ok(()),
+    }
+}
+
+/// The kernel whose answer is wrong.
+type Answer = std::result::Result<(), String>;
+
+/// Numbers in [-1, 1) that every machine makes alike.
+fn numbers(seed: u32, len: usize) -> Vec<f32> {
+    let mut state = seed;
+    let mut next = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+    };
+    (0..len).map(|_| next()).collect()
+}
+
+fn tokens(count: usize) -> Batch {
+    Batch {
+        token_ids: vec![0; count],
+        sequences: vec![BatchSequence {
+            num_tokens: count,
+            num_computed_tokens: 0,
+            block_table: (0..count.div_ceil(32) as u32).rev().collect(),
+        }],
+        logit_rows: Vec::new(),
+        copies: Vec::new(),
+    }
+}
+
+fn quantised(values: &[f32], rows: usize, columns: usize, by: Granularity) -> Result<Quantised> {
+    Quantised::new(values, rows, columns, by)
+        .map_err(|error| BackendError::Shape(error.to_string()))
+}
+
+/// Products of 8-bit numbers are whole numbers: every bit must be the definition's.
+fn int8_products<D: Device>(backend: &mut CudaBackend<D>) -> Result<Answer> {
+    let granularity = match backend.precision {
+        Precision::Int8Fast => Granularity::Row,
+        _ => Granularity::Groups(GROUP),
+    };
+    let [n, k] = SHAPE;
+    let w = numbers(2, n * k);
+    let known = quantised(&w, n, k, Granularity::Row)?;
+    let linear = load(backend, w, SHAPE)?;
+    for (m, kernel) in INT8_KERNELS {
+        let x = numbers(1, m * k);
+        let expected = quant::linear(&quantised(&x, m, k, granularity)?, &known, None)
+            .map_err(|error| BackendError::Shape(error.to_string()))?;
+        let found = product(backend, x, m, &linear)?;
+        let same = |(a, b): (&f32, &f32)| a.to_bits() == b.to_bits();
+        if !found.iter().zip(&expected).all(same) {
+            return Ok(Err(kernel.to_owned()));
+        }
+    }
+    Ok(Ok(()))
+}
+
+fn f16_products<D: Device>(backend: &mut CudaBackend<D>) -> Result<Answer> {
+    let [n, k] = SHAPE;
+    let w = numbers(2, n * k);
+    let linear = load(backend, w.clone(), SHAPE)?;
+    for (m, kernel) in F16_KERNELS {
+        let x = numbers(1, m * k);
+        let found = product(backend, x.clone(), m, &linear)?;
+        let close = (0..m * n).all(|at| {
+            let (x, w) = (&x[at / n * k..][..k], &w[at % n * k..][..k]);
+            let expected: f32 = x.iter().zip(w).map(|(x, w)| x * w).sum();
+            (found[at] - expected).abs() <= F16_TOLERANCE
+        });
+        if !close {
+            return Ok(Err(kernel.to_owned()));
+        }
+    }
+    Ok(Ok(()))
+}
+
+fn load<D: Device>(
+    backend: &mut CudaBackend<D>,
+    w: Vec<f32>,
+    [n, k]: [usize; 2],
+) -> Result<crate::CudaLinear<D>> {
+    let weight = HostTensor::new(n, k, WeightData::F32(w))?;
+    backend.load_linear(LinearWeight::new(weight, None)?)
+}
+
+fn product<D: Device>(
+    backend: &mut CudaBackend<D>,
+    x: Vec<f32>,
+    m: usize,
+    linear: &crate::CudaLinear<D>,
+) -> Result<Vec<f32>> {
+    let step = backend.begin_step(&tokens(m))?;
+    let x = backend.load_tensor(HostTensor::new(m, linear.inputs, WeightData::F32(x))?)?;
+    backend.linear(&x, linear, &step)?.read(&backend.device)
+}
+
+/// A norm and attention against the reference target.
+fn rows<D: Device>(backend: &mut CudaBackend<D>) -> Result<Answer> {
+    let found = norm_and_attention(
+        backend,
+        &mut |backend: &mut CudaBackend<D>, x: &crate::CudaTensor<D>| x.read(&backend.device),
+    )?;
+    let expected = norm_and_attention(&mut ReferenceBackend, &mut |_, x| Ok(x.data.clone()))?;
+    for ((kernel, found), (_, expected)) in found.into_iter().zip(expected) {
+        let close = |(a, b): (&f32, &f32)| (a - b).abs() <= TOLERANCE;
+        if !found.iter().zip(&expected).all(close) {
+            return Ok(Err(kernel.to_owned()));
+        }
+    }
+    Ok(Ok(()))
+}
+
+/// How a target's numbers come to the host.
+type Read<'a, B> = &'a mut dyn FnMut(&mut B, &<B as Backend>::Tensor) -> Result<Vec<f32>>;
+
+fn norm_and_attention<B: Backend>(
+    backend: &mut B,
+    read: Read<B>,
+) -> Result<Vec<(&'static str, Vec<f32>)>> {
+    let (total, heads, head_dim) = (70, 4, 32);
+    let (q_width, kv_width) = (heads * head_dim, head_dim);
+    let step = backend.begin_step(&tokens(total))?;
+    let mut tensor = |seed, columns| {
+        let data = WeightData::F32(numbers(seed, total * columns));
+        backend.load_tensor(HostTensor::new(total, columns, data)?)
+    };
+    let (q, k, v) = (
+        tensor(3, q_width)?,
+        tensor(4, kv_width)?,
+        tensor(5, kv_width)?,
+    );
+    let norm = Norm {
+        kind: NormKind::Rms,
+        width: q_width,
+        weight: backend.load_tensor(HostTensor::vector(numbers(6, q_width)))?,
+        bias: None,
+        eps: 1e-5,
+    };
+    let normed = backend.norm(&q, &norm, &step)?;
+    let mut cache = backend.alloc_kv_cache(&KvCacheSpec {
+        num_kv_heads: 1,
+        head_dim,
+        num_blocks: 3,
+        layers: vec![KvTypes::both(KvDtype::Bf16)],
+    })?;
+    backend.store_kv(&mut cache, 0, &k, &v, &step)?;
+    let spec = AttentionSpec {
+        num_heads: heads,
+        num_kv_heads: 1,
+        head_dim,
+        scale: 0.2,
+        window: None,
+        soft_cap: None,
+    };
+    let attended = backend.attention(&q, &cache, 0, &spec, &step)?;
+    Ok(vec![
+        ("norm_rows", read(backend, &normed)?),
+        ("attention", read(backend, &attended)?),
+    ])
+}
+
+/// The largest product in both forms; weights are zeros, which take as long as any.
+fn time<D: Device>(backend: &mut CudaBackend<D>, shape: [usize; 2]) -> Result<Vec<Timing>> {
+    let mut timings: Vec<Timing> = TIMED
+        .map(|(tokens, _)| Timing {
+            tokens,
+            int8: 0.0,
+            f16: 0.0,
+        })
+        .to_vec();
+    for precision in [Precision::Int8, Precision::F16] {
+        backend.precision = precision;
+        let linear = load(backend, vec![0.0; shape[0] * shape[1]], shape)?;
+        for (timing, (m, repetitions)) in timings.iter_mut().zip(TIMED) {
+            let step = backend.begin_step(&tokens(m))?;
+            let x = WeightData::F32(vec![0.0; m * shape[1]]);
+            let x = backend.load_tensor(HostTensor::new(m, shape[1], x)?)?;
+            // The first makes the rows' 8-bit form and loads the kernel.
+            backend.linear(&x, &linear, &step)?;
+            backend.device.synchronize()?;
+            let start = Instant::now();
+            for _ in 0..repetitions {
+                backend.linear(&x, &linear, &step)?;
+            }
+            backend.device.synchronize()?;
+            let micros = start.elapsed().as_secs_f64() * 1e6 / f64::from(repetitions);
+            match precision {
+                Precision::Int8 => timing.int8 = micros,
+                _ => timing.f16 = micros,
+            }
+        }
+    }
+    Ok(timings)
+}

@@ -1,0 +1,224 @@
+//! NVIDIA GPUs: what was found, what would run on them and why, and the backend that runs. Without the
+//! `cuda` feature a machine has none.
+
+use anyhow::{Result, bail};
+use model::{CausalLm, Checkpoint, LoadOptions};
+
+use crate::args::QuantizationArg;
+
+/// A GPU with the precision chosen for it.
+#[derive(Debug, Clone)]
+pub struct CudaTarget {
+    #[cfg(feature = "cuda")]
+    gpu: backend_cuda::driver::Found,
+    #[cfg(feature = "cuda")]
+    memory: backend_cuda::device::Memory,
+    #[cfg(feature = "cuda")]
+    choice: backend_cuda::choice::Choice,
+    /// The kernels and the part, for people.
+    pub found: String,
+    /// Bytes of weights, as far as they are known before they are read.
+    #[cfg(feature = "cuda")]
+    weight_bytes: u64,
+}
+
+/// Built-in targets, for metrics.
+pub const FEATURES: &str = if cfg!(feature = "cuda") {
+    "cpu,cuda"
+} else {
+    "cpu"
+};
+
+#[cfg(feature = "cuda")]
+mod found {
+    use backend_cuda::choice::{Needs, Wish, decide, kv_cache_bytes};
+    use backend_cuda::driver::{Found, Gpu, find};
+    use backend_cuda::{CudaBackend, Precision, images, probe};
+
+    use super::*;
+
+    /// Buffers of the largest step, and the cache of one sequence.
+    const STEP_BYTES: u64 = 1 << 30;
+    /// Scales and the tables that stay in 16 bits come on top of one byte for each weight.
+    const INT8_EXTRA: u64 = 16;
+
+    /// One line for every GPU, or why there is none.
+    pub fn describe() -> String {
+        let gpus = match find() {
+            Ok(gpus) => gpus,
+            Err(reason) => return format!("cuda: {reason}\n"),
+        };
+        let line = |gpu: &Found| {
+            let kernels = match images::choose_built_in(gpu.properties.capability, gpu.driver) {
+                Ok(images) => format!("kernels {images}"),
+                Err(reason) => format!("not used: {reason}"),
+            };
+            format!("cuda {}: {}, {kernels}\n", gpu.ordinal, words(gpu))
+        };
+        gpus.iter().map(line).collect()
+    }
+
+    fn words(gpu: &Found) -> String {
+        let (major, minor) = gpu.properties.capability;
+        format!(
+            "{}, compute capability {major}.{minor}, {} multiprocessors, {}, driver for CUDA {}.{}",
+            gpu.properties.name,
+            gpu.properties.multiprocessors,
+            crate::banner::bytes(gpu.total_memory),
+            gpu.driver / 1000,
+            gpu.driver % 1000 / 10
+        )
+    }
+
+    /// The first GPU that has kernels, asked and decided upon.
+    ///
+    /// # Errors
+    /// Why no GPU computes.
+    pub fn choose(
+        quantization: QuantizationArg,
+        checkpoint: Option<&Checkpoint>,
+    ) -> Result<CudaTarget> {
+        let wish = match quantization {
+            QuantizationArg::Auto => Wish::Auto,
+            QuantizationArg::Int8 => Wish::Exactly(Precision::Int8),
+            QuantizationArg::Int8Fast => Wish::Exactly(Precision::Int8Fast),
+            QuantizationArg::F16 => Wish::Exactly(Precision::F16),
+            QuantizationArg::Bf16 => Wish::Exactly(Precision::Bf16),
+            QuantizationArg::F32 => bail!(
+                "the CUDA target has no 32-bit products; --quantization f16 is the most exact it has"
+            ),
+        };
+        let mut reasons = Vec::new();
+        for gpu in find().map_err(anyhow::Error::msg)? {
+            let images = match images::choose_built_in(gpu.properties.capability, gpu.driver) {
+                Ok(images) => images,
+                Err(reason) => {
+                    reasons.push(format!("{}: {reason}", gpu.properties.name));
+                    continue;
+                }
+            };
+            let device = Gpu::open(&gpu)?;
+            let largest = checkpoint.and_then(Checkpoint::largest_matrix);
+            let (mut findings, _device) = probe::ask(device, largest)?;
+            findings.needs = checkpoint.map(|checkpoint| {
+                let weights = checkpoint.num_weights();
+                Needs {
+                    int8: weights + weights / INT8_EXTRA,
+                    f16: 2 * weights,
+                    rest: STEP_BYTES,
+                }
+            });
+            match decide(wish, &findings) {
+                Ok(choice) => {
+                    let needs = findings.needs.map(|needs| {
+                        let is_int8 = choice.precision.is_int8();
+                        if is_int8 { needs.int8 } else { needs.f16 }
+                    });
+                    return Ok(CudaTarget {
+                        found: format!("{}, kernels {images}", words(&gpu)),
+                        weight_bytes: needs.unwrap_or(0),
+                        gpu,
+                        memory: findings.memory,
+                        choice,
+                    });
+                }
+                Err(reason) => reasons.push(format!("{}: {reason}", gpu.properties.name)),
+            }
+        }
+        bail!("{}", reasons.join("; "))
+    }
+
+    impl CudaTarget {
+        /// Name of the precision.
+        pub fn precision(&self) -> &'static str {
+            self.choice.precision.name()
+        }
+
+        /// Whether weights have 8 bits.
+        pub fn is_int8(&self) -> bool {
+            self.choice.precision.is_int8()
+        }
+
+        /// A word for metrics.
+        pub fn reason(&self) -> &'static str {
+            self.choice.reason
+        }
+
+        /// A sentence for people.
+        pub fn why(&self) -> &str {
+            &self.choice.why
+        }
+
+        /// Bytes for keys and values.
+        ///
+        /// # Errors
+        /// The figures, when nothing is left.
+        pub fn kv_cache_bytes(&self, utilization: f64) -> Result<u64> {
+            kv_cache_bytes(self.memory, utilization, self.weight_bytes, STEP_BYTES)
+                .map_err(anyhow::Error::msg)
+        }
+
+        /// Loads a checkpoint on the thread that will compute.
+        ///
+        /// # Errors
+        /// What the loader or the device say.
+        pub fn load(
+            &self,
+            checkpoint: &Checkpoint,
+            options: &LoadOptions,
+            report: &mut dyn FnMut(usize, usize),
+        ) -> Result<Box<dyn CausalLm>> {
+            let gpu = Gpu::open(&self.gpu)?;
+            let backend = CudaBackend::new(gpu, self.choice.precision).with_graphs();
+            Ok(Box::new(model::load(checkpoint, backend, options, report)?))
+        }
+    }
+}
+
+#[cfg(not(feature = "cuda"))]
+mod found {
+    use super::*;
+
+    const NONE: &str = "this build has no CUDA target (feature `cuda`)";
+
+    pub fn describe() -> String {
+        format!("cuda: {NONE}\n")
+    }
+
+    pub fn choose(_: QuantizationArg, _: Option<&Checkpoint>) -> Result<CudaTarget> {
+        bail!(NONE)
+    }
+
+    impl CudaTarget {
+        pub fn precision(&self) -> &'static str {
+            "none"
+        }
+
+        pub fn is_int8(&self) -> bool {
+            false
+        }
+
+        pub fn reason(&self) -> &'static str {
+            NONE
+        }
+
+        pub fn why(&self) -> &str {
+            NONE
+        }
+
+        pub fn kv_cache_bytes(&self, _: f64) -> Result<u64> {
+            bail!(NONE)
+        }
+
+        pub fn load(
+            &self,
+            _: &Checkpoint,
+            _: &LoadOptions,
+            _: &mut dyn FnMut(usize, usize),
+        ) -> Result<Box<dyn CausalLm>> {
+            bail!(NONE)
+        }
+    }
+}
+
+pub use found::{choose, describe};
