@@ -28,7 +28,7 @@ cargo xtask <command>
   kernels         compile the CUDA kernels for every architecture and check what they take;
                   --update rewrites the report
   gpu pack        make the archive that runs tests and measurements on a machine with a GPU
-  mutants         put mistakes into the CUDA kernels; each must make a test fail
+  mutants [NAME…] put mistakes into the CUDA kernels; each must make a test fail
   tidy            check the rules that the compiler does not
   dashboards      write the Grafana boards and Prometheus rules from the metric definitions
   assets          fetch the model files that tests use into target/assets";
@@ -40,7 +40,7 @@ fn main() -> ExitCode {
         Some("stages") => stages::list(),
         Some("kernels") => kernels::run(args.get(1).is_some_and(|arg| arg == "--update")),
         Some("gpu") if args.get(1).is_some_and(|arg| arg == "pack") => gpu::pack(),
-        Some("mutants") => mutants::run(),
+        Some("mutants") => mutants::run(&args[1..]),
         Some("tidy") => tidy::run(),
         Some("dashboards") => deploy::write(),
         Some("assets") => assets::fetch().map(|dir| println!("{}", dir.display())),

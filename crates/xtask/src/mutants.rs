@@ -51,22 +51,26 @@ enum Outcome {
     Survived,
 }
 
-/// Runs every mutant.
+/// Runs the named mutants, or all.
 ///
 /// # Errors
 /// A mutant that survives, a stale text, unchanged kernels that fail, or too much time.
-pub fn run() -> Result<()> {
+pub fn run(names: &[String]) -> Result<()> {
+    let is_wanted = |m: &&Mutant| names.is_empty() || names.iter().any(|name| name == m.name);
+    let mutants: Vec<&Mutant> = MUTANTS.iter().filter(is_wanted).collect();
     let start = Instant::now();
     let work = target_dir().join("mutants");
     std::fs::create_dir_all(&work)?;
     let tests = test_binary()?;
     let runtime = compile_runtime(&work)?;
-    for suite in [
+    let suites = [
         Suite::Products,
         Suite::Attention,
         Suite::Rows,
         Suite::Padding,
-    ] {
+    ];
+    let is_met = |suite: &Suite| mutants.iter().any(|mutant| mutant.suite == *suite);
+    for suite in suites.into_iter().filter(is_met) {
         let library = compile(&work, &runtime, suite, None)?;
         let output = test(&tests, &library, suite)?;
         ensure!(
@@ -75,12 +79,12 @@ pub fn run() -> Result<()> {
             String::from_utf8_lossy(&output.stdout)
         );
     }
-    let survivors = run_all(&work, &runtime, &tests)?;
+    let survivors = run_all(&work, &runtime, &tests, &mutants)?;
     let seconds = start.elapsed().as_secs_f32();
     println!(
         "{} of {} mutants caught in {seconds:.0} s",
-        MUTANTS.len() - survivors.len(),
-        MUTANTS.len()
+        mutants.len() - survivors.len(),
+        mutants.len()
     );
     if !survivors.is_empty() {
         bail!("mutants that no test notices: {}", survivors.join(", "));
@@ -89,13 +93,18 @@ pub fn run() -> Result<()> {
     Ok(())
 }
 
-fn run_all(work: &Path, runtime: &[PathBuf], tests: &Path) -> Result<Vec<&'static str>> {
+fn run_all(
+    work: &Path,
+    runtime: &[PathBuf],
+    tests: &Path,
+    mutants: &[&'static Mutant],
+) -> Result<Vec<&'static str>> {
     let (next, results) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
     let workers = std::thread::available_parallelism().map_or(1, usize::from);
     std::thread::scope(|scope| {
         for _ in 0..workers {
             scope.spawn(|| {
-                while let Some(mutant) = MUTANTS.get(next.fetch_add(1, Ordering::Relaxed)) {
+                while let Some(mutant) = mutants.get(next.fetch_add(1, Ordering::Relaxed)) {
                     let outcome = try_one(work, runtime, tests, mutant);
                     results
                         .lock()
