@@ -8,10 +8,12 @@ mod types;
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use serde::Serialize;
 use serde_json::Value;
 
 use crate::error::ApiError;
 use crate::generation::{Output, StopReason, Usage};
+use crate::request::StreamUsage;
 use logprobs::Logprobs;
 use types::{ChatChoice, ChatChunkChoice, CompletionChoice, Delta, Envelope, Message, UsageBody};
 
@@ -34,7 +36,7 @@ pub(crate) struct Answer {
     fingerprint: String,
     service_tier: bool,
     wants_logprobs: bool,
-    include_usage: bool,
+    stream_usage: StreamUsage,
     num_choices: usize,
 }
 
@@ -46,7 +48,7 @@ pub(crate) struct AnswerOptions {
     pub(crate) fingerprint: String,
     pub(crate) service_tier: bool,
     pub(crate) wants_logprobs: bool,
-    pub(crate) include_usage: bool,
+    pub(crate) stream_usage: StreamUsage,
     /// Over all prompts.
     pub(crate) num_choices: usize,
 }
@@ -76,18 +78,23 @@ impl Answer {
             fingerprint: options.fingerprint,
             service_tier: options.service_tier,
             wants_logprobs: options.wants_logprobs,
-            include_usage: options.include_usage,
+            stream_usage: options.stream_usage,
             num_choices: options.num_choices,
         }
     }
 
-    /// The events that open a stream: the role of every choice, in order.
-    pub(crate) fn opening(&self) -> Vec<String> {
+    /// The events that open a stream: the role of every choice, in order. `usage` is that of the moment;
+    /// nothing of the answer has been told yet.
+    pub(crate) fn opening(&self, usage: Usage) -> Vec<String> {
         if self.kind == Kind::Completion {
             return Vec::new();
         }
+        let usage = Usage {
+            completion_tokens: 0,
+            ..usage
+        };
         let role = |index| {
-            self.chat_chunk(ChatChunkChoice {
+            let choice = ChatChunkChoice {
                 index,
                 delta: Delta {
                     role: Some("assistant"),
@@ -96,33 +103,34 @@ impl Answer {
                 logprobs: None,
                 finish_reason: None,
                 stop_reason: None,
-            })
+            };
+            self.event(&[choice], usage)
         };
         (0..self.num_choices).map(role).collect()
     }
 
-    /// The events of one piece: its text, then its end.
-    pub(crate) fn chunks(&self, mut output: Output) -> Vec<String> {
+    /// The events of one piece: its text, then its end. `usage` counts up to this piece.
+    pub(crate) fn chunks(&self, mut output: Output, usage: Usage) -> Vec<String> {
         let mut events = Vec::with_capacity(2);
         let finish = output.finish.take();
         let has_text = !output.text.is_empty();
         let has_entries = self.wants_logprobs && !output.entries.is_empty();
         if has_text || (has_entries && finish.is_none()) {
-            events.push(self.chunk(&output, None, None));
+            events.push(self.chunk(&output, None, None, usage));
             output.entries.clear();
         }
         if let Some(finish) = finish {
             output.text.clear();
             let stop_reason = finish.stop_reason.as_ref().map(stop_reason);
             let reason = types::finish_reason(finish.kind);
-            events.push(self.chunk(&output, Some(reason), stop_reason));
+            events.push(self.chunk(&output, Some(reason), stop_reason, usage));
         }
         events
     }
 
     /// The event with the usage, where it was asked for.
     pub(crate) fn usage_chunk(&self, usage: Usage) -> Option<String> {
-        if !self.include_usage {
+        if self.stream_usage == StreamUsage::None {
             return None;
         }
         let envelope: Envelope<'_, CompletionChoice<'_>> = Envelope {
@@ -199,21 +207,25 @@ impl Answer {
         output: &Output,
         finish_reason: Option<&'static str>,
         stop_reason: Option<Value>,
+        usage: Usage,
     ) -> String {
         let entries = self.wants_logprobs && !output.entries.is_empty();
         let logprobs = entries.then(|| self.logprobs(output.entries.clone()));
         let stop_reason = finish_reason.map(|_| stop_reason);
         match self.kind {
-            Kind::Chat => self.chat_chunk(ChatChunkChoice {
-                index: output.index,
-                delta: Delta {
-                    role: None,
-                    content: finish_reason.is_none().then_some(&output.text),
-                },
-                logprobs,
-                finish_reason,
-                stop_reason,
-            }),
+            Kind::Chat => {
+                let choice = ChatChunkChoice {
+                    index: output.index,
+                    delta: Delta {
+                        role: None,
+                        content: finish_reason.is_none().then_some(&output.text),
+                    },
+                    logprobs,
+                    finish_reason,
+                    stop_reason,
+                };
+                self.event(&[choice], usage)
+            }
             Kind::Completion => {
                 let choice = CompletionChoice {
                     index: output.index,
@@ -222,13 +234,22 @@ impl Answer {
                     finish_reason,
                     stop_reason,
                 };
-                to_json(&self.envelope(self.chunk_object(), &[choice]))
+                self.event(&[choice], usage)
             }
         }
     }
 
-    fn chat_chunk(&self, choice: ChatChunkChoice) -> String {
-        to_json(&self.envelope(self.chunk_object(), &[choice]))
+    /// An event before the last. Its usage is null where only the last one has it.
+    fn event<C: Serialize>(&self, choices: &[C], usage: Usage) -> String {
+        let usage = match self.stream_usage {
+            StreamUsage::None => None,
+            StreamUsage::AtEnd => Some(None),
+            StreamUsage::Continuous => Some(Some(UsageBody::new(usage))),
+        };
+        to_json(&Envelope {
+            usage,
+            ..self.envelope(self.chunk_object(), choices)
+        })
     }
 
     fn chunk_object(&self) -> &'static str {
@@ -245,7 +266,7 @@ impl Answer {
         }
     }
 
-    /// Everything but the choices. `usage` is null in every event where the last one has it.
+    /// Everything but the choices and the usage.
     fn envelope<'a, C>(&'a self, object: &'static str, choices: &'a [C]) -> Envelope<'a, C> {
         Envelope {
             id: &self.id,
@@ -255,7 +276,7 @@ impl Answer {
             system_fingerprint: &self.fingerprint,
             service_tier: self.service_tier.then_some(Some("default")),
             choices,
-            usage: self.include_usage.then_some(None),
+            usage: None,
         }
     }
 }
@@ -272,6 +293,6 @@ fn stop_reason(reason: &StopReason) -> Value {
     }
 }
 
-fn to_json<T: serde::Serialize>(value: &T) -> String {
+fn to_json<T: Serialize>(value: &T) -> String {
     serde_json::to_string(value).expect("answers have string keys and finite numbers")
 }

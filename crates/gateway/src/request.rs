@@ -10,4 +10,4 @@ mod sampling;
 
 pub(crate) use chat::ChatRequest;
 pub(crate) use completions::CompletionRequest;
-pub(crate) use sampling::{Context, Generate};
+pub(crate) use sampling::{Context, Generate, StreamUsage};

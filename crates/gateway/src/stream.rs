@@ -53,7 +53,11 @@ pub(crate) fn respond(
     generation: Generation,
     first: Option<Output>,
 ) -> Response {
-    let mut events: VecDeque<Bytes> = answer.opening().iter().map(|e| data(e)).collect();
+    let mut events: VecDeque<Bytes> = answer
+        .opening(generation.usage())
+        .iter()
+        .map(|e| data(e))
+        .collect();
     let mut state = Events {
         generation,
         ping: gateway.config.timeouts.sse_ping,
@@ -122,7 +126,7 @@ impl Events {
     }
 
     fn push(&mut self, output: Output) {
-        let chunks = self.answer.chunks(output);
+        let chunks = self.answer.chunks(output, self.generation.usage());
         self.ready.extend(chunks.iter().map(|chunk| data(chunk)));
     }
 

@@ -58,12 +58,23 @@ pub(crate) struct Generate {
     pub(crate) cache_salt: Option<String>,
     /// Answer as a stream.
     pub(crate) stream: bool,
-    /// The stream ends with the usage.
-    pub(crate) include_usage: bool,
+    /// Where the stream tells the usage.
+    pub(crate) stream_usage: StreamUsage,
     /// The request named a service tier.
     pub(crate) service_tier: bool,
     /// Names of fields that were ignored.
     pub(crate) ignored: Vec<String>,
+}
+
+/// Where a stream tells the usage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum StreamUsage {
+    /// Nowhere.
+    None,
+    /// In an event of its own at the end.
+    AtEnd,
+    /// At the end, and in every event the counts so far.
+    Continuous,
 }
 
 /// Token counts a request can name; more would never fit a context.
@@ -79,7 +90,7 @@ impl Generate {
             .unwrap_or(1);
         let stream = fields.boolean("stream")?.unwrap_or(false);
         let mut ignored = Vec::new();
-        let include_usage = stream_options(fields, stream, context.strict, &mut ignored)?;
+        let stream_usage = stream_options(fields, stream, context.strict, &mut ignored)?;
         response_format(fields)?;
         Ok(Self {
             model: fields.string("model")?,
@@ -99,7 +110,7 @@ impl Generate {
             skip_special_tokens: fields.boolean("skip_special_tokens")?.unwrap_or(true),
             cache_salt: cache_salt(fields)?,
             stream,
-            include_usage,
+            stream_usage,
             service_tier: false,
             ignored,
         })
@@ -289,33 +300,32 @@ fn cache_salt(fields: &mut Fields) -> Result<Option<String>, ApiError> {
     }
 }
 
-/// Reads `stream_options` and returns whether the usage is wanted.
+/// Reads `stream_options`.
 fn stream_options(
     fields: &mut Fields,
     stream: bool,
     strict: bool,
     ignored: &mut Vec<String>,
-) -> Result<bool, ApiError> {
+) -> Result<StreamUsage, ApiError> {
     let Some(options) = fields.object("stream_options")? else {
-        return Ok(false);
+        return Ok(StreamUsage::None);
     };
     if !stream {
         return Err(invalid("stream_options", "is only allowed with stream"));
     }
     let mut options = Fields::nested(options, "stream_options");
-    let include_usage = options.boolean("include_usage")?.unwrap_or(false);
-    if options.boolean("continuous_usage_stats")? == Some(true) {
-        return Err(ApiError::unsupported(
-            "stream_options.continuous_usage_stats",
-            "this version does not have it yet",
-        ));
-    }
+    let at_end = options.boolean("include_usage")?.unwrap_or(false);
+    let continuous = options.boolean("continuous_usage_stats")?.unwrap_or(false);
     // Padding against traffic analysis changes no output.
     if options.take("include_obfuscation").is_some() {
         ignored.push(options.path("include_obfuscation"));
     }
     ignored.extend(options.rest(strict)?);
-    Ok(include_usage)
+    Ok(match (at_end, continuous) {
+        (false, _) => StreamUsage::None,
+        (true, false) => StreamUsage::AtEnd,
+        (true, true) => StreamUsage::Continuous,
+    })
 }
 
 fn response_format(fields: &mut Fields) -> Result<(), ApiError> {

@@ -358,7 +358,7 @@ impl Preparation {
             fingerprint: self.model.fingerprint.clone(),
             service_tier: generate.service_tier,
             wants_logprobs: generate.sampling.num_logprobs.is_some(),
-            include_usage: generate.include_usage,
+            stream_usage: generate.stream_usage,
             num_choices: num_prompts * generate.n,
         })
     }

@@ -74,6 +74,30 @@ async fn a_plain_chat() {
 }
 
 #[tokio::test]
+async fn usage_stands_in_every_event_on_request() {
+    let options = json!({"include_usage": true, "continuous_usage_stats": true});
+    let body = json!({"stream_options": options, "max_tokens": 2});
+    for (path, body, expected) in [
+        (CHAT, chat(body.clone()), vec![0, 1, 2, 2, 2]),
+        (COMPLETIONS, completion(body), vec![1, 2, 2, 2]),
+    ] {
+        let rig = rig(Script::saying("Hi"));
+        let chunks = stream(&rig, path, body).await.chunks();
+        let prompt = &chunks[0]["usage"]["prompt_tokens"];
+        assert!(prompt.as_u64() > Some(0));
+        for (chunk, completion) in chunks.iter().zip(&expected) {
+            assert_eq!(chunk["usage"]["completion_tokens"], *completion, "{path}");
+            assert_eq!(chunk["usage"]["prompt_tokens"], *prompt);
+        }
+        assert_eq!(chunks.len(), expected.len());
+    }
+    let alone = json!({"stream_options": {"continuous_usage_stats": true}});
+    for chunk in stream(&Rig::new(), CHAT, chat(alone)).await.chunks() {
+        assert!(chunk.get("usage").is_none());
+    }
+}
+
+#[tokio::test]
 async fn usage_is_null_until_its_own_event() {
     let body = chat(json!({"stream_options": {"include_usage": true}, "max_tokens": 1}));
     let answer = stream(&rig(Script::saying("Hi")), CHAT, body).await;

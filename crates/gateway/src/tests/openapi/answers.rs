@@ -187,7 +187,11 @@ async fn record_texts(recorder: &mut Recorder, rig: &Rig, path: &str) {
     ] {
         let whole = body(path, merged(&greedy, &more));
         recorder.record("post", path, &rig.post(path, &whole).await);
-        for options in [json!(null), json!({"include_usage": true})] {
+        for options in [
+            json!(null),
+            json!({"include_usage": true}),
+            json!({"include_usage": true, "continuous_usage_stats": true}),
+        ] {
             let stream = json!({"stream": true, "stream_options": options});
             let streamed = merged(&whole, &stream);
             recorder.record("post", path, &rig.post(path, &streamed).await);
