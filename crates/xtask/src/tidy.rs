@@ -100,6 +100,7 @@ const ENVIRONMENT: &[&str] = &[
     "crates/bundled/src/bin",
     "kernels/cuda/emu/src/",
     "/build.rs",
+    "/examples/",
     "/tests",
     "tests.rs",
 ];
