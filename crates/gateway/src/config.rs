@@ -63,6 +63,8 @@ pub struct RequestLimits {
     pub max_logprobs: u32,
     /// Prompts in one completions call.
     pub max_prompts: usize,
+    /// Inputs in one embeddings call.
+    pub max_embedding_inputs: usize,
     /// Entries of `logit_bias`.
     pub max_logit_bias: usize,
     /// Entries of `stop_token_ids`.
@@ -96,6 +98,7 @@ impl Default for RequestLimits {
             max_stop_bytes: 256,
             max_logprobs: 20,
             max_prompts: 32,
+            max_embedding_inputs: 2048,
             max_logit_bias: 1024,
             max_stop_token_ids: 128,
             max_messages: 2048,

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use encoder::EncodeError;
 use engine::{EngineError, SubmitError};
 use metrics::RejectReason;
 use rand::Rng;
@@ -142,6 +143,9 @@ pub enum ApiError {
     /// A step failed.
     #[error("the engine stopped while generating")]
     StepFailed,
+    /// A batch failed that held a part of this request.
+    #[error("computing the embeddings failed")]
+    EmbeddingFailed,
     /// A bug. The log holds the details under the same incident id.
     #[error("internal error, incident {incident}")]
     Internal {
@@ -221,7 +225,7 @@ impl ApiError {
                 Kind(StatusCode::GATEWAY_TIMEOUT, SERVER, "timeout")
             }
             Self::Numerical => Kind(StatusCode::INTERNAL_SERVER_ERROR, SERVER, "numerical_error"),
-            Self::StepFailed | Self::Internal { .. } => {
+            Self::StepFailed | Self::EmbeddingFailed | Self::Internal { .. } => {
                 Kind(StatusCode::INTERNAL_SERVER_ERROR, SERVER, "internal_error")
             }
         }
@@ -365,6 +369,32 @@ pub(crate) fn from_submit(
         }
         SubmitError::Draining => ApiError::Draining,
         SubmitError::Dead => ApiError::EngineDead,
+    }
+}
+
+/// How a refused embeddings request is answered.
+pub(crate) fn from_encoder(error: encoder::SubmitError, retry_after: Duration) -> ApiError {
+    let full = |reason| ApiError::QueueFull {
+        message: error.to_string(),
+        reason,
+        retry_after,
+    };
+    match error {
+        encoder::SubmitError::QueueFull { .. } => full(RejectReason::QueueFull),
+        encoder::SubmitError::QueueTokensFull { .. } => full(RejectReason::QueueTokens),
+        encoder::SubmitError::Draining => ApiError::Draining,
+        encoder::SubmitError::Dead => ApiError::EngineDead,
+    }
+}
+
+impl From<EncodeError> for ApiError {
+    fn from(error: EncodeError) -> Self {
+        match error {
+            EncodeError::Failed => Self::EmbeddingFailed,
+            EncodeError::NotFinite => Self::Numerical,
+            EncodeError::Timeout => Self::Timeout,
+            EncodeError::Draining => Self::Draining,
+        }
     }
 }
 

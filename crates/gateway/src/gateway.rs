@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use encoder::{EncoderHandle, TextTokenizer};
 use engine::{EngineHandle, EngineStatus};
 use metrics::Metrics;
 use model::{GenerationDefaults, TextFiles};
@@ -42,6 +43,7 @@ pub struct State {
     /// Thousandths of loading that are done.
     load_progress: AtomicU32,
     model: OnceLock<Arc<Model>>,
+    encoder: OnceLock<Arc<ServedEncoder>>,
 }
 
 /// A loaded model as the server binary hands it over.
@@ -54,6 +56,18 @@ pub struct ServedModel {
     pub root: String,
     /// Weights, precision, build and device, in fixed order; hashed into `system_fingerprint`.
     pub fingerprint: Vec<String>,
+}
+
+/// A loaded embedding model as the server binary hands it over.
+pub struct ServedEncoder {
+    /// The worker that runs it.
+    pub encoder: EncoderHandle,
+    /// Its tokenizer.
+    pub tokenizer: TextTokenizer,
+    /// Names under which it answers, the main one first; at least one.
+    pub names: Vec<String>,
+    /// What was loaded; the `root` of the models list. Never a path.
+    pub root: String,
 }
 
 /// A model ready to serve.
@@ -112,6 +126,7 @@ impl Gateway {
             engine: OnceLock::new(),
             load_progress: AtomicU32::new(0),
             model: OnceLock::new(),
+            encoder: OnceLock::new(),
             config,
             metrics,
         }))
@@ -127,6 +142,16 @@ impl Gateway {
     pub fn set_engine(&self, engine: EngineHandle) {
         // The first one stays; a process has one engine.
         let _ = self.0.engine.set(engine);
+    }
+
+    /// Starts answering embeddings requests. Where no engine was set before, the embedding model is all
+    /// that is served.
+    ///
+    /// # Errors
+    /// When there is one already.
+    pub fn set_encoder(&self, served: ServedEncoder) -> Result<(), ServedModelError> {
+        let set = self.0.encoder.set(Arc::new(served));
+        set.map_err(|_| ServedModelError::AlreadyServed)
     }
 
     /// Starts answering with a model. Reads tokenizer and template, so it belongs on a blocking
@@ -180,6 +205,9 @@ impl Gateway {
         if let Some(engine) = self.0.engine.get() {
             engine.drain(Instant::now() + time);
         }
+        if let Some(served) = self.0.encoder.get() {
+            served.encoder.drain(Instant::now() + time);
+        }
     }
 
     /// What the server can do at the moment.
@@ -189,16 +217,26 @@ impl Gateway {
             return Readiness::Draining;
         }
         let Some(engine) = state.engine.get() else {
-            return Readiness::Loading;
+            return match state.encoder.get() {
+                None => Readiness::Loading,
+                Some(_) if self.has_lost_encoder() => Readiness::Dead,
+                Some(_) => Readiness::Ready,
+            };
         };
         match engine.status() {
             EngineStatus::Loading => Readiness::Loading,
             EngineStatus::Draining => Readiness::Draining,
             EngineStatus::Dead => Readiness::Dead,
             EngineStatus::Ready if state.model.get().is_none() => Readiness::Loading,
-            EngineStatus::Ready if self.is_stuck() => Readiness::Dead,
+            EngineStatus::Ready if self.is_stuck() || self.has_lost_encoder() => Readiness::Dead,
             EngineStatus::Ready => Readiness::Ready,
         }
+    }
+
+    /// Whether the worker of embeddings has ended before its time.
+    fn has_lost_encoder(&self) -> bool {
+        let served = self.0.encoder.get();
+        served.is_some_and(|served| !served.encoder.is_alive())
     }
 
     /// Whether the process should be restarted: the engine is gone, or has not moved for too long.
@@ -206,6 +244,9 @@ impl Gateway {
         if *self.0.draining.borrow() {
             // The engine ends by itself when it has drained.
             return false;
+        }
+        if self.has_lost_encoder() {
+            return true;
         }
         match self.0.engine.get().map(EngineHandle::status) {
             None | Some(EngineStatus::Loading | EngineStatus::Draining) => false,
@@ -237,9 +278,42 @@ impl Gateway {
         match (self.readiness(), self.0.model.get()) {
             (Readiness::Draining, _) => Err(ApiError::Draining),
             (Readiness::Dead, _) => Err(ApiError::EngineDead),
+            (_, None) if self.serves_embeddings_only() => Err(ApiError::field(
+                "model",
+                "unsupported_model",
+                "the model served here does not generate text: it answers /v1/embeddings",
+            )),
             (_, None) => Err(ApiError::Loading),
             // While the engine recovers from a failed step, requests wait in its queue.
             (Readiness::Loading | Readiness::Ready, Some(model)) => Ok(model),
+        }
+    }
+
+    /// Whether there is an embedding model and no other.
+    pub(crate) fn serves_embeddings_only(&self) -> bool {
+        self.0.engine.get().is_none() && self.0.encoder.get().is_some()
+    }
+
+    /// The embedding model, where there is one.
+    pub(crate) fn any_encoder(&self) -> Option<&Arc<ServedEncoder>> {
+        self.0.encoder.get()
+    }
+
+    /// The embedding model, if requests may use it now.
+    ///
+    /// # Errors
+    /// The 503 that says why not, or a 400 where there will never be one.
+    pub(crate) fn encoder(&self) -> Result<&Arc<ServedEncoder>, ApiError> {
+        match (self.readiness(), self.0.encoder.get()) {
+            (Readiness::Draining, _) => Err(ApiError::Draining),
+            (Readiness::Dead, _) => Err(ApiError::EngineDead),
+            (_, Some(served)) => Ok(served),
+            (Readiness::Loading, None) => Err(ApiError::Loading),
+            (Readiness::Ready, None) => Err(ApiError::field(
+                "model",
+                "unsupported_model",
+                "no embedding model is served here; start the server with --embedding-model",
+            )),
         }
     }
 

@@ -12,25 +12,30 @@ use crate::error::ApiError;
 
 pub(crate) use prompt::{IdError, Prompt, PromptValue};
 
-/// A request body, its fields still untyped but for the prompt.
+/// A request body, its fields still untyped but for the prompt or the texts to embed.
 #[derive(Debug)]
 pub(crate) struct Body {
-    /// Every field but `prompt`, in the order of the body. Nulls are dropped: null means absent.
+    /// Every field but that of the prompt, in the order of the body. Nulls are dropped: null means absent.
     pub(crate) fields: Map<String, Value>,
-    /// The prompt of a completions call.
+    /// The prompt of a completions call, the input of an embeddings call.
     pub(crate) prompt: Option<PromptValue>,
 }
 
-/// Parses a body that must be a JSON object.
+/// Parses a body that must be a JSON object; `prompt` names the field that may hold token ids.
 ///
 /// # Errors
 /// [`ApiError::InvalidJson`] with line and column.
-pub(crate) fn parse(bytes: &[u8], limits: &RequestLimits) -> Result<Body, ApiError> {
+pub(crate) fn parse(
+    bytes: &[u8],
+    prompt: &'static str,
+    limits: &RequestLimits,
+) -> Result<Body, ApiError> {
     check_depth(bytes, limits.max_json_depth)?;
     let invalid = |e: serde_json::Error| ApiError::InvalidJson(e.to_string());
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
     let visitor = strict::BodyVisitor {
         budget: limits.max_json_values,
+        prompt,
     };
     let body = deserializer.deserialize_any(visitor).map_err(invalid)?;
     deserializer.end().map_err(invalid)?;

@@ -27,7 +27,7 @@ mod tests;
 
 pub use config::{GatewayConfig, GenerationPolicy, RequestLimits, Timeouts, VersionInfo};
 pub use error::ApiError;
-pub use gateway::{Gateway, Readiness, ServedModel, ServedModelError};
+pub use gateway::{Gateway, Readiness, ServedEncoder, ServedModel, ServedModelError};
 pub use routes::router;
 pub use serve::serve;
 pub use text::{TextError, TextTokens};

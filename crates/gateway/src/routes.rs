@@ -1,6 +1,7 @@
 //! The table of routes, and what every request passes on its way to one: host and origin checks, the
 //! API key, the answer to unknown URLs. `openapi.yaml` is compared with the table.
 
+mod embeddings;
 mod generate;
 mod info;
 
@@ -25,6 +26,8 @@ pub(crate) enum Endpoint {
     Chat,
     /// Completions.
     Completions,
+    /// Embeddings.
+    Embeddings,
     /// The list of models.
     Models,
     /// One model.
@@ -97,6 +100,7 @@ pub(crate) const ROUTES: &[Route] = &[
         &["/chat/completions"],
     ),
     post(Endpoint::Completions, "/v1/completions", &["/completions"]),
+    post(Endpoint::Embeddings, "/v1/embeddings", &["/embeddings"]),
     get(Endpoint::Models, "/v1/models", &["/models"], Access::Key),
     get(
         Endpoint::Model,
@@ -182,6 +186,7 @@ async fn answer(
     match endpoint {
         Endpoint::Chat => generate::chat(gateway, request).await,
         Endpoint::Completions => generate::completions(gateway, request).await,
+        Endpoint::Embeddings => embeddings::embeddings(gateway, request).await,
         Endpoint::Models => info::models(gateway),
         Endpoint::Model => info::model(gateway, request.uri().path()),
         Endpoint::Ready => Ok(info::ready(gateway)),

@@ -3,6 +3,7 @@
 mod bodies;
 mod completions;
 mod connections;
+mod embeddings;
 mod errors;
 mod faults;
 mod generation;

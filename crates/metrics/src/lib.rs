@@ -147,6 +147,20 @@ pub struct Families {
     pub panics_total: IntCounter,
     /// Time since the engine thread last turned its loop; set when scraped.
     pub engine_heartbeat_age_seconds: Gauge,
+    /// Embedding requests of which batches are being computed.
+    pub embedding_requests_running: IntGauge,
+    /// Embedding requests waiting for their first batch.
+    pub embedding_requests_waiting: IntGauge,
+    /// Texts embedded.
+    pub embedding_inputs_total: IntCounter,
+    /// From submission to the first batch.
+    pub embedding_queue_time_seconds: Histogram,
+    /// Duration of a batch of texts.
+    pub embedding_batch_duration_seconds: Histogram,
+    /// Tokens of a batch of texts, padding included.
+    pub embedding_batch_tokens: Histogram,
+    /// Texts of a batch.
+    pub embedding_batch_size: Histogram,
     /// HTTP requests being answered, by route pattern.
     pub http_requests_in_flight: IntGaugeVec,
     /// Connections refused because too many were open.
@@ -306,6 +320,35 @@ impl Metrics {
                 "engine_heartbeat_age_seconds",
                 "Time since the engine thread last turned its loop.",
             ),
+            embedding_requests_running: r.plain_gauge(
+                "embedding_requests_running",
+                "Embedding requests of which batches are being computed.",
+            ),
+            embedding_requests_waiting: r.plain_gauge(
+                "embedding_requests_waiting",
+                "Embedding requests waiting for their first batch.",
+            ),
+            embedding_inputs_total: r.plain_counter("embedding_inputs_total", "Texts embedded."),
+            embedding_queue_time_seconds: r.plain_histogram(
+                "embedding_queue_time_seconds",
+                "From submission to the first batch.",
+                buckets::REQUEST,
+            ),
+            embedding_batch_duration_seconds: r.plain_histogram(
+                "embedding_batch_duration_seconds",
+                "Duration of a batch of texts.",
+                buckets::STEP,
+            ),
+            embedding_batch_tokens: r.plain_histogram(
+                "embedding_batch_tokens",
+                "Tokens of a batch of texts, padding included.",
+                buckets::STEP_TOKENS,
+            ),
+            embedding_batch_size: r.plain_histogram(
+                "embedding_batch_size",
+                "Texts of a batch.",
+                buckets::BATCH_SIZE,
+            ),
             http_requests_in_flight: r.plain_gauges(
                 "http_requests_in_flight",
                 "HTTP requests being answered.",
@@ -432,6 +475,10 @@ impl Registration<'_> {
         self.register(IntGauge::with_opts(self.opts(name, help)))
     }
 
+    fn plain_gauge(&self, name: &str, help: &str) -> IntGauge {
+        self.register(IntGauge::with_opts(self.plain(name, help)))
+    }
+
     fn ratio(&self, name: &str, help: &str) -> Gauge {
         self.register(Gauge::with_opts(self.opts(name, help)))
     }
@@ -462,6 +509,11 @@ impl Registration<'_> {
 
     fn histogram(&self, name: &str, help: &str, buckets: &[f64]) -> Histogram {
         let opts = HistogramOpts::from(self.opts(name, help)).buckets(buckets.to_vec());
+        self.register(Histogram::with_opts(opts))
+    }
+
+    fn plain_histogram(&self, name: &str, help: &str, buckets: &[f64]) -> Histogram {
+        let opts = HistogramOpts::from(self.plain(name, help)).buckets(buckets.to_vec());
         self.register(Histogram::with_opts(opts))
     }
 

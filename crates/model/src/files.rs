@@ -111,9 +111,12 @@ fn inside(dir: &Path, name: &str) -> Result<PathBuf> {
         .join(name)
         .canonicalize()
         .map_err(|source| ModelError::io(name, source))?;
+    // A file of a model may lie one folder deeper, as the settings of pooling do.
     let blobs = dir
-        .parent()
-        .filter(|parent| parent.ends_with("snapshots"))
+        .ancestors()
+        .skip(1)
+        .take(2)
+        .find(|parent| parent.ends_with("snapshots"))
         .and_then(Path::parent)
         .map(|cache| cache.join("blobs"));
     if path.starts_with(&dir) || blobs.is_some_and(|blobs| path.starts_with(blobs)) {

@@ -231,7 +231,8 @@ pub struct QuantizeArgs {
 /// Flags of `octet serve`. Names follow vLLM where it has one.
 #[derive(Debug, Clone, Args)]
 pub struct ServeArgs {
-    /// Checkpoint directory, .gguf file or hub id; the bundled model when left out.
+    /// Checkpoint directory, .gguf file or hub id, of a language or embedding model; the bundled model
+    /// when left out.
     #[arg(value_name = "MODEL", conflicts_with = "model")]
     pub model_positional: Option<String>,
     /// Same as MODEL.
@@ -246,6 +247,9 @@ pub struct ServeArgs {
         value_delimiter = ','
     )]
     pub served_model_name: Vec<String>,
+    /// Embedding model to serve beside MODEL: a directory or a hub id.
+    #[arg(long, env = "OCTET_EMBEDDING_MODEL", value_name = "MODEL")]
+    pub embedding_model: Option<String>,
     /// Address to bind.
     #[arg(long, env = "OCTET_HOST", default_value = "127.0.0.1")]
     pub host: String,

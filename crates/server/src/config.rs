@@ -72,6 +72,8 @@ impl DeviceConfig {
 pub struct Config {
     /// Where the weights come from.
     pub model: ModelSource,
+    /// An embedding model beside it.
+    pub embedding_model: Option<ModelSource>,
     /// Access to the hub.
     pub hub: HubOptions,
     /// Address to bind.
@@ -130,7 +132,20 @@ impl Config {
                 .0
                 .push(format!("--model {path}: no such file or directory"));
         }
+        let embedding_model = args
+            .embedding_model
+            .as_deref()
+            .map(|text| source(Some(text)));
+        check_embedding_model(embedding_model.as_ref(), &mut problems);
         let gateway = gateway_config(&args, &model, &mut problems);
+        if let Some(beside) = &embedding_model
+            && gateway.served_model_names.contains(&default_name(beside))
+        {
+            let name = default_name(beside);
+            problems.0.push(format!(
+                "both models would be called {name}; name the first with --served-model-name"
+            ));
+        }
         if !problems.0.is_empty() {
             bail!(
                 "the configuration has {} problem(s):\n  {}",
@@ -148,6 +163,7 @@ impl Config {
                 ..HubOptions::default()
             },
             model,
+            embedding_model,
             host: args.host,
             port: args.port,
             device: DeviceConfig {
@@ -243,6 +259,21 @@ fn is_loopback(host: &str) -> bool {
     host == "localhost" || address.is_ok_and(|ip| ip.is_loopback())
 }
 
+fn check_embedding_model(source: Option<&ModelSource>, problems: &mut Problems) {
+    match source {
+        Some(ModelSource::Bundled) => problems
+            .0
+            .push("--embedding-model: the bundled model does not embed".to_owned()),
+        Some(ModelSource::Path(path)) if !path.is_dir() => {
+            let path = path.display();
+            problems
+                .0
+                .push(format!("--embedding-model {path}: no such directory"));
+        }
+        _ => {}
+    }
+}
+
 /// The bundled model, a hub id where the text has that form and nothing of that name lies here, or a
 /// path.
 fn source(text: Option<&str>) -> ModelSource {
@@ -258,7 +289,8 @@ fn source(text: Option<&str>) -> ModelSource {
     }
 }
 
-fn default_name(model: &ModelSource) -> String {
+/// What a model is called where no flag says.
+pub fn default_name(model: &ModelSource) -> String {
     match model {
         ModelSource::Bundled => bundled::NAME.to_owned(),
         ModelSource::Hub(id) => id.clone(),
@@ -494,6 +526,19 @@ mod tests {
         let config = resolve(&["--override-generation-config", r#"{"top_k": 5}"#]);
         let config = config.expect("a valid default");
         assert_eq!(config.gateway.generation_override.top_k, Some(5));
+    }
+
+    #[test]
+    fn an_embedding_model_has_a_folder_and_a_name_of_its_own() {
+        assert!(problem(&["--embedding-model", "bundled"]).contains("does not embed"));
+        assert!(problem(&["--embedding-model", "./nowhere"]).contains("no such directory"));
+        let same = ["--embedding-model", "org/a", "--served-model-name", "org/a"];
+        assert!(problem(&same).contains("--served-model-name"));
+        let config = resolve(&["--embedding-model", "org/a"]).expect("valid");
+        assert_eq!(
+            config.embedding_model,
+            Some(ModelSource::Hub("org/a".into()))
+        );
     }
 
     #[test]

@@ -24,6 +24,10 @@ pub fn models() -> Result<String> {
             family.examples
         )?;
     }
+    writeln!(text, "\nEmbedding models (/v1/embeddings; safetensors):")?;
+    for row in encoder::SUPPORTED {
+        writeln!(text, "  {:<11} {}", row.model_type, row.examples)?;
+    }
     writeln!(
         text,
         "\nCheckpoints:

@@ -1,5 +1,6 @@
 //! From a model's name to an engine that runs it: download, open, size the cache, load.
 
+use std::path::PathBuf;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use model::{Checkpoint, LoadOptions, hub};
 
 use crate::banner::bytes;
 use crate::config::{Config, ModelSource};
+use crate::embeddings;
 use crate::progress::Progress;
 use crate::target::Target;
 
@@ -27,6 +29,8 @@ pub struct Loaded {
     pub target: Target,
     /// Container and stored types.
     pub format: String,
+    /// The embedding model served beside it, for people.
+    pub beside: Option<String>,
 }
 
 /// Loads the configured model and hands it to the gateway. Blocks; belongs on a thread of its own.
@@ -36,6 +40,10 @@ pub struct Loaded {
 pub fn load(config: &Config, gateway: &Gateway, metrics: &Metrics) -> Result<Loaded> {
     // Flags that contradict each other are told before anything is fetched.
     Target::choose(&config.device)?;
+    let beside = match &config.embedding_model {
+        Some(source) => Some(embeddings::load_beside(config, source, metrics)?),
+        None => None,
+    };
     let checkpoint = open(config)?;
     let target = Target::choose_for(&config.device, &checkpoint)?;
     if target.is_int8() && checkpoint.is_requantised() {
@@ -80,6 +88,7 @@ pub fn load(config: &Config, gateway: &Gateway, metrics: &Metrics) -> Result<Loa
         })
     };
     gateway.set_engine(engine.clone());
+    let beside = beside.map(|loaded| loaded.serve(gateway)).transpose()?;
     while engine.status() == EngineStatus::Loading && !thread.is_finished() {
         std::thread::sleep(TURN);
     }
@@ -112,6 +121,7 @@ pub fn load(config: &Config, gateway: &Gateway, metrics: &Metrics) -> Result<Loa
         thread,
         target,
         format,
+        beside,
     })
 }
 
@@ -120,11 +130,26 @@ pub fn load(config: &Config, gateway: &Gateway, metrics: &Metrics) -> Result<Loa
 /// # Errors
 /// Whatever is missing or malformed, with its name.
 pub fn open(config: &Config) -> Result<Checkpoint> {
-    match &config.model {
-        ModelSource::Bundled => Ok(Checkpoint::from_memory(bundled::files())?),
-        ModelSource::Path(path) => {
-            Checkpoint::open(path).with_context(|| format!("cannot open {}", path.display()))
+    match fetch(config, &config.model)? {
+        None => Ok(Checkpoint::from_memory(bundled::files())?),
+        Some(path) => {
+            let what = match &config.model {
+                ModelSource::Hub(name) => name.clone(),
+                _ => path.display().to_string(),
+            };
+            Checkpoint::open(&path).with_context(|| format!("cannot open {what}"))
         }
+    }
+}
+
+/// Where a model lies, downloaded where it is on the hub; nowhere for the bundled one.
+///
+/// # Errors
+/// Whatever the download says.
+pub fn fetch(config: &Config, source: &ModelSource) -> Result<Option<PathBuf>> {
+    match source {
+        ModelSource::Bundled => Ok(None),
+        ModelSource::Path(path) => Ok(Some(path.clone())),
         ModelSource::Hub(name) => {
             let mut current: Option<(String, Progress)> = None;
             let path = hub::fetch(name, &config.hub, &mut |progress| {
@@ -140,7 +165,7 @@ pub fn open(config: &Config) -> Result<Checkpoint> {
                 }
             })?;
             drop(current);
-            Checkpoint::open(&path).with_context(|| format!("cannot open {name}"))
+            Ok(Some(path))
         }
     }
 }

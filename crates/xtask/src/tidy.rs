@@ -34,6 +34,7 @@ const DIRECTIONS: &[(&str, &[&str])] = &[
             "backend-cpu",
             "backend-cuda",
             "bundled",
+            "encoder",
             "engine",
             "gateway",
             "kernels-cpu",
@@ -41,7 +42,11 @@ const DIRECTIONS: &[(&str, &[&str])] = &[
             "model",
         ],
     ),
-    ("gateway", &["backend", "engine", "metrics", "model"]),
+    (
+        "gateway",
+        &["backend", "encoder", "engine", "metrics", "model"],
+    ),
+    ("encoder", &["metrics", "model"]),
     ("engine", &["backend", "metrics", "model"]),
     ("model", &["backend", "quant"]),
     ("backend-cpu", &["backend", "kernels-cpu", "quant"]),
@@ -60,7 +65,13 @@ const DIRECTIONS: &[(&str, &[&str])] = &[
 const BANNED: &[(&str, &[&str], &str)] = &[
     (
         "gateway",
-        &["candle-core", "half", "rayon"],
+        &[
+            "candle-core",
+            "candle-nn",
+            "candle-transformers",
+            "half",
+            "rayon",
+        ],
         "the gateway knows nothing of tensors",
     ),
     (

@@ -11,6 +11,8 @@ use super::{Body, PromptValue};
 pub(super) struct BodyVisitor {
     /// Values the body may hold.
     pub(super) budget: usize,
+    /// The field that may hold token ids.
+    pub(super) prompt: &'static str,
 }
 
 impl<'de> Visitor<'de> for BodyVisitor {
@@ -27,7 +29,7 @@ impl<'de> Visitor<'de> for BodyVisitor {
         };
         let mut seen_prompt = false;
         while let Some(key) = map.next_key::<String>()? {
-            if key == "prompt" {
+            if key == self.prompt {
                 if std::mem::replace(&mut seen_prompt, true) {
                     return Err(duplicate(&key));
                 }

@@ -1,7 +1,7 @@
 use super::*;
 
 fn read(text: &str) -> Result<Body, ApiError> {
-    parse(text.as_bytes(), &RequestLimits::default())
+    parse(text.as_bytes(), "prompt", &RequestLimits::default())
 }
 
 #[test]
@@ -34,7 +34,7 @@ fn refuses_what_is_not_one_object() {
         panic!("accepted");
     };
     assert!(message.contains("line 2"), "{message}");
-    assert!(parse(b"{\"a\":\"\xff\"}", &RequestLimits::default()).is_err());
+    assert!(parse(b"{\"a\":\"\xff\"}", "prompt", &RequestLimits::default()).is_err());
 }
 
 #[test]
@@ -61,10 +61,10 @@ fn the_number_of_values_is_limited() {
         ..RequestLimits::default()
     };
     let list = |n: usize| format!("{{\"a\":[{}1]}}", "1,".repeat(n - 1));
-    assert!(parse(list(9).as_bytes(), &limits).is_ok());
-    assert!(parse(list(10).as_bytes(), &limits).is_err());
+    assert!(parse(list(9).as_bytes(), "prompt", &limits).is_ok());
+    assert!(parse(list(10).as_bytes(), "prompt", &limits).is_err());
     let ids = format!("{{\"prompt\":[{}1]}}", "1,".repeat(1000));
-    assert!(parse(ids.as_bytes(), &limits).is_ok());
+    assert!(parse(ids.as_bytes(), "prompt", &limits).is_ok());
 }
 
 #[test]

@@ -167,11 +167,36 @@ const COMPLETIONS_ONLY: &[(&str, Support)] = &[
     ("chat_template_kwargs", Refused("use /v1/chat/completions")),
 ];
 
+const EMBEDDINGS_ONLY: &[(&str, Support)] = &[
+    ("input", Supported),
+    ("model", Supported),
+    ("encoding_format", Supported),
+    ("dimensions", Supported),
+    ("truncate_prompt_tokens", Supported),
+    ("truncation_side", Supported),
+    ("user", Ignored),
+    ("safety_identifier", Ignored),
+    ("add_special_tokens", Only("true", LATER)),
+    ("embed_dtype", Only("\"float32\"", LATER)),
+    ("endianness", Only("\"little\"", LATER)),
+    ("normalize", Refused(POOLING)),
+    ("use_activation", Refused(POOLING)),
+    ("priority", Only("0", "requests have no priorities")),
+    ("request_id", Refused("use the x-request-id header")),
+    ("messages", Refused("use input")),
+    ("prompt", Refused("use input")),
+];
+
+const POOLING: &str = "the checkpoint says whether vectors are normalised";
+
 /// Fields of `/v1/chat/completions`.
 pub(crate) const CHAT: Table = &[CHAT_ONLY, COMMON];
 
 /// Fields of `/v1/completions`.
 pub(crate) const COMPLETIONS: Table = &[COMPLETIONS_ONLY, COMMON];
+
+/// Fields of `/v1/embeddings`.
+pub(crate) const EMBEDDINGS: Table = &[EMBEDDINGS_ONLY];
 
 /// What a route does with `name`; none for a name it does not know.
 pub(crate) fn support(table: Table, name: &str) -> Option<Support> {
@@ -187,7 +212,7 @@ mod tests {
 
     #[test]
     fn every_name_stands_once_and_its_neutral_value_is_json() {
-        for table in [CHAT, COMPLETIONS] {
+        for table in [CHAT, COMPLETIONS, EMBEDDINGS] {
             let mut names = BTreeSet::new();
             for (name, support) in table.iter().copied().flatten() {
                 assert!(names.insert(name), "{name}");
@@ -200,7 +225,11 @@ mod tests {
 
     #[test]
     fn ignored_fields_have_a_label() {
-        for (name, support) in CHAT.iter().chain(COMPLETIONS).copied().flatten() {
+        for (name, support) in [CHAT, COMPLETIONS, EMBEDDINGS]
+            .concat()
+            .into_iter()
+            .flatten()
+        {
             if *support == Ignored {
                 assert!(metrics::IGNORED_PARAMS.contains(name), "{name}");
             }

@@ -76,7 +76,7 @@ async fn start(
     let (plan, answer) = gateway
         .pool
         .run(move || {
-            let parsed = json::parse(&body.bytes, &preparation.gateway.config.limits)?;
+            let parsed = json::parse(&body.bytes, "prompt", &preparation.gateway.config.limits)?;
             drop(body);
             match kind {
                 Kind::Chat => preparation.chat(parsed),
@@ -105,7 +105,7 @@ async fn collect(mut generation: Generation, answer: &Answer) -> Result<Response
     Ok((kind, body).into_response())
 }
 
-fn count_rejection(gateway: &Gateway, error: &ApiError) {
+pub(super) fn count_rejection(gateway: &Gateway, error: &ApiError) {
     if let Some(reason) = error.reject_reason() {
         let counter = &gateway.metrics.requests_rejected_total;
         counter.with_label_values(&[reason.as_str()]).inc();
@@ -113,7 +113,7 @@ fn count_rejection(gateway: &Gateway, error: &ApiError) {
 }
 
 /// Tells the client and the operator which fields changed nothing.
-fn report_ignored(gateway: &Gateway, names: &[String], response: &mut Response) {
+pub(super) fn report_ignored(gateway: &Gateway, names: &[String], response: &mut Response) {
     for name in names {
         let known = metrics::IGNORED_PARAMS.iter().find(|known| *known == name);
         let label = known.copied().unwrap_or("other");
@@ -126,6 +126,12 @@ fn report_ignored(gateway: &Gateway, names: &[String], response: &mut Response) 
     if let (false, Ok(value)) = (list.is_empty(), HeaderValue::from_str(&list)) {
         response.headers_mut().insert("x-ignored-params", value);
     }
+}
+
+/// Whether a name is that of the embedding model.
+fn embeds(gateway: &Gateway, name: &str) -> bool {
+    let served = gateway.any_encoder();
+    served.is_some_and(|served| served.names.iter().any(|known| known == name))
 }
 
 /// What turns a parsed body into something to run.
@@ -203,6 +209,11 @@ impl Preparation {
             None | Some("" | "default") => Ok(main),
             Some(asked) => match config.served_model_names.iter().find(|name| *name == asked) {
                 Some(name) => Ok(name),
+                None if embeds(&self.gateway, asked) => Err(ApiError::field(
+                    "model",
+                    "unsupported_model",
+                    format!("the model `{asked}` does not generate text: use /v1/embeddings"),
+                )),
                 None if config.accept_any_model => Ok(main),
                 None => Err(not_found(&self.gateway, asked)),
             },

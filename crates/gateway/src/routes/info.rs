@@ -8,7 +8,7 @@ use axum::response::{Html, IntoResponse, Response};
 use serde_json::{Value, json};
 
 use crate::error::ApiError;
-use crate::gateway::{Gateway, Model, Readiness};
+use crate::gateway::{Gateway, Readiness};
 use crate::routes::shorten;
 
 /// Seconds after which a probe may look again.
@@ -16,46 +16,78 @@ const RETRY_AFTER: HeaderValue = HeaderValue::from_static("5");
 
 /// One entry per served name.
 pub(super) fn models(gateway: &Gateway) -> Result<Response, ApiError> {
-    let model = gateway.model()?;
-    let names = &gateway.config.served_model_names;
-    let data: Vec<Value> = names
-        .iter()
-        .map(|name| entry(gateway, model, name))
+    let data: Vec<Value> = entries(gateway)?
+        .into_iter()
+        .map(|(_, entry)| entry)
         .collect();
     Ok(Json(json!({"object": "list", "data": data})).into_response())
 }
 
 /// The entry of the name that ends `path`.
 pub(super) fn model(gateway: &Gateway, path: &str) -> Result<Response, ApiError> {
-    let model = gateway.model()?;
     let id = path.split_once("models/").map_or("", |(_, id)| id);
     let id = decode(id.strip_suffix('/').unwrap_or(id));
-    let names = &gateway.config.served_model_names;
-    // What requests may call their model without knowing its name.
-    let main = names.first().filter(|_| id == "default");
-    match names.iter().find(|name| **name == id).or(main) {
-        Some(name) => Ok(Json(entry(gateway, model, name)).into_response()),
+    // What requests may call their model without knowing its name: the first.
+    let is_asked = |name: &str| id == "default" || name == id;
+    let mut entries = entries(gateway)?.into_iter();
+    match entries.find(|(name, _)| is_asked(name)) {
+        Some((_, entry)) => Ok(Json(entry).into_response()),
         None => Err(not_found(gateway, &id)),
     }
 }
 
 /// The answer to a name that is not served.
 pub(super) fn not_found(gateway: &Gateway, asked: &str) -> ApiError {
+    let beside = gateway
+        .any_encoder()
+        .filter(|_| !gateway.serves_embeddings_only());
+    let names = gateway.config.served_model_names.iter();
+    let names: Vec<&str> = names
+        .chain(beside.into_iter().flat_map(|served| &served.names))
+        .map(String::as_str)
+        .collect();
     ApiError::ModelNotFound {
         asked: shorten(asked, 128),
-        served: gateway.config.served_model_names.join(", "),
+        served: names.join(", "),
     }
 }
 
-fn entry(gateway: &Gateway, model: &Model, name: &str) -> Value {
+/// Every served name with what is said of it, the main name first.
+fn entries(gateway: &Gateway) -> Result<Vec<(&str, Value)>, ApiError> {
+    let mut models = Vec::new();
+    if gateway.serves_embeddings_only() {
+        gateway.encoder()?;
+    } else {
+        let model = gateway.model()?;
+        models.push((
+            &gateway.config.served_model_names,
+            &model.root,
+            model.max_model_len,
+        ));
+    }
+    if let Some(served) = gateway.any_encoder() {
+        models.push((
+            &served.names,
+            &served.root,
+            served.encoder.info().max_tokens,
+        ));
+    }
+    let entries = models.into_iter().flat_map(|(names, root, max_model_len)| {
+        let entry = move |name: &'_ String| entry(gateway, name, root, max_model_len);
+        names.iter().map(move |name| (name.as_str(), entry(name)))
+    });
+    Ok(entries.collect())
+}
+
+fn entry(gateway: &Gateway, name: &str, root: &str, max_model_len: usize) -> Value {
     json!({
         "id": name,
         "object": "model",
         "created": gateway.started,
         "owned_by": "octet",
-        "root": model.root,
+        "root": root,
         "parent": null,
-        "max_model_len": model.max_model_len,
+        "max_model_len": max_model_len,
     })
 }
 

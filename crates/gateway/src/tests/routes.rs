@@ -187,7 +187,7 @@ async fn readiness_follows_the_engine() {
             .await,
         1.0
     );
-    assert_ne!(rig.engine.status(), engine::EngineStatus::Ready);
+    assert_ne!(rig.engine().status(), engine::EngineStatus::Ready);
 }
 
 #[tokio::test]

@@ -6,6 +6,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use axum::http::{HeaderMap, Request, StatusCode};
+use encoder::{Encode, EncoderConfig, EncoderInfo, TextTokenizer};
 use engine::fake::FakeModel;
 use engine::{Engine, EngineConfig, EngineHandle};
 use http_body_util::BodyExt;
@@ -15,7 +16,7 @@ use proptest::test_runner::Config as ProptestConfig;
 use serde_json::{Value, json};
 use tower::ServiceExt;
 
-use crate::{Gateway, GatewayConfig, ServedModel, router};
+use crate::{Gateway, GatewayConfig, ServedEncoder, ServedModel, router};
 
 /// Tokens of the test vocabulary: every byte, then the three control tokens.
 pub(super) const VOCAB: usize = 259;
@@ -27,7 +28,8 @@ pub(super) const END: u32 = 258;
 /// A gateway under test with its engine.
 pub(super) struct Rig {
     pub(super) gateway: Gateway,
-    pub(super) engine: EngineHandle,
+    /// None where an embedding model is served alone.
+    pub(super) engine: Option<EngineHandle>,
     router: Router,
 }
 
@@ -108,8 +110,13 @@ impl Rig {
         Self {
             router: router(gateway.clone()),
             gateway,
-            engine,
+            engine: Some(engine),
         }
+    }
+
+    /// The engine of a language model.
+    pub(super) fn engine(&self) -> &EngineHandle {
+        self.engine.as_ref().expect("a language model is served")
     }
 
     /// Sends a request and returns its response unread.
@@ -148,6 +155,96 @@ impl Rig {
         let value = line.rsplit(' ').next().expect("a value");
         value.parse().expect("a number")
     }
+}
+
+/// Name of the embedding model.
+pub(super) const EMBEDDER: &str = "test-embedder";
+/// Tokens that it takes.
+pub(super) const MAX_EMBEDDED: usize = 32;
+/// A text that it cannot embed.
+pub(super) const FAILING: &str = "\u{7f}";
+
+/// Vectors that tell apart lengths, beginnings and ends.
+struct FakeEncoder;
+
+impl Encode for FakeEncoder {
+    fn encode(&mut self, inputs: &[&[u32]]) -> Result<Vec<Vec<f32>>, String> {
+        let vector = |ids: &&[u32]| match ids[0] {
+            0x7f => Err("asked for".to_owned()),
+            first => {
+                let last = ids[ids.len() - 1];
+                Ok(vec![first as f32, last as f32, ids.len() as f32, 0.1])
+            }
+        };
+        inputs.iter().map(vector).collect()
+    }
+}
+
+/// Roomy limits of the embedding model.
+pub(super) fn encoder_config() -> EncoderConfig {
+    EncoderConfig {
+        max_num_queued_reqs: 8,
+        max_num_queued_tokens: 1 << 16,
+        request_timeout: Duration::from_secs(60),
+    }
+}
+
+fn set_embedder(gateway: &Gateway, config: EncoderConfig, is_matryoshka: bool) {
+    let info = EncoderInfo {
+        dimension: 4,
+        max_tokens: MAX_EMBEDDED,
+        num_token_ids: VOCAB,
+        is_matryoshka,
+        batch_tokens: 64,
+        pads: true,
+        description: "fake".into(),
+    };
+    let (encoder, _thread) = encoder::spawn(config, info, gateway.metrics.clone(), FakeEncoder);
+    let tokenizer = TextTokenizer::new(&text_files().tokenizer_json, false);
+    let served = ServedEncoder {
+        encoder,
+        tokenizer: tokenizer.expect("a valid tokenizer"),
+        names: vec![EMBEDDER.into()],
+        root: "org/test-embedder".into(),
+    };
+    gateway.set_encoder(served).expect("the model is served");
+}
+
+/// An embedding model of chosen limits, alone.
+pub(super) fn embedder_with(config: EncoderConfig, is_matryoshka: bool) -> Rig {
+    embedder_under(GatewayConfig::new(EMBEDDER), config, is_matryoshka)
+}
+
+/// The same under chosen settings of the gateway.
+pub(super) fn embedder_under(
+    gateway: GatewayConfig,
+    config: EncoderConfig,
+    is_matryoshka: bool,
+) -> Rig {
+    let gateway = Gateway::new(gateway, Metrics::new(EMBEDDER));
+    set_embedder(&gateway, config, is_matryoshka);
+    Rig {
+        router: router(gateway.clone()),
+        gateway,
+        engine: None,
+    }
+}
+
+/// An embedding model whose vectors may be cut, alone.
+pub(super) fn embedder_only() -> Rig {
+    embedder_with(encoder_config(), true)
+}
+
+/// An embedding model whose vectors may not be cut, alone.
+pub(super) fn fixed_embedder() -> Rig {
+    embedder_with(encoder_config(), false)
+}
+
+/// An embedding model beside a language model.
+pub(super) fn with_embedder(config: GatewayConfig) -> Rig {
+    let rig = Rig::with(config, engine_config(), model());
+    set_embedder(&rig.gateway, encoder_config(), true);
+    rig
 }
 
 /// A short chat request with a fixed seed, and further or other fields.

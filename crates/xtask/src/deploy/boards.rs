@@ -369,7 +369,7 @@ fn internals(c: &Catalogue) -> Result<Board> {
         uid: "octet-engine",
         title: "octet: engine internals",
         description: "Where a step's time goes, and what the process uses.",
-        rows: vec![steps(c)?, cache(c)?, process(c)?, gpu()],
+        rows: vec![steps(c)?, cache(c)?, embeddings(c)?, process(c)?, gpu()],
     })
 }
 
@@ -490,6 +490,53 @@ fn cache(c: &Catalogue) -> Result<Row> {
     Ok(Row {
         title: "Cache and faults",
         panels: vec![blocks, faults, running],
+    })
+}
+
+fn embeddings(c: &Catalogue) -> Result<Row> {
+    let requests = panel(
+        "Embedding requests",
+        Form::Lines,
+        8,
+        "Computed and waiting. Always waiting: more requests than the machine can embed.",
+    )
+    .draw("running", c.gauge("embedding_requests_running", "")?)
+    .draw("waiting", c.gauge("embedding_requests_waiting", "")?);
+    let batch = panel(
+        "Mean batch",
+        Form::Lines,
+        8,
+        "Texts of a batch, and their tokens with padding. One text at a time: clients \
+        should send lists.",
+    )
+    .draw("texts", c.mean("embedding_batch_size", "")?)
+    .draw("tokens", c.mean("embedding_batch_tokens", "")?);
+    Ok(Row {
+        title: "Embeddings",
+        panels: vec![
+            requests,
+            rates(
+                c,
+                "Texts",
+                "embedding_inputs_total",
+                "",
+                "Texts embedded per second.",
+            )?,
+            quantiles(
+                c,
+                "Wait for the first batch",
+                "embedding_queue_time_seconds",
+                "Grows before requests are refused.",
+            )?,
+            quantiles(
+                c,
+                "Batch time",
+                "embedding_batch_duration_seconds",
+                "Longer than usual: the threads of the language model, or other programs, \
+                  take the cores.",
+            )?,
+            batch,
+        ],
     })
 }
 

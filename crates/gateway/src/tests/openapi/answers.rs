@@ -15,11 +15,16 @@ use tower::ServiceExt;
 use super::requests::field_errors;
 use super::schema::{Document, Marks, Schema};
 use crate::error::ApiError;
-use crate::tests::support::{Answer, Rig, engine_config, get, model, post};
+use crate::tests::support::{
+    Answer, EMBEDDER, FAILING, Rig, embedder_only, embedder_under, embedder_with, encoder_config,
+    engine_config, get, model, post,
+};
 use crate::{Gateway, GatewayConfig, router};
 
 /// The generating routes, each with the start of a request.
 const GENERATING: [&str; 2] = ["/v1/chat/completions", "/v1/completions"];
+
+const EMBEDDINGS: &str = "/v1/embeddings";
 
 /// Headers that mean something to a client of the API.
 const HEADERS: [&str; 4] = [
@@ -199,6 +204,38 @@ async fn record_texts(recorder: &mut Recorder, rig: &Rig, path: &str) {
     }
 }
 
+/// Answers of `/v1/embeddings`, good and bad.
+async fn record_embeddings(recorder: &mut Recorder) {
+    let rig = embedder_only();
+    for body in [
+        json!({"input": ["a", "b"], "user": "me"}),
+        json!({"input": [1, 2], "encoding_format": "base64"}),
+        json!({"input": "a", "model": "other"}),
+        json!({"input": "x".repeat(100)}),
+        json!({"input": FAILING}),
+    ] {
+        recorder.record("post", EMBEDDINGS, &rig.post(EMBEDDINGS, &body).await);
+    }
+    record_bad_bodies(recorder, &rig, EMBEDDINGS).await;
+    let mut full = encoder_config();
+    full.max_num_queued_reqs = 0;
+    let mut late = encoder_config();
+    late.request_timeout = Duration::ZERO;
+    for config in [full, late] {
+        let rig = embedder_with(config, true);
+        let answer = rig.post(EMBEDDINGS, &json!({"input": "a"})).await;
+        recorder.record("post", EMBEDDINGS, &answer);
+    }
+    let mut slow = GatewayConfig::new(EMBEDDER);
+    slow.timeouts.body_read = Duration::ZERO;
+    record_slow_body(
+        recorder,
+        &embedder_under(slow, encoder_config(), true),
+        EMBEDDINGS,
+    )
+    .await;
+}
+
 /// Failures of a generating route that need nothing but a certain request.
 async fn record_refusals(recorder: &mut Recorder, rig: &Rig, path: &str) {
     let part = json!({"role": "user", "content": [{"type": "image_url"}]});
@@ -210,6 +247,11 @@ async fn record_refusals(recorder: &mut Recorder, rig: &Rig, path: &str) {
     ] {
         recorder.record("post", path, &rig.post(path, &body(path, more)).await);
     }
+    record_bad_bodies(recorder, rig, path).await;
+}
+
+/// Bodies and origins that no route takes.
+async fn record_bad_bodies(recorder: &mut Recorder, rig: &Rig, path: &str) {
     recorder.record("post", path, &rig.call(post(path, "{")).await);
     let mut foreign = post(path, "{}");
     foreign
@@ -227,14 +269,22 @@ async fn record_refusals(recorder: &mut Recorder, rig: &Rig, path: &str) {
 async fn record_failures(recorder: &mut Recorder, path: &str) {
     let mut slow = config();
     slow.timeouts.body_read = Duration::ZERO;
-    let rig = Rig::with(slow, engine_config(), model());
+    record_slow_body(recorder, &Rig::with(slow, engine_config(), model()), path).await;
+    record_engine_failures(recorder, path).await;
+}
+
+/// A body that never ends.
+async fn record_slow_body(recorder: &mut Recorder, rig: &Rig, path: &str) {
     let never = futures::stream::pending::<Result<&[u8], Infallible>>();
     let request = Request::post(path).header("host", "localhost");
     let request = request
         .body(Body::from_stream(never))
         .expect("a valid request");
     recorder.record("post", path, &rig.call(request).await);
+}
 
+/// A full queue, a late answer, failing steps.
+async fn record_engine_failures(recorder: &mut Recorder, path: &str) {
     let mut full = engine_config();
     full.max_num_queued_reqs = 0;
     let mut late = engine_config();
@@ -263,6 +313,7 @@ async fn record_loading(recorder: &mut Recorder) {
         ("get", "/v1/models/test-model", "/v1/models/{id}"),
         ("post", GENERATING[0], GENERATING[0]),
         ("post", GENERATING[1], GENERATING[1]),
+        ("post", EMBEDDINGS, EMBEDDINGS),
     ] {
         let request = if method == "get" {
             get(path)
@@ -290,7 +341,7 @@ async fn record_health(recorder: &mut Recorder) {
     let rig = Rig::with(config(), engine_config(), broken);
     rig.post(GENERATING[1], &body(GENERATING[1], json!({})))
         .await;
-    while rig.engine.status() != EngineStatus::Dead {
+    while rig.engine().status() != EngineStatus::Dead {
         std::thread::yield_now();
     }
     for path in ["/health", "/health/live"] {
@@ -303,7 +354,7 @@ async fn record_without_key(recorder: &mut Recorder) {
     closed.api_keys = vec!["secret".into()];
     closed.metrics_require_key = true;
     let rig = Rig::with(closed, engine_config(), model());
-    for path in GENERATING {
+    for path in GENERATING.into_iter().chain([EMBEDDINGS]) {
         recorder.record("post", path, &rig.post(path, &json!({})).await);
     }
     for (path, documented) in [
@@ -318,6 +369,8 @@ async fn record_without_key(recorder: &mut Recorder) {
 /// Errors that any route gives, that only strict parameters bring out, or that take a broken machine.
 async fn record_errors(recorder: &mut Recorder, rig: &Rig) {
     recorder.record_error(&rig.get("/unknown").await.json());
+    let embeds = rig.post(EMBEDDINGS, &json!({"input": "a"})).await;
+    recorder.record_error(&embeds.json());
     recorder.record_error(&rig.get(GENERATING[0]).await.json());
     let mut strict = config();
     strict.strict_params = true;
@@ -366,6 +419,7 @@ async fn answers_hold_what_is_documented() {
         record_refusals(&mut recorder, &rig, path).await;
         record_failures(&mut recorder, path).await;
     }
+    record_embeddings(&mut recorder).await;
     record_loading(&mut recorder).await;
     record_health(&mut recorder).await;
     record_without_key(&mut recorder).await;

@@ -1,0 +1,6 @@
+//! Encoders against what sentence-transformers computes.
+
+mod families;
+mod minilm;
+mod refusals;
+mod support;
