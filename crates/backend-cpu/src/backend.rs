@@ -179,7 +179,9 @@ impl Backend for CpuBackend {
     }
 
     fn load_linear(&mut self, weight: LinearWeight) -> Result<CpuLinear> {
-        CpuLinear::load(self, weight)
+        let linear = CpuLinear::load(self, weight)?;
+        self.weights.add(&linear);
+        Ok(linear)
     }
 
     fn alloc_kv_cache(&mut self, spec: &KvCacheSpec) -> Result<CpuKvCache> {

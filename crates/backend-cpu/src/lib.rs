@@ -25,8 +25,8 @@ pub use kernels_cpu::{Int8Level, Isa};
 
 use ::backend::{BackendError, LinearRole, Result};
 pub use kv_cache::CpuKvCache;
-pub use linear::CpuLinear;
-use quant::{GROUP, Granularity};
+pub use linear::{CpuLinear, WeightSummary};
+use quant::{BLOCK, GROUP, Granularity};
 pub use step::CpuStep;
 use team::Team;
 pub use tensor::CpuTensor;
@@ -45,6 +45,12 @@ pub enum Precision {
     Int8,
     /// As [`Self::Int8`], with one scale per token; the head keeps groups.
     Int8Fast,
+    /// As [`Self::Int8`], with scales for groups of weights too in the matrices that lose too much with
+    /// one for each output.
+    Int8Guarded,
+    /// Weights and activations in 8 bits with a scale for each 32 inputs: what models need that are too
+    /// small for wider groups.
+    Int8Blocks,
 }
 
 impl Precision {
@@ -55,7 +61,14 @@ impl Precision {
             Self::Bf16 => "bf16",
             Self::Int8 => "int8",
             Self::Int8Fast => "int8-fast",
+            Self::Int8Guarded => "int8-guarded",
+            Self::Int8Blocks => "int8-blocks",
         }
+    }
+
+    /// Whether weights have 8 bits.
+    pub fn is_int8(self) -> bool {
+        self.granularity(LinearRole::Projection).is_some()
     }
 
     /// How activations are quantised for a matrix, where they are.
@@ -63,7 +76,8 @@ impl Precision {
         match (self, role) {
             (Self::F32 | Self::Bf16, _) | (_, LinearRole::Router) => None,
             (Self::Int8Fast, LinearRole::Projection) => Some(Granularity::Row),
-            (Self::Int8, _) | (Self::Int8Fast, LinearRole::Head) => {
+            (Self::Int8Blocks, _) => Some(Granularity::Groups(BLOCK)),
+            (Self::Int8 | Self::Int8Guarded, _) | (Self::Int8Fast, LinearRole::Head) => {
                 Some(Granularity::Groups(GROUP))
             }
         }
@@ -91,6 +105,7 @@ pub struct CpuBackend {
     pool: Pool,
     /// Activations rounded for the product that is being computed.
     rounded: RefCell<Bf16Rows>,
+    weights: WeightSummary,
     /// The last step's columns, for the next one.
     spare_step: Option<CpuStep>,
 }
@@ -132,8 +147,14 @@ impl CpuBackend {
             team,
             pool: Pool::default(),
             rounded: RefCell::default(),
+            weights: WeightSummary::default(),
             spare_step: None,
         })
+    }
+
+    /// In what the matrices loaded so far are held.
+    pub fn weights(&self) -> WeightSummary {
+        self.weights
     }
 }
 

@@ -1,12 +1,15 @@
 //! Packed weight matrices: how a checkpoint's matrix is brought to the target's precision, and which
 //! kernel multiplies with it.
 
+use std::fmt;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use backend::{BackendError, HostTensor, LinearRole, LinearWeight, Result, WeightData};
 use half::bf16;
 use kernels_cpu::{
-    Bf16Weight, Epilogue, PackError, QuantisedWeight, linear, linear_bf16, linear_w8a8,
+    Bf16Weight, Epilogue, PackError, QuantisedWeight, TaskRunner, linear, linear_bf16, linear_w8a8,
 };
-use quant::{GROUP, Granularity, MAX_INPUTS};
+use quant::{BLOCK, GROUP, Granularity, MAX_INPUTS, guard};
 
 use crate::tensor::CpuTensor;
 use crate::{CpuBackend, Precision};
@@ -30,6 +33,49 @@ enum Packed {
         /// How the activations that it meets are quantised.
         activations: Granularity,
     },
+}
+
+/// In what matrices are held.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct WeightSummary {
+    /// Matrices with 8-bit weights and one scale for each output.
+    pub rows: usize,
+    /// Matrices with 8-bit weights and scales for groups of inputs.
+    pub groups: usize,
+    /// Matrices with wider weights.
+    pub floats: usize,
+    /// Bytes of all of them, scales and padding included.
+    pub bytes: usize,
+}
+
+impl WeightSummary {
+    pub(crate) fn add(&mut self, linear: &CpuLinear) {
+        self.bytes += linear.bytes();
+        *match &linear.weight {
+            Packed::Float(_) => &mut self.floats,
+            Packed::Int8 { weight, .. } => match weight.granularity() {
+                Granularity::Row => &mut self.rows,
+                Granularity::Groups(_) => &mut self.groups,
+            },
+        } += 1;
+    }
+}
+
+impl fmt::Display for WeightSummary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            rows,
+            groups,
+            floats,
+            bytes,
+        } = self;
+        write!(
+            f,
+            "matrices in 8 bits: {rows} with a scale per output, {groups} with scales per group; in \
+             floats: {floats}; {} MB",
+            bytes / 1_000_000
+        )
+    }
 }
 
 impl CpuLinear {
@@ -171,19 +217,43 @@ fn pack_int8(
                 scales.copy_from_slice(&data.scales[row * scales.len()..][..scales.len()]);
             })
         }
-        _ => QuantisedWeight::quantise(backend.isa, team, shape, Granularity::Row, |row, out| {
-            data.widen_row(row, out)
-        }),
+        _ => {
+            let granularity = granularity_of_weights(backend, &data, shape);
+            QuantisedWeight::quantise(backend.isa, team, shape, granularity, |row, out| {
+                data.widen_row(row, out)
+            })
+        }
     };
-    let activations = stored.map_or(wished, |stored| stored.of_activations(wished));
     let weight = packed.map_err(|error| match error {
         PackError::OutOfMemory { requested } => out_of_memory(requested),
         PackError::NonFinite { .. } => BackendError::InvalidWeights(error.to_string()),
     })?;
     Ok(Packed::Int8 {
+        activations: weight.granularity().of_activations(wished),
         weight,
-        activations,
     })
+}
+
+/// Which weights share a scale where this target quantises them.
+fn granularity_of_weights(
+    backend: &CpuBackend,
+    data: &WeightData,
+    [rows, columns]: [usize; 2],
+) -> Granularity {
+    match backend.precision {
+        Precision::Int8Blocks => Granularity::Groups(BLOCK),
+        Precision::Int8Guarded => {
+            let sample = guard::sample(rows);
+            let poor = AtomicUsize::new(0);
+            backend.team.run(sample.len(), &|index| {
+                let mut wide = vec![0.0; columns];
+                data.widen_row(sample[index], &mut wide);
+                poor.fetch_add(usize::from(guard::is_poor(&wide)), Ordering::Relaxed);
+            });
+            guard::granularity(poor.into_inner(), sample.len())
+        }
+        _ => Granularity::Row,
+    }
 }
 
 /// Which integers of a row share a scale, where the matrix holds integers in groups that the kernels

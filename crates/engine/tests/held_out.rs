@@ -73,7 +73,7 @@ fn the_score_is_what_the_model_card_promises() {
         );
     }
     assert!(overall(&full) >= FLOOR);
-    for precision in [Precision::Int8, Precision::Int8Fast] {
+    for precision in [Precision::Int8Blocks, Precision::Int8, Precision::Int8Fast] {
         let score = score(&support::bundled().in_precision(precision), &prompts);
         print_score(precision, &score);
         let distance = overall(&full) - overall(&score);

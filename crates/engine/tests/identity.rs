@@ -175,14 +175,20 @@ fn check_preemption(subject: &Subject, alone: &[Vec<Drawn>]) {
     }
 }
 
-const PRECISIONS: [Precision; 3] = [Precision::F32, Precision::Int8, Precision::Int8Fast];
+const PRECISIONS: [Precision; 4] = [
+    Precision::F32,
+    Precision::Int8,
+    Precision::Int8Fast,
+    Precision::Int8Blocks,
+];
 
 /// In every precision. Precisions differ from each other: each has its own numbers.
 fn check_precisions(subject: &Subject) {
     for precision in PRECISIONS {
         check(&subject.in_precision(precision));
     }
-    check(&subject.in_precision(Precision::Int8).with_kv(KvDtype::Int8));
+    let small = subject.in_precision(Precision::Int8Blocks);
+    check(&small.with_kv(KvDtype::Int8));
 }
 
 #[test]

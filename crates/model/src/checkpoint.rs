@@ -159,6 +159,11 @@ impl Checkpoint {
         self.source.quantised().is_some()
     }
 
+    /// Whether matrices are stored as 8-bit integers with a scale for each 32.
+    pub fn has_blocks(&self) -> bool {
+        self.source.has_blocks()
+    }
+
     /// Whether matrices come in blocks of fewer bits or other scales, which 8-bit precisions round once
     /// more.
     pub fn is_requantised(&self) -> bool {

@@ -125,6 +125,11 @@ impl<B: Backend> Decoder<B> {
         })
     }
 
+    /// The target.
+    pub fn backend(&self) -> &B {
+        &self.backend
+    }
+
     /// The cache as the target was asked for it.
     pub fn cache_spec(&self) -> &KvCacheSpec {
         &self.cache_spec

@@ -20,6 +20,10 @@ pub(crate) trait TensorSource: Send {
     fn quantised(&self) -> Option<&'static str> {
         None
     }
+    /// Whether some matrices are 8-bit integers with a scale for each 32.
+    fn has_blocks(&self) -> bool {
+        false
+    }
     /// Whether some matrices have integers of another form than 8-bit targets take.
     fn requantised(&self) -> bool {
         false

@@ -5,6 +5,7 @@
 //! with bit for bit, so it is written to be read; fast forms live with the targets. It knows nothing
 //! of files, models, threads or instruction sets.
 
+pub mod guard;
 mod linear;
 mod matrix;
 mod measure;

@@ -70,7 +70,7 @@ pub enum DeviceArg {
 /// How weights are held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum QuantizationArg {
-    /// Chosen by device and checkpoint, and said at start.
+    /// The fastest form that stays close to the 32-bit one: 8 bits; said at start.
     Auto,
     /// 8-bit weights; 8-bit activations with a scale per token and group of 128 features.
     Int8,

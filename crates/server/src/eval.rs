@@ -62,7 +62,7 @@ pub fn run(args: &EvalArgs) -> Result<()> {
     let config = Config::resolve(args.serve.clone())?;
     let checkpoint = open(&config)?;
     let (windows, text) = windows(args, &config.model, &checkpoint)?;
-    let target = Target::choose(&config.device)?;
+    let target = Target::choose_for(&config.device, &checkpoint)?;
     let reference = Target::choose(&DeviceConfig {
         // The 32-bit form is the CPU's: GPUs have none.
         device: match config.device.device {

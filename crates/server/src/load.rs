@@ -49,7 +49,7 @@ pub fn load(config: &Config, gateway: &Gateway, metrics: &Metrics) -> Result<Loa
     if target.is_int8() && checkpoint.is_requantised() {
         tracing::info!(
             format = checkpoint.description(),
-            "its blocks are rounded once more, to 8 bits with a scale per output, which adds to the error that their own bits have; a Q8_0 file is kept as it is"
+            "its blocks are rounded once more, to 8 bits, which adds to the error that their own bits have; a Q8_0 file is kept as it is"
         );
     }
     let (text, format) = (

@@ -53,38 +53,36 @@ impl Target {
         }
     }
 
-    /// As [`Self::choose`], once the checkpoint is known: integers stay integers unless something else
-    /// is asked for.
+    /// As [`Self::choose`], once the checkpoint is known, on which `auto` depends.
     ///
     /// # Errors
     /// As [`Self::choose`].
     pub fn choose_for(config: &DeviceConfig, checkpoint: &Checkpoint) -> Result<Self> {
         match config.device {
-            DeviceArg::Cuda => return Self::cuda(config, Some(checkpoint)),
-            DeviceArg::Auto if !config.needs_cpu() => match Self::cuda(config, Some(checkpoint)) {
-                Ok(target) => return Ok(target),
-                Err(reason) => tracing::info!("no GPU computes: {reason:#}"),
-            },
-            _ => {}
+            DeviceArg::Reference => Self::reference(config),
+            DeviceArg::Cuda => Self::cuda(config, Some(checkpoint)),
+            DeviceArg::Auto if !config.needs_cpu() => {
+                Self::cuda(config, Some(checkpoint)).or_else(|reason| {
+                    tracing::info!("no GPU computes: {reason:#}");
+                    Self::cpu_for(config, checkpoint)
+                })
+            }
+            DeviceArg::Auto | DeviceArg::Cpu => Self::cpu_for(config, checkpoint),
         }
-        let automatic = config.quantization == QuantizationArg::Auto;
-        if !automatic || config.device == DeviceArg::Reference || !checkpoint.is_int8() {
-            return Self::choose(config);
+    }
+
+    fn cpu_for(config: &DeviceConfig, checkpoint: &Checkpoint) -> Result<Self> {
+        match config.quantization {
+            QuantizationArg::Auto => Self::on_cpu(config, automatic(checkpoint)),
+            _ => Self::cpu(config),
         }
-        let mut target = Self::choose(&DeviceConfig {
-            quantization: QuantizationArg::Int8,
-            ..config.clone()
-        })?;
-        target.why =
-            "as the checkpoint is stored; activations are scaled per token and 128 features".into();
-        Ok(target)
     }
 
     fn cpu(config: &DeviceConfig) -> Result<Self> {
-        let (precision, why) = match config.quantization {
+        let choice = match config.quantization {
             QuantizationArg::Auto => (
-                Precision::F32,
-                "as exact as the checkpoint: bfloat16 weights stay bfloat16",
+                Precision::Int8Guarded,
+                "activations are scaled per token and 128 features; models below 10^9 weights get blocks of 32",
             ),
             QuantizationArg::F16 => bail!(
                 "--quantization f16 is for GPUs; the CPU computes in int8, int8-fast, bf16 and f32"
@@ -100,17 +98,19 @@ impl Target {
                 "asked for; activations are scaled per token, which is less accurate than int8",
             ),
         };
+        Self::on_cpu(config, choice)
+    }
+
+    fn on_cpu(config: &DeviceConfig, (precision, why): (Precision, &'static str)) -> Result<Self> {
         let cpu = CpuConfig {
             threads: config.threads,
             precision,
             isa: None,
         };
         let found = CpuDescription::of(&cpu)?;
-        let kernels = match precision {
-            Precision::F32 | Precision::Bf16 => found.isa.to_string(),
-            Precision::Int8 | Precision::Int8Fast => {
-                format!("{} with {} for int8", found.isa, found.int8)
-            }
+        let kernels = match precision.is_int8() {
+            false => found.isa.to_string(),
+            true => format!("{} with {} for int8", found.isa, found.int8),
         };
         Ok(Self {
             kv_dtype: match (config.kv_cache_dtype, precision) {
@@ -158,7 +158,7 @@ impl Target {
     fn reference(config: &DeviceConfig) -> Result<Self> {
         if !matches!(
             config.quantization,
-            QuantizationArg::Auto | QuantizationArg::F32
+            QuantizationArg::Auto | QuantizationArg::F32 | QuantizationArg::F16
         ) {
             bail!("--device reference computes in f32 only; --quantization asks for another form");
         }
@@ -181,10 +181,8 @@ impl Target {
     /// The fewest bytes that a weight takes: bfloat16 checkpoints are not widened.
     pub fn min_weight_bytes(&self) -> u64 {
         match &self.kind {
-            Kind::Cpu(config) => match config.precision {
-                Precision::Int8 | Precision::Int8Fast => 1,
-                Precision::Bf16 | Precision::F32 => 2,
-            },
+            Kind::Cpu(config) if config.precision.is_int8() => 1,
+            Kind::Cpu(_) => 2,
             Kind::Cuda(target) => 1 + u64::from(!target.is_int8()),
             Kind::Reference => 4,
         }
@@ -210,7 +208,7 @@ impl Target {
     /// Whether weights have 8 bits.
     pub fn is_int8(&self) -> bool {
         match &self.kind {
-            Kind::Cpu(config) => matches!(config.precision, Precision::Int8 | Precision::Int8Fast),
+            Kind::Cpu(config) => config.precision.is_int8(),
             Kind::Cuda(target) => target.is_int8(),
             Kind::Reference => false,
         }
@@ -229,12 +227,50 @@ impl Target {
         Ok(match &self.kind {
             Kind::Cpu(config) => {
                 let backend = CpuBackend::new(config.clone())?;
-                Box::new(model::load(checkpoint, backend, options, report)?)
+                let decoder = model::load(checkpoint, backend, options, report)?;
+                tracing::info!(
+                    precision = self.precision,
+                    "{}",
+                    decoder.backend().weights()
+                );
+                Box::new(decoder)
             }
             Kind::Cuda(target) => target.load(checkpoint, options, report)?,
             Kind::Reference => {
                 Box::new(model::load(checkpoint, ReferenceBackend, options, report)?)
             }
         })
+    }
+}
+
+/// Weights from which on groups of 128 features cost little in quality; smaller models need finer ones.
+const LARGE_MODEL: u64 = 1_000_000_000;
+
+/// The fastest precision that keeps a model close to its 32-bit form, and why. Integers that a
+/// checkpoint stores are kept in each of them.
+fn automatic(checkpoint: &Checkpoint) -> (Precision, &'static str) {
+    if checkpoint.has_blocks() {
+        return (
+            Precision::Int8Blocks,
+            "the blocks of 32 that the checkpoint stores; activations are scaled alike",
+        );
+    }
+    match (checkpoint.num_weights() < LARGE_MODEL, checkpoint.is_int8()) {
+        (true, true) => (
+            Precision::Int8Blocks,
+            "as the checkpoint is stored; a small model: activations are scaled per token and 32 features",
+        ),
+        (true, false) => (
+            Precision::Int8Blocks,
+            "a small model: weights and activations are scaled per 32 features",
+        ),
+        (false, true) => (
+            Precision::Int8Guarded,
+            "as the checkpoint is stored; activations are scaled per token and 128 features",
+        ),
+        (false, false) => (
+            Precision::Int8Guarded,
+            "a large model: activations are scaled per token and 128 features, weights per output or, where outliers ask for it, per 128 features",
+        ),
     }
 }

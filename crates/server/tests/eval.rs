@@ -56,18 +56,38 @@ fn the_floor_is_exactly_zero() {
     assert!(number(&report, "/summary/tokens") >= 500.0);
 }
 
+fn is_accurate(report: &Value) -> bool {
+    ["exact-like", "accurate"].contains(&report["verdict"]["tier"].as_str().expect("a name"))
+}
+
 #[test]
 fn the_bundled_model_keeps_its_score_in_8_bits() {
-    let report = eval("bundled", &["-q", "int8", "--tokens", "4000"]);
-    let score = |form: &str| number(&report, &format!("/held_out/{form}/right"));
-    let prompts = number(&report, "/held_out/tested/prompts");
-    let lost = score("reference") - score("tested");
-    assert!(lost <= 0.01 * prompts, "{lost} answers lost of {prompts}");
-    assert!(
-        ["exact-like", "accurate"].contains(&report["verdict"]["tier"].as_str().expect("a name")),
-        "{:#}",
-        report["verdict"]
+    for precision in ["auto", "int8"] {
+        let name = format!("bundled-{precision}");
+        let report = eval(&name, &["-q", precision, "--tokens", "4000"]);
+        let score = |form: &str| number(&report, &format!("/held_out/{form}/right"));
+        let prompts = number(&report, "/held_out/tested/prompts");
+        let lost = score("reference") - score("tested");
+        assert!(lost <= 0.01 * prompts, "{lost} answers lost of {prompts}");
+        assert!(is_accurate(&report), "{precision}: {:#}", report["verdict"]);
+    }
+}
+
+/// What a user gets who asks for nothing, on real weights: the limits are those of tier accurate for
+/// models below 10^9 weights.
+#[test]
+fn the_default_is_accurate() {
+    let model = asset("smollm2/SmolLM2-135M-Instruct.Q4_1.gguf");
+    let (Some(model), Some(text)) = (model, asset("texts/moby-dick.txt")) else {
+        return;
+    };
+    let (model, text) = (model.display().to_string(), text.display().to_string());
+    let report = eval(
+        "smollm2-default",
+        &[&*model, "--tokens", "2048", "--text", &*text],
     );
+    assert!(is_accurate(&report), "{:#}", report["summary"]);
+    assert_eq!(report["precision"], "int8-blocks");
 }
 
 #[test]

@@ -210,7 +210,7 @@ fn models_and_devices_describe_themselves() {
             "models",
             vec!["LlamaForCausalLM", "qwen3", "gguf", "modernbert"],
         ),
-        ("devices", vec!["cpu", "threads", "f32"]),
+        ("devices", vec!["cpu", "threads", "int8"]),
         (
             "devices --quantization int8",
             vec!["for int8", "int8 (asked for"],

@@ -159,6 +159,11 @@ impl TensorSource for GgufFile {
         rows_half_paired(data, heads, columns, &info.name)
     }
 
+    fn has_blocks(&self) -> bool {
+        let matrix = |info: &TensorInfo| info.dtype == GgmlDType::Q8_0 && info.shape.len() == 2;
+        self.tensors.values().any(matrix)
+    }
+
     fn requantised(&self) -> bool {
         let kept = |dtype: GgmlDType| {
             use GgmlDType::{BF16, F16, F32, Q8_0};
