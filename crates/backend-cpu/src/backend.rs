@@ -7,8 +7,8 @@ use ::backend::{
     SampleBatch, SampleOutput, route_row, sample_row_with,
 };
 use kernels_cpu::{
-    AttentionShape, Epilogue, NormParams, Serial, TaskRunner, activate, for_each_chunk,
-    for_each_chunk_pair, gated, norm, quantise, rope,
+    AttentionShape, Epilogue, NormParams, QuantisedWeight, Serial, TaskRunner, activate,
+    for_each_chunk, for_each_chunk_pair, gated, norm, quantise, rope,
 };
 use quant::Granularity;
 
@@ -49,7 +49,7 @@ impl CpuBackend {
             for_each_chunk(&self.team, out, chunk_len, |chunk, out| {
                 let rows = &rows[chunk * chunk_len / columns..];
                 for (row, out) in rows.iter().zip(out.chunks_exact_mut(columns)) {
-                    f(row * columns, out);
+                    f(*row, out);
                 }
             });
         };
@@ -57,8 +57,8 @@ impl CpuBackend {
         if columns > 0 {
             match &table.data {
                 Data::Bf16(table) => each(
-                    &|start, out| {
-                        for (to, from) in out.iter_mut().zip(&table[start..]) {
+                    &|row, out| {
+                        for (to, from) in out.iter_mut().zip(&table[row * columns..]) {
                             *to = from.to_f32();
                         }
                     },
@@ -67,9 +67,13 @@ impl CpuBackend {
                 Data::F32(_) | Data::Pooled(_) => {
                     let table = table.elements()?;
                     each(
-                        &|start, out| out.copy_from_slice(&table[start..start + columns]),
+                        &|row, out| out.copy_from_slice(&table[row * columns..][..columns]),
                         out_elements,
                     );
+                }
+                Data::Int8(matrix) => {
+                    let matrix: &QuantisedWeight = matrix;
+                    each(&|row, out| matrix.widen_row(row, out), out_elements);
                 }
             }
         }
@@ -182,6 +186,16 @@ impl Backend for CpuBackend {
         let linear = CpuLinear::load(self, weight)?;
         self.weights.add(&linear);
         Ok(linear)
+    }
+
+    fn load_tied(&mut self, table: HostTensor) -> Result<(CpuTensor, CpuLinear)> {
+        if !self.precision.is_int8() {
+            let head = LinearWeight::new(table.clone(), None)?.into_head();
+            return Ok((self.load_tensor(table)?, self.load_linear(head)?));
+        }
+        let head = self.load_linear(LinearWeight::new(table, None)?.into_head())?;
+        let table = head.table().map(CpuTensor::of_matrix);
+        Ok((table.expect("a matrix of 8 bits"), head))
     }
 
     fn alloc_kv_cache(&mut self, spec: &KvCacheSpec) -> Result<CpuKvCache> {

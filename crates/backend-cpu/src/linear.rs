@@ -2,6 +2,7 @@
 //! kernel multiplies with it.
 
 use std::fmt;
+use std::rc::Rc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use backend::{BackendError, HostTensor, LinearRole, LinearWeight, Result, WeightData};
@@ -29,7 +30,7 @@ enum Packed {
     Bf16(Bf16Weight),
     /// 8 bits; nothing wider is kept.
     Int8 {
-        weight: QuantisedWeight,
+        weight: Rc<QuantisedWeight>,
         /// How the activations that it meets are quantised.
         activations: Granularity,
     },
@@ -52,7 +53,7 @@ impl WeightSummary {
     pub(crate) fn add(&mut self, linear: &CpuLinear) {
         self.bytes += linear.bytes();
         *match &linear.weight {
-            Packed::Float(_) => &mut self.floats,
+            Packed::Float(_) | Packed::Bf16(_) => &mut self.floats,
             Packed::Int8 { weight, .. } => match weight.granularity() {
                 Granularity::Row => &mut self.rows,
                 Granularity::Groups(_) => &mut self.groups,
@@ -122,6 +123,14 @@ impl CpuLinear {
             Packed::Float(weight) => weight.inputs(),
             Packed::Bf16(weight) => weight.inputs(),
             Packed::Int8 { weight, .. } => weight.inputs(),
+        }
+    }
+
+    /// The matrix of 8 bits, to be shared with a table.
+    pub(crate) fn table(&self) -> Option<Rc<QuantisedWeight>> {
+        match &self.weight {
+            Packed::Float(_) | Packed::Bf16(_) => None,
+            Packed::Int8 { weight, .. } => Some(Rc::clone(weight)),
         }
     }
 
@@ -230,7 +239,7 @@ fn pack_int8(
     })?;
     Ok(Packed::Int8 {
         activations: weight.granularity().of_activations(wished),
-        weight,
+        weight: Rc::new(weight),
     })
 }
 

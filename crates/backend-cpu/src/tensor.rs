@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use backend::{BackendError, HostTensor, Result, WeightData};
 use half::bf16;
-use kernels_cpu::{AlignedBuf, RowLayout};
+use kernels_cpu::{AlignedBuf, QuantisedWeight, RowLayout};
 use quant::Granularity;
 
 use crate::twin::{Twin, TwinShelves};
@@ -30,6 +30,8 @@ pub(crate) enum Data {
     F32(AlignedBuf<f32>),
     /// Tables of bfloat16 checkpoints stay as they are; only gathering reads them.
     Bf16(AlignedBuf<bf16>),
+    /// A table that is a matrix of 8 bits as well; only gathering reads it.
+    Int8(Rc<QuantisedWeight>),
 }
 
 /// 32-bit floats that go back to their pool when dropped.
@@ -164,15 +166,25 @@ impl CpuTensor {
         })
     }
 
+    /// A quantised matrix as a table of its rows.
+    pub(crate) fn of_matrix(matrix: Rc<QuantisedWeight>) -> Self {
+        Self {
+            rows: matrix.outputs(),
+            columns: matrix.inputs(),
+            data: Data::Int8(matrix),
+            twin: RefCell::default(),
+        }
+    }
+
     /// The elements of an activation, a vector or a 32-bit table.
     ///
     /// # Errors
-    /// [`BackendError::Unsupported`] for a 16-bit table.
+    /// [`BackendError::Unsupported`] for a 16-bit or 8-bit table.
     pub(crate) fn elements(&self) -> Result<&[f32]> {
         match &self.data {
             Data::Pooled(buffer) => Ok(buffer.as_slice()),
             Data::F32(memory) => Ok(memory),
-            Data::Bf16(_) => Err(sixteen_bits()),
+            Data::Bf16(_) | Data::Int8(_) => Err(narrow_table()),
         }
     }
 
@@ -182,7 +194,7 @@ impl CpuTensor {
         match &mut self.data {
             Data::Pooled(buffer) => Ok(buffer.as_mut_slice()),
             Data::F32(memory) => Ok(memory),
-            Data::Bf16(_) => Err(sixteen_bits()),
+            Data::Bf16(_) | Data::Int8(_) => Err(narrow_table()),
         }
     }
 
@@ -227,8 +239,8 @@ fn copy<T: kernels_cpu::Element>(from: &[T]) -> Result<AlignedBuf<T>> {
     Ok(memory)
 }
 
-fn sixteen_bits() -> BackendError {
-    BackendError::Unsupported("computing on a 16-bit table".into())
+fn narrow_table() -> BackendError {
+    BackendError::Unsupported("computing on a 16-bit or 8-bit table".into())
 }
 
 #[cfg(test)]

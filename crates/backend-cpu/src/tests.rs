@@ -272,7 +272,7 @@ fn threads_and_levels_do_not_change_bits() {
         (Precision::Bf16, KvDtype::Bf16),
         (Precision::Int8, KvDtype::F32),
         (Precision::Int8Fast, KvDtype::Bf16),
-        (Precision::Int8, KvDtype::Int8),
+        (Precision::Int8Blocks, KvDtype::Int8),
     ] {
         let expected = bits(Isa::Scalar, precision, dtype, 1);
         for isa in Isa::supported() {

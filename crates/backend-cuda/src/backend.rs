@@ -10,7 +10,7 @@ use ::backend::{
 
 use crate::device::{Arg, Device, Launch};
 use crate::kv_cache::{CudaKvCache, KvElement};
-use crate::linear::{CudaLinear, GROUP, Store, int};
+use crate::linear::{CudaLinear, GROUP, Store, int, rounded};
 use crate::pack::padded;
 use crate::step::{Column, CudaStep, SPLIT};
 use crate::tensor::{CudaTensor, Element, Form, Twin};
@@ -462,6 +462,18 @@ impl<D: Device> Backend for CudaBackend<D> {
 
     fn load_linear(&mut self, weight: LinearWeight) -> Result<CudaLinear<D>> {
         CudaLinear::load(&self.device, self.precision, weight)
+    }
+
+    /// Tokens have the embeddings of the quantised matrix, as on every target; a table in floats holds
+    /// them.
+    fn load_tied(&mut self, table: HostTensor) -> Result<(CudaTensor<D>, CudaLinear<D>)> {
+        let head = LinearWeight::new(table.clone(), None)?.into_head();
+        let head = self.load_linear(head)?;
+        let table = match self.precision {
+            Precision::Int8 | Precision::Int8Fast => rounded(table)?,
+            Precision::F16 | Precision::Bf16 => table,
+        };
+        Ok((self.load_tensor(table)?, head))
     }
 
     fn alloc_kv_cache(&mut self, spec: &KvCacheSpec) -> Result<CudaKvCache<D>> {

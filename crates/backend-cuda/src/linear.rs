@@ -1,6 +1,6 @@
 //! Packed weight matrices, and which matrix kernel multiplies how many tokens with them.
 
-use backend::{BackendError, LinearRole, LinearWeight, Result, WeightData};
+use backend::{BackendError, HostTensor, Int8Data, LinearRole, LinearWeight, Result, WeightData};
 use half::{bf16, f16};
 use quant::{Granularity, MAX_INPUTS, Quantised};
 
@@ -326,6 +326,20 @@ fn quantise(data: WeightData, rows: usize, columns: usize) -> Result<(Vec<u8>, O
         })?;
     let bytes = quantised.values().iter().map(|q| q.cast_unsigned());
     Ok((bytes.collect(), Some(quantised.scales().to_vec())))
+}
+
+/// The numbers that the 8-bit form of a matrix stands for.
+pub(crate) fn rounded(table: HostTensor) -> Result<HostTensor> {
+    let (rows, columns) = (table.rows, table.columns);
+    let (bytes, scales) = quantise(table.data, rows, columns)?;
+    let data = Int8Data {
+        values: bytes.into_iter().map(u8::cast_signed).collect(),
+        scales: scales.unwrap_or_default(),
+        columns,
+        group_len: columns,
+    };
+    let wide = WeightData::Int8(data).into_f32();
+    HostTensor::new(rows, columns, WeightData::F32(wide))
 }
 
 fn to_f16(data: WeightData) -> Vec<u8> {

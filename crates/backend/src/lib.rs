@@ -131,6 +131,14 @@ pub trait Backend: 'static {
         step: Self::Step,
     ) -> Result<SampleOutput>;
 
+    /// Loads an embedding that is the head as well: the table and the matrix. A quantising target may
+    /// gather from the quantised matrix, so that the weights are there once.
+    fn load_tied(&mut self, table: HostTensor) -> Result<(Self::Tensor, Self::Linear)> {
+        let head = LinearWeight::new(table.clone(), None)?.into_head();
+        let table = self.load_tensor(table)?;
+        Ok((table, self.load_linear(head)?))
+    }
+
     /// Replays a captured graph for this batch shape and returns its logits, where a target has one.
     fn replay(&mut self, _step: &Self::Step) -> Result<Option<Self::Tensor>> {
         Ok(None)

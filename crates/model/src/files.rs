@@ -1,21 +1,49 @@
 //! Where a checkpoint's bytes come from: a folder that is never left, or memory.
 
 use std::borrow::Cow;
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 use std::path::{Path, PathBuf};
 
-use memmap2::Mmap;
-
 use crate::error::{ModelError, Result};
-use crate::mapped::map;
+use crate::mapped::{Mapped, map};
 
 /// The largest text file that is read: a tokenizer of a quarter million tokens takes 35 MB.
 const MAX_TEXT_FILE: u64 = 256 << 20;
 
 /// The bytes of one weight file.
 pub(crate) enum FileBytes {
-    Mapped(Mmap),
+    Mapped(Mapped),
     Memory(Cow<'static, [u8]>),
+}
+
+/// Bytes of a weight file that are in memory at once while a tensor is read.
+const RUN: usize = 8 << 20;
+
+impl FileBytes {
+    /// Hands out a stretch in runs of whole units of so many bytes. What was handed out leaves memory
+    /// again, so that a file never is in memory beside what is made of it.
+    pub fn in_runs<E>(
+        &self,
+        stretch: Range<usize>,
+        unit: usize,
+        mut each: impl FnMut(&[u8]) -> std::result::Result<(), E>,
+    ) -> std::result::Result<(), E> {
+        let run = (RUN / unit.max(1)).max(1) * unit.max(1);
+        for start in stretch.clone().step_by(run) {
+            let run = start..stretch.end.min(start + run);
+            each(&self[run.clone()])?;
+            self.release(run);
+        }
+        Ok(())
+    }
+
+    /// Takes a stretch out of memory until it is read again.
+    pub fn release(&self, stretch: Range<usize>) {
+        match self {
+            Self::Mapped(map) => map.release(stretch),
+            Self::Memory(_) => {}
+        }
+    }
 }
 
 impl Deref for FileBytes {

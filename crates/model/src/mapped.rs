@@ -1,12 +1,42 @@
-//! The one function that maps a weight file into memory.
+//! Weight files mapped into memory.
 
 use std::fs::File;
+use std::ops::{Deref, Range};
 use std::path::Path;
 
-use memmap2::Mmap;
+use memmap2::{Mmap, UncheckedAdvice};
 
 use crate::error::{ModelError, Result};
 use crate::files::{FileBytes, file_name};
+
+/// A file mapped read-only.
+pub(crate) struct Mapped(Mmap);
+
+impl Mapped {
+    /// Takes a stretch out of this process's memory; whoever reads it again reads the file again. Pages
+    /// of a mapped file count as memory of the process that has touched them, and a loader touches
+    /// every one.
+    #[allow(unsafe_code)]
+    pub fn release(&self, stretch: Range<usize>) {
+        // SAFETY: the mapping is read-only and nothing was ever written to its pages, so dropping them
+        // loses nothing: the next access brings the same bytes of the file. The condition on the file
+        // is that of `map`.
+        let released = unsafe {
+            self.0
+                .unchecked_advise_range(UncheckedAdvice::DontNeed, stretch.start, stretch.len())
+        };
+        // A system that keeps the pages uses more memory; nothing else changes.
+        let _ = released;
+    }
+}
+
+impl Deref for Mapped {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.0
+    }
+}
 
 /// Maps a file read-only.
 ///
@@ -28,5 +58,5 @@ pub(crate) fn map(path: &Path) -> Result<FileBytes> {
     if file.metadata().map_err(io)?.len() != map.len() as u64 {
         return Err(ModelError::malformed(&name, "changes while it is opened"));
     }
-    Ok(FileBytes::Mapped(map))
+    Ok(FileBytes::Mapped(Mapped(map)))
 }

@@ -1,6 +1,8 @@
 //! Safetensors: one file, or shards listed by an index.
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::ops::Range;
 
 use backend::WeightData;
 use half::{bf16, f16};
@@ -53,6 +55,13 @@ impl SafetensorsFiles {
         let entry = self.index.get(name)?;
         let bytes = &self.files[entry.file][entry.start..entry.end];
         Some((entry.dtype, &entry.shape, bytes))
+    }
+
+    /// Takes what [`Self::raw`] handed out out of memory until it is read again.
+    pub fn release(&self, name: &str) {
+        if let Some(entry) = self.index.get(name) {
+            self.files[entry.file].release(entry.start..entry.end);
+        }
     }
 
     fn add(&mut self, name: &str, bytes: FileBytes) -> Result<()> {
@@ -202,17 +211,33 @@ impl TensorSource for SafetensorsFiles {
             .index
             .get(name)
             .ok_or_else(|| ModelError::tensor(name, "is missing"))?;
-        let bytes = &self.files[entry.file][entry.start..entry.end];
+        let file = &self.files[entry.file];
+        let stretch = entry.start..entry.end;
         match entry.dtype {
-            Dtype::F32 => Ok(WeightData::F32(elements(bytes, f32::from_le_bytes))),
-            Dtype::BF16 => Ok(WeightData::Bf16(elements(bytes, bf16::from_le_bytes))),
-            Dtype::F16 => Ok(WeightData::F16(elements(bytes, f16::from_le_bytes))),
+            Dtype::F32 => Ok(WeightData::F32(read(file, stretch, f32::from_le_bytes))),
+            Dtype::BF16 => Ok(WeightData::Bf16(read(file, stretch, bf16::from_le_bytes))),
+            Dtype::F16 => Ok(WeightData::F16(read(file, stretch, f16::from_le_bytes))),
             other => Err(ModelError::tensor(
                 name,
                 format!("has type {other:?}; F32, F16 and BF16 are read"),
             )),
         }
     }
+}
+
+/// Little-endian elements of a stretch of a file, run by run.
+pub(crate) fn read<T, const N: usize>(
+    file: &FileBytes,
+    stretch: Range<usize>,
+    element: fn([u8; N]) -> T,
+) -> Vec<T> {
+    let mut out = Vec::with_capacity(stretch.len() / N);
+    let Ok(()) = file.in_runs(stretch, N, |bytes| {
+        let (chunks, _) = bytes.as_chunks::<N>();
+        out.extend(chunks.iter().map(|chunk| element(*chunk)));
+        Ok::<_, Infallible>(())
+    });
+    out
 }
 
 /// Little-endian elements; files promise no alignment.

@@ -41,6 +41,11 @@ mod avx2_fast {
     ::backend::conformance_suite!(target(Isa::Avx2, Precision::Int8Fast, 1), INT8);
 }
 
+mod avx512_blocks {
+    use super::*;
+    ::backend::conformance_suite!(target(Isa::Avx512, Precision::Int8Blocks, 2), INT8);
+}
+
 mod avx512_fast {
     use super::*;
     ::backend::conformance_suite!(target(Isa::Avx512, Precision::Int8Fast, 2), INT8);
@@ -54,10 +59,15 @@ fn weight(data: WeightData) -> LinearWeight {
     LinearWeight::new(weight, Some(numbers(3, OUTPUTS))).expect("a bias")
 }
 
-/// What `quant` makes of the same numbers.
+/// What `quant` makes of the same numbers, with one scale per output.
 fn definition(w: &[f32], x: &[f32], granularity: Granularity) -> Vec<f32> {
-    let w = Quantised::new(w, OUTPUTS, INPUTS, Granularity::Row).expect("finite");
-    let x = Quantised::new(x, x.len() / INPUTS, INPUTS, granularity).expect("finite");
+    product(w, x, [Granularity::Row, granularity])
+}
+
+/// What `quant` makes of weights and activations.
+fn product(w: &[f32], x: &[f32], [of_w, of_x]: [Granularity; 2]) -> Vec<f32> {
+    let w = Quantised::new(w, OUTPUTS, INPUTS, of_w).expect("finite");
+    let x = Quantised::new(x, x.len() / INPUTS, INPUTS, of_x).expect("finite");
     quant::linear(&x, &w, Some(&numbers(3, OUTPUTS))).expect("fits")
 }
 
@@ -96,6 +106,81 @@ fn layers_follow_the_definition_in_every_checkpoint_type() {
         let expected = definition(&wide, &x, Granularity::Groups(GROUP));
         assert_eq!(backend.read(&y), expected, "{precision}");
     }
+}
+
+/// Small models have blocks of 32 everywhere; in large ones a matrix with outliers gets groups, and only
+/// that one.
+#[test]
+fn weights_get_the_scales_that_they_need() {
+    let x = numbers(2, 3 * INPUTS);
+    let even = numbers(1, OUTPUTS * INPUTS);
+    let mut outliers = even.clone();
+    outliers.iter_mut().step_by(INPUTS).for_each(|w| *w = 100.0);
+    let [blocks, groups] = [BLOCK, GROUP].map(Granularity::Groups);
+    for (precision, w, granularities) in [
+        (Precision::Int8Blocks, &even, [blocks, blocks]),
+        (Precision::Int8Guarded, &even, [Granularity::Row, groups]),
+        (Precision::Int8Guarded, &outliers, [groups, groups]),
+        (Precision::Int8, &outliers, [Granularity::Row, groups]),
+    ] {
+        for head in [false, true] {
+            let mut backend = target(Isa::Avx512, precision, 2);
+            let mut layer = weight(WeightData::F32(w.clone()));
+            if head {
+                layer = layer.into_head();
+            }
+            let linear = backend.load_linear(layer).expect("memory");
+            let x_tensor = backend.upload(3, INPUTS, &x);
+            let step = backend.begin_step(&batch(&[(0, 3, &[0])])).expect("a step");
+            let y = backend.linear(&x_tensor, &linear, &step).expect("fits");
+            assert_eq!(
+                backend.read(&y),
+                product(w, &x, granularities),
+                "{precision}"
+            );
+            let in_groups = usize::from(granularities[0] != Granularity::Row);
+            let found = backend.weights();
+            assert_eq!((found.groups, found.rows), (in_groups, 1 - in_groups));
+        }
+    }
+}
+
+/// A tied table is there once, in 8 bits: tokens get the rows that the head multiplies with.
+#[test]
+fn a_tied_table_shares_the_bytes_of_the_head() {
+    let w = numbers(1, OUTPUTS * INPUTS);
+    let table = || {
+        let data = WeightData::F32(w.clone());
+        HostTensor::new(OUTPUTS, INPUTS, data).expect("a table")
+    };
+    let mut step = batch(&[(0, 3, &[0])]);
+    step.token_ids = vec![0, 44, 33];
+    for (precision, granularity) in [
+        (Precision::Int8, Granularity::Row),
+        (Precision::Int8Blocks, Granularity::Groups(BLOCK)),
+    ] {
+        let mut backend = target(Isa::Avx512, precision, 2);
+        let (embedding, head) = backend.load_tied(table()).expect("memory");
+        let shared = head.table().expect("8 bits");
+        assert_eq!(std::rc::Rc::strong_count(&shared), 3);
+        let step_ = backend.begin_step(&step).expect("a step");
+        let found = backend
+            .embed(&embedding, Ids::Tokens, &step_)
+            .expect("fits");
+        let rounded = Quantised::new(&w, OUTPUTS, INPUTS, granularity).expect("finite");
+        let wide = rounded.dequantise();
+        let rows = step.token_ids.iter().map(|id| *id as usize * INPUTS);
+        let expected: Vec<f32> = rows.flat_map(|at| wide[at..at + INPUTS].to_vec()).collect();
+        assert_eq!(backend.read(&found), expected, "{precision}");
+    }
+    let mut backend = target(Isa::Avx512, Precision::F32, 2);
+    let (embedding, head) = backend.load_tied(table()).expect("memory");
+    assert!(head.table().is_none());
+    let step_ = backend.begin_step(&step).expect("a step");
+    let found = backend
+        .embed(&embedding, Ids::Tokens, &step_)
+        .expect("fits");
+    assert_eq!(backend.read(&found)[..INPUTS], w[..INPUTS]);
 }
 
 /// The form that a tensor carries is that of its elements as they are now.

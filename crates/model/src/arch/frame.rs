@@ -1,7 +1,7 @@
 //! What every family has around its layers: sizes, embedding, positions, the last norm and the head.
 //! The layers themselves are each family's own.
 
-use backend::{AttentionSpec, Backend, HostTensor, LinearWeight, NormKind, Rope, WeightData};
+use backend::{AttentionSpec, Backend, HostTensor, NormKind, Rope, WeightData};
 
 use super::Shape;
 use super::parts::Parts;
@@ -244,13 +244,24 @@ impl Frame {
         let prefix = self.prefix(tensors);
         let embed = tensors.table(&format!("{prefix}{embed}.weight"), self.sizes.hidden)?;
         let vocab = embed.rows;
-        let head = self.head(&embed, tensors)?;
-        let embed = backend.load_tensor(embed)?;
+        let (embed, head) = match self.head(tensors) {
+            None => backend.load_tied(embed)?,
+            // One at a time: these are the largest tensors.
+            Some(head) => {
+                let embed = backend.load_tensor(embed)?;
+                let head = tensors.linear(&[LinearSpec {
+                    prefix: head.to_owned(),
+                    rows: vocab,
+                    columns: self.sizes.hidden,
+                    bias: self.head_bias,
+                }])?;
+                (embed, backend.load_linear(head.into_head())?)
+            }
+        };
         let mut active_weights = ActiveWeights {
-            head: (head.weight.rows * head.weight.columns) as u64,
+            head: (vocab * self.sizes.hidden) as u64,
             layers: 0,
         };
-        let head = backend.load_linear(head.into_head())?;
         progress.advance(1);
         let mut layers = Vec::with_capacity(self.sizes.num_layers);
         let mut key_bias_norms = Vec::with_capacity(self.sizes.num_layers);
@@ -292,22 +303,16 @@ impl Frame {
         if bare { "" } else { prefix }
     }
 
-    fn head(&self, embed: &HostTensor, tensors: &Tensors) -> Result<LinearWeight> {
+    /// The name of a head of its own, without `.weight`.
+    fn head(&self, tensors: &Tensors) -> Option<&'static str> {
         let stored = |head: &&&str| tensors.has(&format!("{head}.weight"));
         let stored = self.names.heads.iter().find(stored);
-        match stored {
-            Some(head) if !self.tied => tensors.linear(&[LinearSpec {
-                prefix: (*head).to_owned(),
-                rows: embed.rows,
-                columns: self.sizes.hidden,
-                bias: self.head_bias,
-            }]),
-            _ => {
-                // Some exporters store the tied head a second time.
-                stored.inspect(|head| tensors.skip(&format!("{head}.weight")));
-                Ok(LinearWeight::new(embed.clone(), None)?)
-            }
+        if self.tied {
+            // Some exporters store the tied head a second time.
+            stored.inspect(|head| tensors.skip(&format!("{head}.weight")));
+            return None;
         }
+        stored.copied()
     }
 
     fn position<B: Backend>(

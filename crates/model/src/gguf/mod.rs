@@ -10,6 +10,8 @@ mod tests;
 mod tokenizer;
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::ops::Range;
 
 use backend::{Int8Data, WeightData};
 use candle_core::Device;
@@ -22,7 +24,7 @@ use crate::TextFiles;
 use crate::config::ModelConfig;
 use crate::error::{ModelError, Result};
 use crate::files::FileBytes;
-use crate::safetensors_files::elements;
+use crate::safetensors_files::read;
 use crate::tensors::TensorSource;
 pub(crate) use families::GgufFamily;
 use metadata::{Metadata, ROPE_FACTORS, ROPE_FREQS, Stored};
@@ -150,7 +152,7 @@ impl TensorSource for GgufFile {
             .tensors
             .get(name)
             .ok_or_else(|| ModelError::tensor(name, "is missing"))?;
-        let data = decode(info, &self.parts[info.part][info.start..info.end])
+        let data = decode(info, &self.parts[info.part])
             .map_err(|error| ModelError::tensor(&info.name, error))?;
         let Some(heads) = self.metadata.interleaved_heads(name)? else {
             return Ok(data);
@@ -197,13 +199,14 @@ fn slices(info: &TensorInfo) -> impl Iterator<Item = (usize, TensorInfo)> + '_ {
 
 /// Elements of a tensor. Matrices of Q8_0 keep their integers and the scale of each block; other block
 /// types become 32-bit floats, whole rows at a time.
-fn decode(info: &TensorInfo, bytes: &[u8]) -> candle_core::Result<WeightData> {
+fn decode(info: &TensorInfo, file: &FileBytes) -> candle_core::Result<WeightData> {
+    let stretch = info.start..info.end;
     match info.dtype {
-        GgmlDType::F32 => return Ok(WeightData::F32(elements(bytes, f32::from_le_bytes))),
-        GgmlDType::F16 => return Ok(WeightData::F16(elements(bytes, f16::from_le_bytes))),
-        GgmlDType::BF16 => return Ok(WeightData::Bf16(elements(bytes, bf16::from_le_bytes))),
+        GgmlDType::F32 => return Ok(WeightData::F32(read(file, stretch, f32::from_le_bytes))),
+        GgmlDType::F16 => return Ok(WeightData::F16(read(file, stretch, f16::from_le_bytes))),
+        GgmlDType::BF16 => return Ok(WeightData::Bf16(read(file, stretch, bf16::from_le_bytes))),
         GgmlDType::Q8_0 if info.shape.len() == 2 => {
-            return Ok(WeightData::Int8(q8_0(bytes, info.shape[1])));
+            return Ok(WeightData::Int8(q8_0(file, stretch, info.shape[1])));
         }
         _ => {}
     }
@@ -214,39 +217,48 @@ fn decode(info: &TensorInfo, bytes: &[u8]) -> candle_core::Result<WeightData> {
         .expect("the parser refuses tensors without dimensions");
     let row_bytes = columns / dtype.block_size() * dtype.type_size();
     let rows_at_once = (CHUNK / columns).max(1);
-    let parts: candle_core::Result<Vec<Vec<f32>>> = bytes
-        .par_chunks(rows_at_once * row_bytes)
-        .map(|chunk| {
-            // Tensors start at multiples of 8 in a mapped file and blocks have even sizes, which is
-            // the alignment that candle's block types need.
-            let tensor = qtensor_from_ggml(
-                dtype,
-                chunk,
-                vec![chunk.len() / row_bytes, columns],
-                &Device::Cpu,
-            )?;
-            tensor.dequantize(&Device::Cpu)?.flatten_all()?.to_vec1()
-        })
-        .collect();
-    Ok(WeightData::F32(parts?.concat()))
+    let mut out = Vec::with_capacity(info.shape.iter().product());
+    file.in_runs(stretch, row_bytes, |bytes| {
+        let parts: candle_core::Result<Vec<Vec<f32>>> = bytes
+            .par_chunks(rows_at_once * row_bytes)
+            .map(|chunk| {
+                // Tensors start at multiples of 8 in a mapped file and blocks have even sizes, which is
+                // the alignment that candle's block types need.
+                let tensor = qtensor_from_ggml(
+                    dtype,
+                    chunk,
+                    vec![chunk.len() / row_bytes, columns],
+                    &Device::Cpu,
+                )?;
+                tensor.dequantize(&Device::Cpu)?.flatten_all()?.to_vec1()
+            })
+            .collect();
+        parts?.iter().for_each(|part| out.extend_from_slice(part));
+        Ok::<_, candle_core::Error>(())
+    })?;
+    Ok(WeightData::F32(out))
 }
 
 /// Elements that one thread dequantises at once.
 const CHUNK: usize = 1 << 18;
 
 /// Blocks of a half-precision scale and 32 integers.
-fn q8_0(bytes: &[u8], columns: usize) -> Int8Data {
+fn q8_0(file: &FileBytes, stretch: Range<usize>, columns: usize) -> Int8Data {
     const BLOCK: usize = 32;
-    let (blocks, _) = bytes.as_chunks::<{ BLOCK + 2 }>();
+    let num_blocks = stretch.len() / (BLOCK + 2);
+    let mut values = Vec::with_capacity(num_blocks * BLOCK);
+    let mut scales = Vec::with_capacity(num_blocks);
+    let Ok(()) = file.in_runs(stretch, BLOCK + 2, |bytes| {
+        let (blocks, _) = bytes.as_chunks::<{ BLOCK + 2 }>();
+        for block in blocks {
+            scales.push(f16::from_le_bytes([block[0], block[1]]).to_f32());
+            values.extend(block[2..].iter().map(|q| q.cast_signed()));
+        }
+        Ok::<_, Infallible>(())
+    });
     Int8Data {
-        values: blocks
-            .iter()
-            .flat_map(|block| block[2..].iter().map(|q| q.cast_signed()))
-            .collect(),
-        scales: blocks
-            .iter()
-            .map(|block| f16::from_le_bytes([block[0], block[1]]).to_f32())
-            .collect(),
+        values,
+        scales,
         columns,
         group_len: BLOCK,
     }

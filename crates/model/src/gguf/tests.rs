@@ -9,6 +9,7 @@ use std::path::Path;
 use safetensors::SafeTensors;
 
 use super::*;
+use crate::safetensors_files::elements;
 
 fn fixture(name: &str) -> Vec<u8> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR"))

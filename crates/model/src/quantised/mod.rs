@@ -184,7 +184,11 @@ impl TensorSource for QuantisedFiles {
         match self.found.matrices.get(name) {
             Some(stored) => {
                 let prefix = name.strip_suffix(".weight").unwrap_or(name);
-                Ok(self.matrix(prefix, stored)?.into_data(prefix))
+                let matrix = self.matrix(prefix, stored)?;
+                for part in ["weight", "weight_packed", "qweight"] {
+                    self.files.release(&format!("{prefix}.{part}"));
+                }
+                Ok(matrix.into_data(prefix))
             }
             None => self.files.read(name),
         }

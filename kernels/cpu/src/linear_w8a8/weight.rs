@@ -180,6 +180,28 @@ impl QuantisedWeight {
         self.inputs
     }
 
+    /// Writes the weights of one output as floats, `integer · scale`.
+    ///
+    /// # Panics
+    /// When there is no such output, or `out` is not as long as it has inputs.
+    pub fn widen_row(&self, output: usize, out: &mut [f32]) {
+        assert!(output < self.outputs, "output {output} of {}", self.outputs);
+        assert_eq!(out.len(), self.inputs);
+        let (panel, column) = (output / PANEL_WIDTH, output % PANEL_WIDTH);
+        let scales = self.panel_scales(panel)[column..]
+            .iter()
+            .step_by(PANEL_WIDTH);
+        let steps = self.panel(panel).chunks_exact(STEP_BYTES);
+        let integers = steps.flat_map(|step| &step[column * STEP..(column + 1) * STEP]);
+        let mut integers = integers.map(|byte| f32::from((byte ^ OFFSET).cast_signed()));
+        let group_len = self.granularity.group_len(self.inputs);
+        for (out, scale) in out.chunks_mut(group_len).zip(scales) {
+            for (out, integer) in out.iter_mut().zip(&mut integers) {
+                *out = integer * scale;
+            }
+        }
+    }
+
     /// Which weights of an output share a scale.
     pub fn granularity(&self) -> Granularity {
         self.granularity
