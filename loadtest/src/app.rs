@@ -12,13 +12,17 @@ use serde::Serialize;
 use crate::args::Cache;
 use crate::clock::Clock;
 use crate::config::Config;
+use crate::content::Prompts;
+use crate::dataset::Filtered;
 use crate::driver::{Plan, Run, RunResult};
+use crate::metric_map::ServerKind;
 use crate::probe;
 use crate::progress;
 use crate::reconcile::Reconciliation;
-use crate::report::{Report, ServerInfo};
+use crate::report::{self, Report, ServerInfo};
 use crate::scrape::{Delta, Scraper, Snapshot};
 use crate::target::Target;
+use crate::timeline::{self, Point, Timeline};
 use crate::workload::{self, TokensPerWord, Workload};
 
 /// How long the server may take to come to rest before and after the run.
@@ -36,8 +40,9 @@ pub async fn measure(config: &Config, interrupted: impl Future<Output = ()>) -> 
     for url in &config.urls {
         targets.push(Target::resolve(url.clone(), config.api_key.as_deref(), clock).await?);
     }
+    note_left_out(config);
     let workload = prepare(config, &targets[0]).await?;
-    let metrics = Metrics::open(config, clock).await;
+    let mut metrics = Metrics::open(config, clock).await;
     let plan = Plan {
         arrival: config.arrival,
         warmup: config.warmup,
@@ -47,7 +52,7 @@ pub async fn measure(config: &Config, interrupted: impl Future<Output = ()>) -> 
         timeouts: config.timeouts,
     };
     let run = Run::new(plan, targets, workload.clone(), clock);
-    let result = drive(&run, config, interrupted).await;
+    let result = drive(&run, config, &mut metrics, interrupted).await;
     let server = metrics.close(&result, config).await;
     Ok(Report::new(config, &workload, &result, server))
 }
@@ -55,8 +60,11 @@ pub async fn measure(config: &Config, interrupted: impl Future<Output = ()>) -> 
 async fn drive(
     run: &Arc<Run>,
     config: &Config,
+    metrics: &mut Metrics,
     interrupted: impl Future<Output = ()>,
 ) -> RunResult {
+    let watched = metrics.watch(run.clock);
+    tokio::pin!(watched);
     let finished = run.run();
     tokio::pin!(finished, interrupted);
     let shown = progress::show(Arc::clone(run), config);
@@ -71,6 +79,7 @@ async fn drive(
                 run.stop();
             }
             () = &mut shown, if is_shown => is_shown = false,
+            () = &mut watched => unreachable!("metrics are watched until the run ends"),
         }
     }
 }
@@ -108,15 +117,29 @@ async fn prepare(config: &Config, target: &Target) -> Result<Workload> {
     Ok(workload)
 }
 
-/// The server's metrics before the run, if there are any.
-struct Metrics(Result<(Scraper, Snapshot, bool)>);
+/// The server's metrics, if there are any.
+struct Metrics {
+    open: Result<Open>,
+    points: Vec<Point>,
+}
+
+/// Metrics that were read before the run.
+struct Open {
+    scraper: Scraper,
+    kind: ServerKind,
+    before: Snapshot,
+    was_quiet: bool,
+}
 
 impl Metrics {
     async fn open(config: &Config, clock: Clock) -> Self {
-        Self(Self::scrape(config, clock).await)
+        Self {
+            open: Self::scrape(config, clock).await,
+            points: Vec::new(),
+        }
     }
 
-    async fn scrape(config: &Config, clock: Clock) -> Result<(Scraper, Snapshot, bool)> {
+    async fn scrape(config: &Config, clock: Clock) -> Result<Open> {
         let key = config.api_key.as_deref();
         let mut targets = Vec::new();
         for url in &config.metrics_urls {
@@ -124,8 +147,22 @@ impl Metrics {
         }
         let scraper = Scraper::new(targets, clock, config.api.path());
         let (before, was_quiet) = scraper.quiet(QUIET_BOUND).await?;
-        anyhow::ensure!(before.is_octet(), "the server has no octet_ metrics");
-        Ok((scraper, before, was_quiet))
+        let kind = ServerKind::of(&before);
+        let kind = kind.context("the metrics are those of no known server")?;
+        Ok(Open {
+            scraper,
+            kind,
+            before,
+            was_quiet,
+        })
+    }
+
+    /// Scrapes until dropped.
+    async fn watch(&mut self, clock: Clock) {
+        match &self.open {
+            Ok(open) => timeline::watch(&open.scraper, clock, &mut self.points).await,
+            Err(_) => std::future::pending().await,
+        }
     }
 
     /// Scrapes again and compares.
@@ -134,26 +171,43 @@ impl Metrics {
             not_available: Some(reason),
             lost,
             quiet: true,
+            kind: None,
+            timeline: None,
             reconciliation: Reconciliation::default(),
         };
-        let (scraper, before, was_quiet) = match self.0 {
+        let Open {
+            scraper,
+            kind,
+            before,
+            was_quiet,
+        } = match self.open {
             Ok(open) => open,
             Err(error) => return not_available(format!("{error:#}"), false),
         };
         let (after, is_quiet) = match scraper.quiet(QUIET_BOUND).await {
-            Ok((after, is_quiet)) if after.is_octet() => (after, is_quiet),
-            Ok(_) => return not_available("the octet_ metrics are gone".into(), true),
+            Ok((after, is_quiet)) if ServerKind::of(&after) == Some(kind) => (after, is_quiet),
+            Ok(_) => return not_available("the metrics are gone".into(), true),
             Err(error) => return not_available(format!("{error:#}"), true),
         };
         let delta = Delta {
             before: &before,
             after: &after,
         };
+        let records = &result.records;
+        let mut reconciliation = match kind {
+            ServerKind::Octet => Reconciliation::new(records, &delta, config.api),
+            other => Reconciliation::of_peer(records, &delta, other),
+        };
+        let seen = timeline::in_flight_mean(kind, &self.points, result.window);
+        let (own, _) = report::in_flight(records, result.window);
+        reconciliation.in_flight(own, seen);
         ServerInfo {
             not_available: None,
             lost: false,
             quiet: was_quiet && is_quiet,
-            reconciliation: Reconciliation::new(&result.records, &delta, config.api),
+            kind: Some(kind),
+            timeline: Timeline::new(kind, &self.points, result.window.0),
+            reconciliation,
         }
     }
 }
@@ -167,6 +221,31 @@ pub fn write_json(report: &impl Serialize, path: &Path) -> Result<()> {
     std::fs::write(&partial, text)
         .and_then(|()| std::fs::rename(&partial, path))
         .with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// Tells what of a dataset or a trace is not asked as it stands there.
+fn note_left_out(config: &Config) {
+    for content in &config.contents {
+        if let Prompts::Dataset(dataset) = &content.prompts {
+            let Filtered {
+                empty,
+                not_by_a_user,
+                too_long,
+            } = dataset.filtered;
+            let left = dataset.conversations.len();
+            note(&format!(
+                "{}: {left} conversations; left out: {empty} without an answered question, \
+                 {not_by_a_user} not begun by a user, {too_long} too long",
+                dataset.name
+            ));
+        }
+    }
+    if let Some(trace) = &config.trace {
+        let (left, empty, clipped) = (trace.requests.len(), trace.empty, trace.clipped);
+        note(&format!(
+            "the trace: {left} requests; {empty} of length zero left out, {clipped} prompts cut"
+        ));
+    }
 }
 
 /// Tells the user something on standard error.

@@ -57,6 +57,9 @@ pub struct Cli {
 pub enum Command {
     /// Find the highest rate of an open loop that keeps the limits of --slo
     Search(Box<SearchArgs>),
+    /// Measure a server of known times in this process: how far off is the client, and from which
+    /// load on would it be the bottleneck?
+    SelfTest(SelfTestArgs),
     /// Make a page of HTML from the JSON files of one run or several
     Report {
         /// Files that --json wrote; the first is what the others are compared with
@@ -85,6 +88,23 @@ pub struct SearchArgs {
     /// How close the rate is found, as a share of it
     #[arg(long, value_name = "X", default_value_t = 0.05, value_parser = rate, help_heading = "Search")]
     pub tolerance: f64,
+}
+
+/// Flags of a self-test.
+#[derive(Debug, Clone, Parser)]
+pub struct SelfTestArgs {
+    /// Token events per second that the client must keep up with
+    #[arg(long, value_name = "N", default_value_t = 1000.0, value_parser = rate)]
+    pub events: f64,
+    /// Go on up to this many, to find where the client becomes the bottleneck
+    #[arg(long, value_name = "N", default_value_t = 64_000.0, value_parser = rate)]
+    pub max_events: f64,
+    /// Length of each level
+    #[arg(long, value_name = "TIME", default_value = "2s", value_parser = duration)]
+    pub duration: Duration,
+    /// Write the results as JSON
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
 }
 
 /// Flags of a run.

@@ -14,6 +14,7 @@ use crate::args::Warmup;
 use crate::arrival::Arrival;
 use crate::clock::{Clock, Nanos};
 use crate::content::Conversation;
+use crate::effort::{Effort, Watch};
 use crate::exchange::{Exchange, Timeouts, exchange};
 use crate::observe::{StreamFacts, Window};
 use crate::outcome::{End, Evidence, classify};
@@ -114,6 +115,8 @@ pub struct RunResult {
     pub window: (Nanos, Nanos),
     /// The run was stopped from outside.
     pub stopped: bool,
+    /// What it took from the client's machine.
+    pub effort: Effort,
 }
 
 impl Run {
@@ -135,10 +138,12 @@ impl Run {
 
     /// Sends the whole load and waits until every answer has ended.
     pub async fn run(self: &Arc<Self>) -> RunResult {
+        let watch = Watch::start(self.clock);
         match self.plan.arrival {
             Arrival::Closed { users } => closed::run(self, users).await,
             arrival => open::run(self, arrival).await,
         }
+        let effort = watch.end().await;
         let mut records = std::mem::take(&mut self.state().records);
         records.sort_by_key(|record| record.index);
         let measured = records
@@ -157,6 +162,7 @@ impl Run {
             records,
             window: (start, end.unwrap_or(start)),
             stopped,
+            effort,
         }
     }
 

@@ -7,11 +7,12 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Parser;
 use loadtest::app;
-use loadtest::args::{Args, Cli, Command, SearchArgs};
+use loadtest::args::{Args, Cli, Command, SearchArgs, SelfTestArgs};
 use loadtest::config::Config;
 use loadtest::page;
 use loadtest::report::Report;
 use loadtest::search::{self, SearchConfig, StopReason};
+use loadtest::self_test::{self, Ladder};
 use loadtest::table::Table;
 
 fn main() -> ExitCode {
@@ -19,6 +20,7 @@ fn main() -> ExitCode {
     let mut err = std::io::stderr();
     let is_clean = match cli.command {
         Some(Command::Search(args)) => search(*args),
+        Some(Command::SelfTest(args)) => self_test(&args),
         Some(Command::Report { runs, output }) => page::write(&runs, &output).map(|()| true),
         None => run(cli.run).map(|report| report.is_clean()),
     };
@@ -46,6 +48,21 @@ fn search(args: SearchArgs) -> Result<bool> {
         app::write_json(&report, &path)?;
     }
     Ok(report.stop == StopReason::Converged)
+}
+
+/// Measures the client itself; true when it keeps up with what was asked.
+fn self_test(args: &SelfTestArgs) -> Result<bool> {
+    let ladder = Ladder {
+        wanted: args.events,
+        highest: args.max_events,
+        length: args.duration,
+    };
+    let report = runtime()?.block_on(self_test::run(ladder))?;
+    write!(std::io::stdout(), "{report}")?;
+    if let Some(path) = &args.json {
+        app::write_json(&report, path)?;
+    }
+    Ok(report.passed)
 }
 
 /// One thread: time stamps come in order, and the load takes at most one core from the server.

@@ -58,6 +58,8 @@ pub struct StreamFacts {
     pub t_done: Option<Nanos>,
     /// Number of token-bearing events.
     pub events: u64,
+    /// Those of them that came in one read with the one before.
+    pub bundled: u64,
     /// Those of them that fell into the window.
     pub events_in_window: u64,
     /// Whether the first of them fell into the window.
@@ -144,7 +146,11 @@ impl StreamFacts {
 
     fn token_event(&mut self, t: Nanos, window: &Window) {
         match self.t_last {
-            Some(last) => self.gaps.push(t.saturating_sub(last)),
+            Some(last) => {
+                // Events of one read have its time.
+                self.bundled += u64::from(t == last);
+                self.gaps.push(t.saturating_sub(last));
+            }
             None => {
                 self.t_first = Some(t);
                 self.first_in_window = window.contains(t);

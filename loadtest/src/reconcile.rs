@@ -2,6 +2,8 @@
 //! possible; a check without data never passes. An exact check that fails makes the run invalid,
 //! a soft one warns.
 
+mod peers;
+
 use std::collections::BTreeSet;
 
 use serde::Serialize;
@@ -11,6 +13,14 @@ use crate::outcome::Outcome;
 use crate::record::{Reach, RequestRecord};
 use crate::scrape::{Delta, names};
 use crate::workload::Api;
+
+/// How far apart client and server may be about the requests in flight: this share of them, or one.
+const IN_FLIGHT_SHARE: f64 = 0.05;
+const IN_FLIGHT_FLOOR: f64 = 1.0;
+/// How far apart their curves of the time to the first token may be.
+const CURVE_GAP: f64 = 0.05;
+/// By how much the client may see a first token later, besides a scrape's round trip, in seconds.
+const ON_THE_WAY: f64 = 0.005;
 
 /// What a failed check means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -64,6 +74,30 @@ pub struct Reconciliation {
 }
 
 impl Reconciliation {
+    /// Compares the requests in flight inside the window, where the server was asked often enough: the
+    /// client's mean over time with the server's over scrapes.
+    pub fn in_flight(&mut self, own: f64, server: Option<f64>) {
+        let allowed = (own * IN_FLIGHT_SHARE).max(IN_FLIGHT_FLOOR);
+        let is_near = |server: f64| (server - own).abs() <= allowed;
+        let at = self
+            .checks
+            .iter()
+            .position(|c| c.id == "R9" || c.id == "R10");
+        let check = Check {
+            id: "R8",
+            what: "requests in flight, mean".into(),
+            strength: Strength::Soft,
+            client: ((own - allowed).max(0.0), Some(own + allowed)),
+            server,
+            verdict: match server {
+                None => Verdict::NotPossible,
+                Some(server) if is_near(server) => Verdict::Pass,
+                Some(_) => Verdict::Warn,
+            },
+        };
+        self.checks.insert(at.unwrap_or(self.checks.len()), check);
+    }
+
     /// Whether an exact check failed.
     pub fn has_failed(&self) -> bool {
         self.checks
@@ -384,7 +418,7 @@ impl Checks<'_> {
             return;
         }
         let mean = times.iter().sum::<f64>() / times.len() as f64;
-        let allowed = seconds(self.delta.after.round_trip) + 0.005;
+        let allowed = seconds(self.delta.after.round_trip) + ON_THE_WAY;
         let range = Range {
             low: mean - allowed,
             high: Some(mean),
@@ -396,6 +430,13 @@ impl Checks<'_> {
             range,
             self.delta.mean(names::TTFT),
         );
+        let curve = self.delta.curve(names::TTFT);
+        let gap = curve.map(|curve| curve_gap(&times, &curve, allowed));
+        let close = Range {
+            low: 0.0,
+            high: Some(CURVE_GAP),
+        };
+        self.add_as(Strength::Soft, "R6", "gap between TTFT curves", close, gap);
     }
 
     /// Tokens that the steps computed. More than the answers needed is recomputation, which
@@ -461,6 +502,20 @@ impl Checks<'_> {
             self.add("R11", what, none, self.delta.after.value(name, &[]));
         }
     }
+}
+
+/// The largest share by which the server's curve leaves the room between the client's and the client's
+/// moved by `allowed`: the client sees every first token later than the server, by no more than that.
+fn curve_gap(times: &[f64], curve: &[(f64, f64)], allowed: f64) -> f64 {
+    let share = |limit: f64| {
+        let below = times.iter().filter(|time| **time <= limit).count();
+        below as f64 / times.len() as f64
+    };
+    let gap = |(edge, server): &(f64, f64)| {
+        let (least, most) = (share(*edge), share(edge + allowed));
+        (least - server).max(server - most).max(0.0)
+    };
+    curve.iter().map(gap).fold(0.0, f64::max)
 }
 
 #[cfg(test)]

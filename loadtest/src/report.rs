@@ -11,6 +11,8 @@ use crate::clock::{Nanos, seconds};
 use crate::config::Config;
 use crate::content::{Content, Described};
 use crate::driver::RunResult;
+use crate::effort::Effort;
+use crate::metric_map::ServerKind;
 use crate::outcome::Outcome;
 use crate::parts::{Part, parts};
 use crate::reconcile::{Reconciliation, Verdict};
@@ -18,6 +20,7 @@ use crate::record::{Phase, RequestRecord};
 use crate::slo::Goodput;
 use crate::stats::{Gaps, Percentile, Sample, Summary, min_samples};
 use crate::steady;
+use crate::timeline::Timeline;
 use crate::workload::{TokensPerWord, Workload};
 
 /// Version of the JSON file's schema.
@@ -28,6 +31,10 @@ const MIN_EVENTS_PER_TOKEN: f64 = 0.98;
 const MAX_EVENTS_PER_TOKEN: f64 = 1.02;
 /// The send lag that is always allowed, in seconds.
 const SEND_LAG_FLOOR: f64 = 0.001;
+/// The 99th percentile of the runtime's lag that is allowed, in seconds; its timer is one millisecond fine.
+const RUNTIME_LAG_LIMIT: f64 = 0.002;
+/// Cores that the client may use.
+const CORES_LIMIT: f64 = 0.6;
 
 /// The results of a run.
 #[derive(Debug, Clone, Serialize)]
@@ -296,6 +303,17 @@ pub struct ClientQuality {
     pub send_lag_limit: f64,
     /// Time spent opening connections, over requests that had to.
     pub connect: Summary,
+    /// How late the client's runtime woke, looked at every 10 ms.
+    pub runtime_lag: Summary,
+    /// What its 99th percentile may be.
+    pub runtime_lag_limit: f64,
+    /// Processor time of the client, in cores. It reads all streams on one.
+    pub cores: Option<f64>,
+    /// What that may be.
+    pub cores_limit: f64,
+    /// Share of the token-bearing events that one read brought together with the one before: many of
+    /// them are many at once from the server, or a client that reads late.
+    pub bundled_events: Option<f64>,
 }
 
 /// The server's side of the run.
@@ -307,6 +325,10 @@ pub struct ServerInfo {
     pub lost: bool,
     /// Whether its counters came to rest before and after the run.
     pub quiet: bool,
+    /// Which server it is by its metrics.
+    pub kind: Option<ServerKind>,
+    /// Its metrics over the run.
+    pub timeline: Option<Timeline>,
     /// The comparisons.
     #[serde(flatten)]
     pub reconciliation: Reconciliation,
@@ -347,7 +369,7 @@ impl Report {
             .filter(|r| r.outcome.is_success())
             .collect();
         let latency = Latency::new(&good, (measured.len() - good.len()) as u64);
-        let client = ClientQuality::new(&measured, &latency);
+        let client = ClientQuality::new(&measured, &latency, &result.effort);
         let urls: Vec<String> = config.urls.iter().map(ToString::to_string).collect();
         let mut report = Self {
             schema: SCHEMA,
@@ -444,6 +466,14 @@ impl Report {
                 RunVerdict::Warning,
                 "the client sent late: latencies contain its own delay".into(),
             ));
+        }
+        if self.client.is_sluggish() {
+            let reason = "the client woke late: its time stamps may be late too".into();
+            found.push((RunVerdict::Warning, reason));
+        }
+        if self.client.is_busy() {
+            let reason = "the client was short of processor time: it may be the bottleneck".into();
+            found.push((RunVerdict::Warning, reason));
         }
         if self
             .latency
@@ -576,7 +606,7 @@ impl Rates {
 }
 
 /// Requests between first byte sent and end, within the window: mean over time and maximum.
-fn in_flight(records: &[RequestRecord], (start, end): (Nanos, Nanos)) -> (f64, u64) {
+pub(crate) fn in_flight(records: &[RequestRecord], (start, end): (Nanos, Nanos)) -> (f64, u64) {
     let mut changes: Vec<(Nanos, i64)> = Vec::new();
     let mut busy: u128 = 0;
     for record in records {
@@ -631,7 +661,10 @@ impl Latency {
 }
 
 impl ClientQuality {
-    fn new(measured: &[&RequestRecord], latency: &Latency) -> Self {
+    fn new(measured: &[&RequestRecord], latency: &Latency, effort: &Effort) -> Self {
+        let sum = |value: fn(&RequestRecord) -> u64| measured.iter().map(|r| value(r)).sum::<u64>();
+        let events = sum(|r| r.stream.events);
+        let bundled = sum(|r| r.stream.bundled);
         let send_lag: Sample = measured.iter().filter_map(|r| r.send_lag()).collect();
         let connect: Sample = measured
             .iter()
@@ -647,11 +680,31 @@ impl ClientQuality {
             send_lag: send_lag.summary(),
             send_lag_limit: (median * 0.01).max(SEND_LAG_FLOOR),
             connect: connect.summary(),
+            runtime_lag: effort.lags.iter().copied().collect::<Sample>().summary(),
+            runtime_lag_limit: RUNTIME_LAG_LIMIT,
+            cores: effort.cores,
+            cores_limit: CORES_LIMIT,
+            bundled_events: (events > 0).then(|| bundled as f64 / events as f64),
         }
     }
 
-    /// Whether the send lag exceeds its limit: its 99th percentile, or without one its maximum.
-    /// Whether the client's own delay is more than a small share of what it measured.
+    /// Whether the client, and not the server, may be what was measured.
+    pub fn may_be_the_bottleneck(&self) -> bool {
+        self.is_late() || self.is_sluggish() || self.is_busy()
+    }
+
+    /// Whether the client's runtime woke too late to stamp what it read.
+    fn is_sluggish(&self) -> bool {
+        matches!(self.runtime_lag.p99, Percentile::Seconds(p99) if p99 > self.runtime_lag_limit)
+    }
+
+    /// Whether the client used more of its processor than leaves it in time.
+    fn is_busy(&self) -> bool {
+        self.cores.is_some_and(|cores| cores > self.cores_limit)
+    }
+
+    /// Whether the client's own delay is more than a small share of what it measured: the 99th
+    /// percentile of its send lag, or without one its maximum, exceeds the limit.
     pub fn is_late(&self) -> bool {
         let worst = match self.send_lag.p99 {
             Percentile::Seconds(p99) => Some(p99),

@@ -9,6 +9,7 @@ use hyper::body::Bytes;
 
 use crate::clock::{Clock, Nanos};
 use crate::exposition::{self, Sample};
+use crate::metric_map::{MetricMap, Names, ServerKind};
 use crate::target::Target;
 
 const SCRAPE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -86,6 +87,12 @@ impl Snapshot {
         })
     }
 
+    /// Adds the samples of another server.
+    pub fn absorb(&mut self, other: Self) {
+        self.samples.extend(other.samples);
+        self.round_trip = self.round_trip.max(other.round_trip);
+    }
+
     fn matching<'a>(
         &'a self,
         name: &'a str,
@@ -131,22 +138,25 @@ impl Snapshot {
             .collect()
     }
 
-    /// Whether this is a server whose counters can be reconciled.
-    pub fn is_octet(&self) -> bool {
-        self.samples
-            .iter()
-            .any(|sample| sample.name == names::FINISHED)
+    /// Whether the name of any sample begins so.
+    pub fn has_prefix(&self, prefix: &str) -> bool {
+        self.samples.iter().any(|s| s.name.starts_with(prefix))
+    }
+
+    /// Sum of the samples of the first of `names` that exists.
+    pub fn first(&self, names: Names) -> Option<f64> {
+        names.iter().find_map(|name| self.value(name, &[]))
     }
 
     /// Requests that the server still works on.
-    pub fn in_flight(&self) -> f64 {
-        [names::RUNNING, names::WAITING]
-            .iter()
-            .filter_map(|name| self.value(name, &[]))
-            .sum()
+    fn in_flight(&self, map: &MetricMap) -> f64 {
+        let gauges = [map.running, map.waiting];
+        gauges.iter().filter_map(|names| self.first(names)).sum()
     }
 
-    fn is_at_rest_with(&self, other: &Self, path: &str) -> bool {
+    fn is_at_rest_with(&self, other: &Self, kind: ServerKind, path: &str) -> bool {
+        let map = kind.map();
+        let stands = |names: Names| self.first(names) == other.first(names);
         // Scrapes count as requests too, so only the measured endpoint has to be at rest.
         let endpoint = [("endpoint", path)];
         let equal = |name: &str| {
@@ -157,7 +167,10 @@ impl Snapshot {
             };
             self.value(name, labels) == other.value(name, labels)
         };
-        self.in_flight() == 0.0 && other.in_flight() == 0.0 && COUNTERS.into_iter().all(equal)
+        self.in_flight(map) == 0.0
+            && other.in_flight(map) == 0.0
+            && map.counters().all(stands)
+            && (kind != ServerKind::Octet || COUNTERS.into_iter().all(equal))
     }
 }
 
@@ -183,9 +196,7 @@ impl Scraper {
     pub async fn scrape(&self) -> Result<Snapshot> {
         let mut all = Snapshot::default();
         for target in &self.targets {
-            let one = self.scrape_one(target).await?;
-            all.samples.extend(one.samples);
-            all.round_trip = all.round_trip.max(one.round_trip);
+            all.absorb(self.scrape_one(target).await?);
         }
         Ok(all)
     }
@@ -219,13 +230,13 @@ impl Scraper {
     pub async fn quiet(&self, bound: Duration) -> Result<(Snapshot, bool)> {
         let deadline = tokio::time::Instant::now() + bound;
         let mut last = self.scrape().await?;
-        if !last.is_octet() {
+        let Some(kind) = ServerKind::of(&last) else {
             return Ok((last, true));
-        }
+        };
         loop {
             tokio::time::sleep(QUIET_POLL).await;
             let next = self.scrape().await?;
-            let is_quiet = next.is_at_rest_with(&last, self.endpoint);
+            let is_quiet = next.is_at_rest_with(&last, kind, self.endpoint);
             if is_quiet || tokio::time::Instant::now() >= deadline {
                 return Ok((next, is_quiet));
             }
@@ -247,6 +258,29 @@ impl Delta<'_> {
     /// By how much a counter grew. None when the server does not have it.
     pub fn counter(&self, name: &str, labels: &[Label<'_>]) -> Option<f64> {
         Some(self.after.value(name, labels)? - self.before.value(name, labels).unwrap_or(0.0))
+    }
+
+    /// By how much the first of `names` that exists grew.
+    pub fn first(&self, names: Names) -> Option<f64> {
+        names.iter().find_map(|name| self.counter(name, &[]))
+    }
+
+    /// What a histogram observed in between: upper edges in rising order, each with the share of the
+    /// observations at or below it. None without any.
+    pub fn curve(&self, histogram: &str) -> Option<Vec<(f64, f64)>> {
+        let name = format!("{histogram}_bucket");
+        let edges = self.after.label_values(&name, "le", &[]);
+        let mut curve: Vec<(f64, f64)> = edges
+            .iter()
+            .filter_map(|le| {
+                let grown = self.counter(&name, &[("le", le)])?;
+                Some((le.parse().ok()?, grown))
+            })
+            .collect();
+        curve.sort_by(|a, b| a.0.total_cmp(&b.0));
+        let total = curve.last()?.1;
+        curve.iter_mut().for_each(|(_, count)| *count /= total);
+        (total > 0.0).then_some(curve)
     }
 
     /// By how many observations a histogram grew.
@@ -318,7 +352,8 @@ mod tests {
                  octet_requests_total{{endpoint=\"/metrics\",code=\"200\"}} {scrapes}\n"
             ))
         };
-        let rest = |a: &Snapshot, b: &Snapshot| a.is_at_rest_with(b, "/v1/completions");
+        let rest =
+            |a: &Snapshot, b: &Snapshot| a.is_at_rest_with(b, ServerKind::Octet, "/v1/completions");
         assert!(rest(&text(0, 3, 3, 9), &text(0, 3, 3, 8)));
         assert!(!rest(&text(1, 3, 3, 9), &text(1, 3, 3, 8)));
         assert!(!rest(&text(0, 4, 3, 9), &text(0, 3, 3, 8)));
@@ -337,7 +372,21 @@ mod tests {
             names::BLOCKS_USED,
             names::BUILD_INFO,
         ];
-        for name in COUNTERS.iter().chain(&histograms).chain(&others) {
+        let map = ServerKind::Octet.map();
+        let more = [
+            map.kv_usage,
+            map.prefix_queries,
+            map.prefix_hits,
+            map.batch_size,
+            map.step_time,
+        ]
+        .concat();
+        for name in COUNTERS
+            .iter()
+            .chain(&histograms)
+            .chain(&others)
+            .chain(&more)
+        {
             let family = name
                 .strip_suffix("_count")
                 .or(name.strip_suffix("_sum"))

@@ -118,7 +118,7 @@ fn latency(f: &mut Formatter<'_>, report: &Report) -> fmt::Result {
         _ => "gap between chunks".to_owned(),
     };
     let failed = report.requests.failed > 0;
-    let rows: [(&str, &Summary, bool); 11] = [
+    let rows: [(&str, &Summary, bool); 12] = [
         ("TTFT", &latency.ttft, true),
         ("  from first byte", &latency.ttft_from_send, true),
         ("  with failures", &latency.ttft_with_failures, failed),
@@ -130,6 +130,7 @@ fn latency(f: &mut Formatter<'_>, report: &Report) -> fmt::Result {
         ("  per output token", &latency.normalised, true),
         ("after the text", &latency.tail, true),
         ("send lag (client)", &report.client.send_lag, true),
+        ("wake lag (client)", &report.client.runtime_lag, true),
     ];
     for (name, summary, _) in rows.iter().filter(|(_, _, shown)| *shown) {
         summary_line(f, name, summary)?;
@@ -222,7 +223,11 @@ fn throughput(f: &mut Formatter<'_>, report: &Report) -> fmt::Result {
         f,
         "  in flight    {:.2} mean, {} at most",
         rates.in_flight_mean, rates.in_flight_max
-    )
+    )?;
+    match report.client.cores {
+        Some(cores) => writeln!(f, "  client       {cores:.2} cores"),
+        None => Ok(()),
+    }
 }
 
 fn goodput(f: &mut Formatter<'_>, report: &Report) -> fmt::Result {

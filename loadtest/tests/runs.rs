@@ -7,6 +7,7 @@ use fake::{Behaviour, FakeServer, MetricsPage};
 use loadtest::app;
 use loadtest::args::{Args, SearchArgs};
 use loadtest::config::Config;
+use loadtest::metric_map::ServerKind;
 use loadtest::parts::PartKind;
 use loadtest::reconcile::{Check, Verdict};
 use loadtest::report::{Report, RunVerdict};
@@ -290,7 +291,7 @@ async fn traffic_of_others_makes_exact_checks_soft() {
 async fn a_server_without_the_metrics_is_no_error() {
     for (page, part) in [
         (MetricsPage::Absent, "answers 404"),
-        (MetricsPage::Foreign, "no octet_ metrics"),
+        (MetricsPage::Foreign, "of no known server"),
         (MetricsPage::Broken, "line "),
     ] {
         let server = FakeServer::start(&[Behaviour::Ok], page).await;
@@ -618,4 +619,29 @@ async fn a_workload_file_describes_a_run() {
     )
     .await;
     assert_eq!(shorter.requests.measured, 4, "flags go before the file");
+}
+
+#[tokio::test]
+async fn a_peer_is_joined_under_its_own_names() {
+    let server = FakeServer::start(&[Behaviour::Ok], MetricsPage::Vllm).await;
+    let report = measure(&server, "--requests 6 --output-tokens 4").await;
+    assert!(
+        report.is_clean(),
+        "{:?} {:?}",
+        report.reasons,
+        report.outcomes
+    );
+    assert_eq!(report.server.kind, Some(ServerKind::Vllm));
+    let passes = exact_passes(&report);
+    for what in [
+        "answers that ended well",
+        "prompt tokens",
+        "generated tokens",
+    ] {
+        assert!(passes.iter().any(|pass| pass == what), "{what}: {passes:?}");
+    }
+    let timeline = report.server.timeline.as_ref().unwrap();
+    assert_eq!(timeline.series["running"].len(), timeline.t.len());
+    let json = serde_json::to_value(&report).unwrap();
+    assert_eq!(json["server"]["kind"], "vllm");
 }

@@ -94,10 +94,10 @@ fn an_honest_server_passes_every_check() {
     let result = reconcile(&records(), &snapshot(&[]));
     assert_eq!(with(&result, Verdict::Fail), [""; 0]);
     assert_eq!(with(&result, Verdict::Warn), [""; 0]);
-    // The server of this test has no sum of times.
+    // The server of this test has no sum of times and no buckets.
     assert_eq!(
         with(&result, Verdict::NotPossible),
-        ["mean TTFT in seconds",]
+        ["mean TTFT in seconds", "gap between TTFT curves"]
     );
     assert!(!result.not_exclusive);
 }
@@ -253,4 +253,72 @@ fn what_the_client_did_not_see_is_a_range() {
         with(&reconcile(&records, &at_most(7)), Verdict::Fail),
         ["generated tokens"]
     );
+}
+
+#[test]
+fn requests_in_flight_may_differ_by_one_or_a_twentieth() {
+    let verdict = |own: f64, server: Option<f64>| {
+        let mut result = Reconciliation::default();
+        result.in_flight(own, server);
+        result.checks[0].verdict
+    };
+    assert_eq!(verdict(2.0, Some(2.9)), Verdict::Pass);
+    assert_eq!(verdict(2.0, Some(3.1)), Verdict::Warn);
+    assert_eq!(verdict(100.0, Some(95.1)), Verdict::Pass);
+    assert_eq!(verdict(100.0, Some(94.9)), Verdict::Warn);
+    assert_eq!(verdict(100.0, None), Verdict::NotPossible);
+}
+
+#[test]
+fn curves_agree_where_the_client_is_a_little_later() {
+    let times: Vec<f64> = (1..=100).map(|i| f64::from(i) / 100.0).collect();
+    let curve = |late: f64| -> Vec<(f64, f64)> {
+        [0.1, 0.25, 0.5, 1.0, f64::INFINITY]
+            .map(|edge: f64| {
+                (
+                    edge,
+                    times.iter().filter(|t| **t - late <= edge).count() as f64 / 100.0,
+                )
+            })
+            .to_vec()
+    };
+    // The server saw each first token 10 ms before the client, which is allowed.
+    assert_eq!(curve_gap(&times, &curve(0.010), 0.0101), 0.0);
+    // A tenth of a second is not, and moves a tenth of the curve.
+    let gap = curve_gap(&times, &curve(0.1), 0.0001);
+    assert!((gap - 0.1).abs() < 0.011, "{gap}");
+    // A server that is later than the client is wrong too.
+    assert!(curve_gap(&times, &curve(-0.1), 0.01) > 0.08);
+}
+
+/// Every first token came 95 ns after its request left.
+#[test]
+fn a_server_that_saw_other_times_is_found() {
+    let with_times = |sum: f64, below: u32| {
+        let honest = snapshot(&[]);
+        let text = format!(
+            "octet_time_to_first_token_seconds_sum {sum}\n\
+             octet_time_to_first_token_seconds_bucket{{le=\"0.00000005\"}} {below}\n\
+             octet_time_to_first_token_seconds_bucket{{le=\"+Inf\"}} 3\n"
+        );
+        let mut after = Snapshot::parse(&text).unwrap();
+        after.absorb(honest);
+        reconcile(&records(), &after)
+    };
+    let agreed = with_times(0.0, 3);
+    assert_eq!(with(&agreed, Verdict::Warn), [""; 0]);
+    assert_eq!(with(&agreed, Verdict::NotPossible), [""; 0]);
+    // A server that was slower than its client cannot be.
+    let slower = with_times(0.3, 0);
+    assert_eq!(with(&slower, Verdict::Warn), ["mean TTFT in seconds"]);
+    assert!(!slower.has_failed(), "a soft check only warns");
+}
+
+#[test]
+fn another_build_is_another_server() {
+    let text = "octet_build_info{version=\"2\"} 1\n";
+    let mut after = Snapshot::parse(text).unwrap();
+    after.absorb(snapshot(&[("octet_build_info", None)]));
+    let result = reconcile(&records(), &after);
+    assert_eq!(with(&result, Verdict::Fail), ["changes of the build"]);
 }

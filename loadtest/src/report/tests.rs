@@ -11,6 +11,8 @@ fn server() -> ServerInfo {
         not_available: None,
         lost: false,
         quiet: true,
+        kind: None,
+        timeline: None,
         reconciliation: Reconciliation::default(),
     }
 }
@@ -40,6 +42,7 @@ fn report(records: Vec<RequestRecord>, server: ServerInfo) -> Report {
         records,
         window: (0, 1_000_000_000),
         stopped: false,
+        effort: crate::effort::Effort::default(),
     };
     Report::new(&config, &workload(), &result, server)
 }
@@ -227,4 +230,31 @@ fn the_table_prints_only_what_the_sample_carries() {
     // Mean, p50, p90 and p95 have a number and a unit; p99 and p99.9 are left open.
     assert_eq!(cells[1], "80");
     assert_eq!((cells[10], cells[11]), ("–", "–"), "{row}");
+}
+
+#[test]
+fn a_client_that_had_too_much_to_do_is_a_reservation() {
+    let of = |lag: Nanos, cores: f64| {
+        let config = Config::try_from(Args::parse_from(["loadtest"])).unwrap();
+        let result = RunResult {
+            records: many(400),
+            window: (0, 1_000_000_000),
+            stopped: false,
+            effort: crate::effort::Effort {
+                lags: vec![lag; 400],
+                cores: Some(cores),
+            },
+        };
+        Report::new(&config, &workload(), &result, server())
+    };
+    let has = |report: &Report, part: &str| report.reasons.iter().any(|r| r.contains(part));
+    let good = of(1_000_000, 0.5);
+    assert!(
+        !has(&good, "woke late") && !has(&good, "processor"),
+        "{:?}",
+        good.reasons
+    );
+    let late = of(3_000_000, 0.5);
+    assert!(has(&late, "woke late") && late.verdict == RunVerdict::Warning);
+    assert!(has(&of(1_000_000, 0.7), "processor"));
 }

@@ -65,7 +65,7 @@ pub struct Probe {
     pub goodput: Option<Goodput>,
     /// What grew over the window.
     pub growing: Vec<&'static str>,
-    /// The client's own delay was too large.
+    /// The client's own delay was too large, or it had too much to do.
     pub client_was_late: bool,
     /// Requests per second that ended well.
     pub completed_requests: f64,
@@ -91,7 +91,7 @@ impl Probe {
             verdict,
             goodput: report.goodput.clone(),
             growing: report.window.growing.clone(),
-            client_was_late: report.client.is_late(),
+            client_was_late: report.client.may_be_the_bottleneck(),
             completed_requests: report.rates.completed_requests,
             output_tokens: report.rates.output_tokens,
             ttft_p50: report.latency.ttft.p50,

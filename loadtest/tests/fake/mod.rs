@@ -61,8 +61,10 @@ pub enum MetricsPage {
     CountsOneTooMany,
     /// 404.
     Absent,
-    /// Counters of another product.
+    /// Counters of a product that nobody knows.
     Foreign,
+    /// Exact counts under the names of vLLM.
+    Vllm,
     /// A line that is not in the format.
     Broken,
     /// One request more than was sent.
@@ -411,9 +413,8 @@ async fn metrics(stream: &mut TcpStream, state: &State) -> bool {
         return reply(stream, 404, "{}").await;
     }
     let page = match state.page {
-        MetricsPage::Foreign => {
-            "vllm:request_success_total{finished_reason=\"stop\"} 1\n".to_owned()
-        }
+        MetricsPage::Foreign => "other_requests_total 1\n".to_owned(),
+        MetricsPage::Vllm => state.vllm_page(),
         MetricsPage::Broken => format!("{}octet_requests_running\n", state.page()),
         _ => state.page(),
     };
@@ -421,6 +422,23 @@ async fn metrics(stream: &mut TcpStream, state: &State) -> bool {
 }
 
 impl State {
+    fn vllm_page(&self) -> String {
+        let counts = self.counts.lock().unwrap();
+        [
+            (
+                "request_success_total{finished_reason=\"length\"}",
+                counts.ended,
+            ),
+            ("prompt_tokens_total", counts.prompt_tokens),
+            ("generation_tokens_total", counts.output_tokens),
+            ("inter_token_latency_seconds_count", counts.between),
+            ("num_requests_running", 0),
+            ("num_requests_waiting", 0),
+        ]
+        .map(|(name, value)| format!("vllm:{name} {value}\n"))
+        .concat()
+    }
+
     fn page(&self) -> String {
         let counts = self.counts.lock().unwrap();
         let has_streamed = u64::from(counts.streamed > 0);
