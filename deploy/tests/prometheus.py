@@ -1,6 +1,6 @@
 """A real Prometheus scrapes a real server under load: every panel and every rule gives data.
 
-    prometheus.py --octet target/release/octet
+    prometheus.py --octet target/release/octet --embedding-model target/assets/minilm
 """
 
 import argparse
@@ -23,13 +23,14 @@ FLAGS = ["--max-num-seqs", "1", "--max-num-queued-reqs", "1"]
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--octet", required=True)
-    octet = parser.parse_args().octet
-    with server(octet, *FLAGS) as (child, target), tempfile.TemporaryDirectory() as folder:
+    parser.add_argument("--embedding-model", required=True)
+    args = parser.parse_args()
+    with server(args.octet, *FLAGS, "--embedding-model", args.embedding_model) as (child, target), tempfile.TemporaryDirectory() as folder:
         series_start_at_zero(target)
         folder = pathlib.Path(folder)
         with prometheus(folder, target) as base:
             wait_for("the first scrape", lambda: value(base, 'up{job="octet"}') == 1)
-            generated = load(target)
+            generated = load(target, pathlib.Path(args.embedding_model).name)
             wait_for("the scrape of the load", lambda: value(base, "octet_generation_tokens_total") == generated)
             panels = panels_have_data(base)
             rules = rules_are_healthy(base)
@@ -119,8 +120,11 @@ def expressions_names():
     return {name for text in texts for name in re.findall(r"(?<!:)\boctet_[a-z0-9_]+(?=[{\[) ])", text)}
 
 
-def load(target):
+def load(target, embedding_model):
     """Answers of every kind; gives the tokens that clients were told of."""
+    body = {"model": embedding_model, "input": ["a text", "another"]}
+    status, text = post(f"http://{target}/v1/embeddings", body)
+    assert status == 200, text
     url = f"http://{target}/v1/chat/completions"
     generated = 0
     for number in range(4):

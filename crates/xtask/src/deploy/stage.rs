@@ -1,22 +1,23 @@
 //! The deploy stage: what lies under `deploy/`, tried with the programs it is written for.
 
+use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::Result;
 
 use super::{check, deploy};
-use crate::{install, target_dir};
+use crate::{assets, install, target_dir};
 
 /// Runs every check of `deploy/`.
 pub fn run() -> Result<()> {
     check()?;
     prometheus()?;
     install::debian("systemd-analyze", "systemd")?;
-    script("systemd.py")?;
+    script("systemd.py", &[])?;
     install::service("nginx", "nginx-light")?;
     install::service("haproxy", "haproxy")?;
-    script("proxies.py")
+    script("proxies.py", &[])
 }
 
 /// The configuration, the rules and the boards, by promtool and by a server that scrapes ours.
@@ -36,17 +37,22 @@ fn prometheus() -> Result<()> {
         "rules/octet.yml",
     ])?;
     promtool(&["test", "rules", "tests/octet.yml", "tests/octet-slow.yml"])?;
-    script("prometheus.py")
+    let minilm = assets::fetch()?.join("minilm");
+    script(
+        "prometheus.py",
+        &["--embedding-model".as_ref(), minilm.as_os_str()],
+    )
 }
 
 /// A test script of `deploy/tests`, against the built server.
-fn script(name: &str) -> Result<()> {
+fn script(name: &str, args: &[&OsStr]) -> Result<()> {
     println!("-- {name}");
     let mut command = Command::new("python3");
     command
         .arg(deploy("tests").join(name))
         .arg("--octet")
         .arg(binary("octet"))
+        .args(args)
         .env("PYTHONDONTWRITEBYTECODE", "1");
     install::run(&mut command)
 }
