@@ -6,7 +6,7 @@
 //! bits do not depend on how many there are. 16-bit weights are widened exactly and follow the same
 //! order.
 //!
-//! [`linear_bf16`] multiplies with activations rounded to 16 bits too. Its order is that of the
+//! [`linear_bf16()`] multiplies with activations rounded to 16 bits too. Its order is that of the
 //! instruction for it, which the other levels follow: inputs in pairs, inside a pair the second first.
 //! Numbers below 2⁻⁵⁶ count as zero in both operands.
 //!
