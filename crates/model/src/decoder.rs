@@ -30,7 +30,8 @@ pub(crate) struct Weights<B: Backend> {
     pub active_weights: ActiveWeights,
     /// Before the head.
     pub final_norm: Norm<B::Tensor>,
-    /// `[vocab, hidden]`; a copy of the embedding where the checkpoint ties them.
+    /// `[vocab, hidden]`; made of the embedding where the checkpoint ties them, and one table with it where
+    /// the target can (`Backend::load_tied`).
     pub head: B::Linear,
     /// `l ← cap · tanh(l / cap)` for every logit.
     pub logit_cap: Option<f32>,

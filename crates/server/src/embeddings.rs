@@ -4,13 +4,13 @@ use std::path::Path;
 use std::thread::JoinHandle;
 
 use anyhow::{Context, Result, bail};
+use backend_cpu::{CpuConfig, CpuDescription};
 use encoder::{Encoder, EncoderConfig, EncoderHandle, EncoderOptions, TextTokenizer};
 use gateway::{Gateway, ServedEncoder};
 use metrics::Metrics;
 
 use crate::config::{Config, ModelSource, default_name};
 use crate::load::fetch;
-use crate::target::Target;
 
 /// A loaded embedding model that nobody can ask yet.
 pub struct Loaded {
@@ -63,7 +63,11 @@ fn load(
     let options = EncoderOptions {
         // The flag is about the language model where there is one.
         max_tokens: config.max_model_len.filter(|_| !is_beside),
-        threads: Target::choose(&config.device)?.threads,
+        threads: CpuDescription::of(&CpuConfig {
+            threads: config.device.threads,
+            ..CpuConfig::default()
+        })?
+        .threads,
         is_beside_language_model: is_beside,
     };
     let (encoder, tokenizer, thread) =

@@ -47,6 +47,10 @@ impl Target {
     /// When flags contradict each other, or the machine lacks what they ask for.
     pub fn choose(config: &DeviceConfig) -> Result<Self> {
         match config.device {
+            // No CPU has it, so that only a GPU can be meant.
+            DeviceArg::Auto if config.quantization == QuantizationArg::F16 => {
+                Self::cuda(config, None)
+            }
             DeviceArg::Auto | DeviceArg::Cpu => Self::cpu(config),
             DeviceArg::Cuda => Self::cuda(config, None),
             DeviceArg::Reference => Self::reference(config),

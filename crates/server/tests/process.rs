@@ -193,6 +193,8 @@ fn a_missing_gpu_is_told_with_its_reason() {
         for args in [
             &["devices", "--device", "cuda"][..],
             &["serve", "--device", "cuda"],
+            // Without a device named, half precision asks for a GPU too.
+            &["serve", "-q", "f16"],
         ] {
             let (ok, text) = run(args);
             assert!(!ok && text.contains("no NVIDIA driver"), "{text}");
