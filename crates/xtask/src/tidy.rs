@@ -19,6 +19,7 @@ const TOP_LEVEL: &[&str] = &[
     "README.md",
     "crates",
     "deploy",
+    "docs",
     "kernels",
     "loadtest",
     "openapi.yaml",
