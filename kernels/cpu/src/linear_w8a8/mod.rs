@@ -303,6 +303,7 @@ impl Walk<'_> {
     unsafe fn tile<D: Dot, const R: usize, const V: usize>(&self, d: D, row: usize) {
         let mut vector = 0;
         while vector * LANES < self.tile.width {
+            self.expect_results::<D, R, V>(d, row, vector);
             // SAFETY: the caller answers for the rows; `V` vectors from `vector` on lie inside the
             // 128 bytes of a step.
             unsafe {
@@ -312,6 +313,23 @@ impl Walk<'_> {
                 }
             }
             vector += V;
+        }
+    }
+
+    /// Asks for the places of the results while their sums are made: rows of results lie far apart, and
+    /// what comes next would wait for each of them.
+    #[inline(always)]
+    fn expect_results<D: Dot, const R: usize, const V: usize>(
+        &self,
+        d: D,
+        row: usize,
+        vector: usize,
+    ) {
+        for r in row..row + R {
+            let start = self.tile.start.wrapping_add(r * self.tile.row_stride);
+            for v in vector..vector + V {
+                d.prefetch(start.wrapping_add(v * LANES).cast());
+            }
         }
     }
 
