@@ -20,6 +20,8 @@ mod tidy;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use anyhow::Result;
+
 const USAGE: &str = "\
 cargo xtask <command>
 
@@ -30,6 +32,7 @@ cargo xtask <command>
   gpu pack        make the archive that runs tests and measurements on a machine with a GPU
   mutants [NAME…] put mistakes into the CUDA kernels; each must make a test fail
   tidy            check the rules that the compiler does not
+  figures         draw the pictures of docs/quantisation.md from the bundled model and SmolLM2
   dashboards      write the Grafana boards and Prometheus rules from the metric definitions
   assets          fetch the model files that tests use into target/assets";
 
@@ -43,6 +46,7 @@ fn main() -> ExitCode {
         Some("mutants") => mutants::run(&args[1..]),
         Some("tidy") => tidy::run(),
         Some("dashboards") => deploy::write(),
+        Some("figures") => figures(),
         Some("assets") => assets::fetch().map(|dir| println!("{}", dir.display())),
         _ => {
             println!("{USAGE}");
@@ -56,6 +60,16 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Draws the pictures that real tensors make.
+fn figures() -> Result<()> {
+    let assets = assets::fetch()?;
+    let mut draw = stages::cargo(&["run", "--release", "--locked", "-q", "-p", "figures", "--"]);
+    draw.arg("docs/images")
+        .arg(assets.join("smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"))
+        .arg(assets.join("texts/moby-dick.txt"));
+    install::run(&mut draw)
 }
 
 /// The root of the workspace.

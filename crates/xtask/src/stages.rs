@@ -111,7 +111,8 @@ pub fn run(names: &[String]) -> Result<()> {
     }
 }
 
-fn cargo(args: &[&str]) -> Command {
+/// Cargo in the root of the workspace.
+pub fn cargo(args: &[&str]) -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.args(args).current_dir(root());
     command

@@ -55,6 +55,10 @@ const DIRECTIONS: &[(&str, &[&str])] = &[
     ("backend", &["quant"]),
     ("cuda-emulation", &[]),
     ("kernels-cpu", &["quant"]),
+    (
+        "figures",
+        &["backend", "bundled", "gateway", "model", "quant"],
+    ),
     ("quant", &[]),
     ("bundled", &[]),
     ("metrics", &[]),
@@ -110,6 +114,7 @@ const ENVIRONMENT: &[&str] = &[
     "crates/xtask/",
     "loadtest/",
     "crates/bundled/src/bin",
+    "crates/figures/src/main.rs",
     "kernels/cuda/emu/src/",
     "/build.rs",
     "/examples/",

@@ -97,6 +97,18 @@ impl Tensor {
     }
 }
 
+impl Linear {
+    /// `[out, in]`.
+    pub fn weight(&self) -> &Tensor {
+        &self.weight
+    }
+
+    /// As long as the weight has rows.
+    pub fn bias(&self) -> Option<&[f32]> {
+        self.bias.as_deref()
+    }
+}
+
 impl KvCache {
     fn expect_layer(&self, layer: usize) -> Result<()> {
         expect_below("layer", layer, self.keys.len())
