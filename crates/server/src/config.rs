@@ -247,7 +247,10 @@ fn gateway_config(args: &ServeArgs, model: &ModelSource, problems: &mut Problems
         version: VersionInfo {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             commit: crate::COMMIT.to_owned(),
-            features: vec!["cpu".to_owned()],
+            features: crate::cuda::FEATURES
+                .split(',')
+                .map(str::to_owned)
+                .collect(),
         },
         text_threads: 2,
         max_connections: 1024,

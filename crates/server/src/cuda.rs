@@ -22,7 +22,7 @@ pub struct CudaTarget {
     weight_bytes: u64,
 }
 
-/// Built-in targets, for metrics.
+/// Built-in targets, for metrics and `/version`.
 pub const FEATURES: &str = if cfg!(feature = "cuda") {
     "cpu,cuda"
 } else {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 
 use crate::args::HealthArgs;
 
@@ -20,7 +20,10 @@ pub fn run(args: &HealthArgs) -> Result<()> {
         .http_status_as_error(false)
         .build()
         .into();
-    let mut answer = agent.get(&url).call()?;
+    let mut answer = agent
+        .get(&url)
+        .call()
+        .with_context(|| format!("cannot reach {url}"))?;
     let text = answer.body_mut().read_to_string()?;
     if answer.status() != 200 {
         bail!("{url}: {} {text}", answer.status());

@@ -283,3 +283,26 @@ fn an_embedding_model_is_served_beside_a_language_model() {
     );
     assert_eq!(answer.status, 200, "{}", answer.body);
 }
+
+#[test]
+fn version_and_metrics_name_the_same_features() {
+    let server = Server::start(&[]);
+    let version = server.request("GET", "/version", "").body;
+    let version: Value = serde_json::from_str(&version).expect("JSON");
+    let features = version["features"].as_array().expect("a list");
+    let features: Vec<&str> = features.iter().filter_map(Value::as_str).collect();
+    let label = format!("features=\"{}\"", features.join(","));
+    let metrics = server.request("GET", "/metrics", "").body;
+    assert!(metrics.contains(&label), "{label} is not in the metrics");
+}
+
+#[test]
+fn health_names_the_address_that_does_not_answer() {
+    let output = Command::new(env!("CARGO_BIN_EXE_octet"))
+        .args(["health", "--port", "1"])
+        .output()
+        .expect("the binary starts");
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success());
+    assert!(error.contains("http://127.0.0.1:1/"), "{error}");
+}

@@ -123,14 +123,15 @@ pub fn run() -> Result<()> {
 }
 
 /// A running server; killed when dropped.
-struct Server {
+pub struct Server {
     child: Child,
-    url: String,
+    /// Where it answers.
+    pub url: String,
 }
 
 impl Server {
     /// Starts `octet serve` on a free port and waits for the line that says it is ready.
-    fn start(flags: &[String]) -> Result<Self> {
+    pub fn start(flags: &[String]) -> Result<Self> {
         let mut child = Command::new(target_dir().join("release/octet"))
             .args(["serve", "--port", "0", "--log-level", "warn"])
             .args(flags)

@@ -14,6 +14,7 @@ mod install;
 mod kernels;
 mod mutants;
 mod nvrtc;
+mod pictures;
 mod stages;
 mod tidy;
 
@@ -33,6 +34,7 @@ cargo xtask <command>
   mutants [NAME…] put mistakes into the CUDA kernels; each must make a test fail
   tidy            check the rules that the compiler does not
   figures         draw the pictures of docs/quantisation.md from the bundled model and SmolLM2
+  pictures        draw the README's pictures from a conversation and load tests on this machine
   dashboards      write the Grafana boards and Prometheus rules from the metric definitions
   assets          fetch the model files that tests use into target/assets";
 
@@ -47,6 +49,7 @@ fn main() -> ExitCode {
         Some("tidy") => tidy::run(),
         Some("dashboards") => deploy::write(),
         Some("figures") => figures(),
+        Some("pictures") => pictures::run(),
         Some("assets") => assets::fetch().map(|dir| println!("{}", dir.display())),
         _ => {
             println!("{USAGE}");

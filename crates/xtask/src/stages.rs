@@ -122,7 +122,8 @@ fn fmt() -> Result<()> {
     install::run(&mut cargo(&["fmt", "--all", "--check"]))
 }
 
-fn build() -> Result<()> {
+/// Builds the binaries.
+pub fn build() -> Result<()> {
     install::run(&mut cargo(&[
         "build",
         "--release",

@@ -111,14 +111,14 @@ class Browser:
             self.send("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code,
                       modifiers=modifiers, **extra)
 
-    def view(self, width, height, scheme, mobile=False):
+    def view(self, width, height, scheme, mobile=False, scale=None):
         self.send("Emulation.setDeviceMetricsOverride", width=width, height=height,
-                  deviceScaleFactor=2 if mobile else 1, mobile=mobile)
+                  deviceScaleFactor=scale or (2 if mobile else 1), mobile=mobile)
         self.send("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
 
-    def screenshot(self, path):
+    def screenshot(self, path, form="png", **options):
         with open(path, "wb") as file:
-            file.write(base64.b64decode(self.send("Page.captureScreenshot", format="png")["data"]))
+            file.write(base64.b64decode(self.send("Page.captureScreenshot", format=form, **options)["data"]))
 
 
 class ChatPage:
