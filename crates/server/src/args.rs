@@ -304,7 +304,7 @@ pub struct ServeArgs {
         hide = true
     )]
     pub gpu_memory_utilization: f64,
-    /// Compute threads; default: physical cores.
+    /// Compute threads; by default one for each physical core that affinity and CPU quota allow.
     #[arg(long, env = "OCTET_THREADS", value_name = "N")]
     pub threads: Option<usize>,
     /// Jinja chat template that replaces the model's.

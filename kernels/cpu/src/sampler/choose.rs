@@ -1,9 +1,10 @@
 //! Which tokens may be drawn, and the draw.
 //!
 //! Weights become masses: whole numbers of 2⁻³⁰ of the best token's weight. The border of a set is
-//! found by digits of ten bits, from the largest masses down: a pass adds up what falls on each value
-//! of a digit, and skips sixteen masses at once where none is of interest. Three passes suffice for any
-//! row. Sums are whole numbers, so neither their order nor the level matters.
+//! found in two ways. Passes that add up all masses from a power of two on, on vectors, tell between
+//! which two powers it lies. In there it is found by digits of ten bits: a pass adds up what falls on
+//! each value of a digit, one by one, and skips sixteen masses at once where none is of interest. Sums
+//! are whole numbers, so neither their order nor the level matters.
 
 use super::{exp_nonpositive, logits_from};
 use crate::isa::{Isa, Kernel};
@@ -34,27 +35,26 @@ pub fn choose(
 ) -> u32 {
     let floor = (filters.min_p.clamp(0.0, 1.0) * ONE).round_ties_even() as u32;
     masses.resize(logits.len().div_ceil(LANES), [0; LANES]);
-    let mut total = 0;
     isa.dispatch(Weigh {
         logits,
         max,
         temperature: filters.temperature,
-        floor,
         masses,
-        total: &mut total,
     });
+    let border = Border {
+        mass: floor.max(1),
+        last: usize::MAX,
+    };
     let mut row = Row {
         isa,
         masses,
-        border: Border::NONE,
+        border,
     };
     if filters.top_k > 0 {
         row.keep::<false>(u64::from(filters.top_k));
     }
     if filters.top_p < 1.0 {
-        if filters.top_k > 0 {
-            total = row.blocks().iter().sum();
-        }
+        let total: u64 = row.blocks().iter().sum();
         let share = f64::from(filters.top_p) * total as f64;
         row.keep::<true>((share.ceil() as u64).max(1));
     }
@@ -65,18 +65,14 @@ pub fn choose(
 #[derive(Debug, Default)]
 pub struct Masses(Vec<[u32; LANES]>);
 
+/// Bits of a mass.
+const MASS_BITS: u32 = 31;
 /// The mass of the best token.
 const ONE: f32 = (1u32 << 30) as f32;
 /// Bits of a digit of a mass.
 const DIGIT: u32 = 10;
 /// Values of a digit at most, counted from the start of a range.
 const VALUES: usize = 1 << DIGIT;
-/// Ranges that are looked through from the top until the border is in one, each by its highest digit.
-const RANGES: [Range; 3] = [
-    Range::new(1 << 20, (1 << 30) + (1 << 20), 20),
-    Range::new(1 << 10, 1 << 20, 10),
-    Range::new(1, 1 << 10, 0),
-];
 /// Sixteens of masses whose sum is known apart, to find the one that a draw falls on.
 const BLOCK: usize = 64;
 
@@ -89,18 +85,13 @@ struct Range {
 }
 
 impl Range {
-    const fn new(low: u32, end: u32, shift: u32) -> Self {
-        Self { low, end, shift }
-    }
-
-    const fn num_values(self) -> usize {
-        ((self.end - self.low) >> self.shift) as usize
-    }
-
-    /// The masses of one value of the digit, by their next digit.
-    fn of_value(self, value: u32) -> Self {
-        let low = value << self.shift;
-        Self::new(low, low + (1 << self.shift), self.shift - DIGIT)
+    /// The `2^bits` masses from `low` on, which is a multiple of that, by their highest digit.
+    fn new(low: u32, bits: u32) -> Self {
+        Self {
+            low,
+            end: low + (1 << bits),
+            shift: bits.saturating_sub(DIGIT),
+        }
     }
 }
 
@@ -112,12 +103,6 @@ struct Border {
 }
 
 impl Border {
-    /// Every token with a mass.
-    const NONE: Self = Self {
-        mass: 1,
-        last: usize::MAX,
-    };
-
     /// The least mass that is kept at an index.
     #[inline(always)]
     fn least(self, index: usize) -> u32 {
@@ -133,23 +118,47 @@ struct Row<'a> {
 }
 
 impl Row<'_> {
-    /// Keeps the fewest best tokens whose amount reaches `goal`, or what there is: their mass where
-    /// `BY_MASS`, their number otherwise.
+    /// Keeps the fewest best tokens whose amount reaches `goal`: their mass where `BY_MASS`, their
+    /// number otherwise. Changes nothing where what is kept does not reach it.
     fn keep<const BY_MASS: bool>(&mut self, goal: u64) {
-        let mut missing = goal;
-        for range in RANGES {
-            if let Some(mass) = self.find::<BY_MASS>(range, &mut missing) {
-                let each = if BY_MASS { u64::from(mass) } else { 1 };
-                let last = self.nth_of(mass, missing.div_ceil(each));
-                self.border = Border { mass, last };
-                return;
+        // Amounts from 2^bits on reach the goal for all powers below `above`, and `beyond` is the
+        // amount from there on.
+        let (mut below, mut above, mut beyond) = (0, MASS_BITS, 0);
+        while below < above {
+            let bits = (below + above) / 2;
+            let amount = self.amount_from::<BY_MASS>(1 << bits);
+            if amount < goal {
+                (above, beyond) = (bits, amount);
+            } else {
+                below = bits + 1;
             }
+        }
+        let Some(bits) = above.checked_sub(1) else {
+            return;
+        };
+        let mut missing = goal - beyond;
+        let mass = self.find::<BY_MASS>(Range::new(1 << bits, bits), &mut missing);
+        if mass >= self.border.mass {
+            let each = if BY_MASS { u64::from(mass) } else { 1 };
+            let last = self.nth_of(mass, missing.div_ceil(each));
+            self.border = Border { mass, last };
         }
     }
 
-    /// The mass at which what lies in the range, from the top down, reaches `missing`. Takes from
-    /// `missing` what lies above it.
-    fn find<const BY_MASS: bool>(&self, mut range: Range, missing: &mut u64) -> Option<u32> {
+    /// The amount of the masses from `least` on.
+    fn amount_from<const BY_MASS: bool>(&self, least: u32) -> u64 {
+        let mut amount = 0;
+        self.isa.dispatch(AmountFrom::<BY_MASS> {
+            masses: self.masses,
+            least,
+            amount: &mut amount,
+        });
+        amount
+    }
+
+    /// The mass at which what lies in the range, from the top down, reaches `missing`, which all of it
+    /// does. Takes from `missing` what lies above it.
+    fn find<const BY_MASS: bool>(&self, mut range: Range, missing: &mut u64) -> u32 {
         loop {
             let mut amounts = [0; VALUES];
             self.isa.dispatch(Amounts::<BY_MASS> {
@@ -157,18 +166,16 @@ impl Row<'_> {
                 range,
                 amounts: &mut amounts,
             });
-            let mut value = amounts.len();
-            while value > 0 && amounts[value - 1] < *missing {
-                value -= 1;
+            let mut value = VALUES - 1;
+            while amounts[value] < *missing {
                 *missing -= amounts[value];
+                value -= 1;
             }
-            let value = value.checked_sub(1)? as u32;
-            // The digits of a range within a range are counted from its start.
-            let value = value + (range.low >> range.shift);
+            let low = range.low + ((value as u32) << range.shift);
             if range.shift == 0 {
-                return Some(value);
+                return low;
             }
-            range = range.of_value(value);
+            range = Range::new(low, range.shift);
         }
     }
 
@@ -225,29 +232,37 @@ struct Weigh<'a> {
     logits: &'a [f32],
     max: f32,
     temperature: f32,
-    floor: u32,
     masses: &'a mut [[u32; LANES]],
-    total: &'a mut u64,
 }
 
 impl Kernel for Weigh<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let (max, temperature) = (s.splat(self.max), s.splat(self.temperature));
-        let mut sums = [0u64; LANES];
         for (chunk, masses) in self.masses.iter_mut().enumerate() {
             let x = s.sub(logits_from(s, self.logits, chunk * LANES), max);
             let weight = exp_nonpositive(s, s.div(x, temperature));
             s.store_rounded(masses, s.mul(weight, s.splat(ONE)));
-            for lane in 0..LANES {
-                if masses[lane] < self.floor {
-                    masses[lane] = 0;
-                }
-                sums[lane] += u64::from(masses[lane]);
-            }
         }
-        for sum in sums {
-            *self.total += sum;
+    }
+}
+
+struct AmountFrom<'a, const BY_MASS: bool> {
+    masses: &'a [[u32; LANES]],
+    least: u32,
+    amount: &'a mut u64,
+}
+
+impl<const BY_MASS: bool> Kernel for AmountFrom<'_, BY_MASS> {
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        if BY_MASS {
+            *self.amount = s.sum_from(self.masses, self.least);
+            return;
+        }
+        for masses in self.masses {
+            let outside = s.mask_inside(masses, 0, self.least);
+            *self.amount += u64::from(LANES as u32 - outside.count_ones());
         }
     }
 }
@@ -261,33 +276,49 @@ struct Amounts<'a, const BY_MASS: bool> {
 
 impl<const BY_MASS: bool> Kernel for Amounts<'_, BY_MASS> {
     #[inline(always)]
-    fn run<S: Simd>(self, _: S) {
+    fn run<S: Simd>(self, s: S) {
         /// Neighbours go to different tables: additions to one place wait for each other.
         const TABLES: usize = 4;
-        let mut tables = [[0u64; VALUES + 1]; TABLES];
+        let mut tables = [[0u64; VALUES]; TABLES];
         let Range { low, end, shift } = self.range;
-        let num_values = self.range.num_values();
-        for chunk in self.masses {
-            let mut is_any_inside = false;
-            for mass in chunk {
-                is_any_inside |= mass.wrapping_sub(low) < end - low;
-            }
-            if !is_any_inside {
+        for masses in self.masses {
+            let mut inside = s.mask_inside(masses, low, end - low);
+            if inside == 0 {
                 continue;
             }
-            for (lane, mass) in chunk.iter().enumerate() {
-                // What is outside goes to a place of its own, which costs less than to tell it apart.
-                let value = (mass.wrapping_sub(low) >> shift) as usize;
-                let amount = if BY_MASS { u64::from(*mass) } else { 1 };
-                tables[lane % TABLES][value.min(num_values)] += amount;
+            let value = |mass: u32| ((mass - low) >> shift) as usize % VALUES;
+            let first = value(masses[inside.trailing_zeros() as usize]);
+            let of_first = low + ((first as u32) << shift);
+            // Flat rows would add to one place again and again.
+            if s.mask_inside(masses, of_first, 1 << shift) == inside && inside == ALL {
+                tables[0][first] += if BY_MASS { sum(masses) } else { LANES as u64 };
+                continue;
+            }
+            while inside > 0 {
+                let lane = inside.trailing_zeros() as usize % LANES;
+                let amount = if BY_MASS { u64::from(masses[lane]) } else { 1 };
+                tables[lane % TABLES][value(masses[lane])] += amount;
+                inside &= inside - 1;
             }
         }
-        for value in 0..num_values {
+        for value in 0..VALUES {
             for table in &tables {
                 self.amounts[value] += table[value];
             }
         }
     }
+}
+
+/// The mask of all lanes.
+const ALL: u32 = (1 << LANES) - 1;
+
+#[inline(always)]
+fn sum(masses: &[u32; LANES]) -> u64 {
+    let mut sum = 0;
+    for mass in masses {
+        sum += u64::from(*mass);
+    }
+    sum
 }
 
 struct NthOf<'a> {
@@ -329,21 +360,21 @@ struct Blocks<'a> {
 
 impl Kernel for Blocks<'_> {
     #[inline(always)]
-    fn run<S: Simd>(self, _: S) {
+    fn run<S: Simd>(self, s: S) {
         for (block, masses) in self.masses.chunks(BLOCK).enumerate() {
-            let mut sums = [0u64; LANES];
-            for (chunk, masses) in masses.iter().enumerate() {
-                let first = (block * BLOCK + chunk) * LANES;
-                for lane in 0..LANES {
-                    let is_kept = masses[lane] >= self.border.least(first + lane);
-                    sums[lane] += if is_kept { u64::from(masses[lane]) } else { 0 };
+            let first = block * BLOCK * LANES;
+            let least = self.border.least(first);
+            if least == self.border.least(first + masses.len() * LANES - 1) {
+                self.sums.push(s.sum_from(masses, least));
+                continue;
+            }
+            let mut sum = 0;
+            for (index, mass) in masses.as_flattened().iter().enumerate() {
+                if *mass >= self.border.least(first + index) {
+                    sum += u64::from(*mass);
                 }
             }
-            let mut total = 0;
-            for sum in sums {
-                total += sum;
-            }
-            self.sums.push(total);
+            self.sums.push(sum);
         }
     }
 }

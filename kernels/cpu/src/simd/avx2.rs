@@ -181,6 +181,46 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn mask_inside(self, from: &[u32; LANES], low: u32, width: u32) -> u32 {
+        // SAFETY: checked in `new`; the array holds sixteen integers.
+        unsafe {
+            let low = _mm256_set1_epi32(low as i32);
+            // Comparisons are signed: the highest bit changes sides first.
+            let flip = _mm256_set1_epi32(i32::MIN);
+            let width = _mm256_xor_si256(_mm256_set1_epi32(width as i32), flip);
+            let mut mask = 0;
+            for half in 0..2 {
+                let from = _mm256_loadu_si256(from.as_ptr().add(8 * half).cast());
+                let behind = _mm256_xor_si256(_mm256_sub_epi32(from, low), flip);
+                let inside = _mm256_castsi256_ps(_mm256_cmpgt_epi32(width, behind));
+                mask |= (_mm256_movemask_ps(inside) as u32) << (8 * half);
+            }
+            mask
+        }
+    }
+
+    #[inline(always)]
+    fn sum_from(self, from: &[[u32; LANES]], least: u32) -> u64 {
+        // SAFETY: checked in `new`; each array holds sixteen integers.
+        unsafe {
+            let least = _mm256_set1_epi32(least as i32);
+            let (mut even, mut odd) = (_mm256_setzero_si256(), _mm256_setzero_si256());
+            let half = _mm256_set1_epi64x(u32::MAX.into());
+            for from in from.as_flattened().as_chunks::<8>().0 {
+                let from = _mm256_loadu_si256(from.as_ptr().cast());
+                // Unsigned `from ≥ least`: the larger of both is `from`.
+                let is_kept = _mm256_cmpeq_epi32(_mm256_max_epu32(from, least), from);
+                let kept = _mm256_and_si256(from, is_kept);
+                even = _mm256_add_epi64(even, _mm256_and_si256(kept, half));
+                odd = _mm256_add_epi64(odd, _mm256_srli_epi64::<32>(kept));
+            }
+            let mut lanes = [0u64; 4];
+            _mm256_storeu_si256(lanes.as_mut_ptr().cast(), _mm256_add_epi64(even, odd));
+            lanes.iter().sum()
+        }
+    }
+
+    #[inline(always)]
     fn add_to_wide(self, sums: &mut [f64; LANES], x: Self::F) {
         // SAFETY: checked in `new`; the array holds sixteen doubles.
         unsafe {

@@ -151,6 +151,34 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     }
 
     #[inline(always)]
+    fn mask_inside(self, from: &[u32; LANES], low: u32, width: u32) -> u32 {
+        // SAFETY: checked in `new`; the array holds sixteen integers.
+        unsafe {
+            let from = _mm512_loadu_si512(from.as_ptr().cast());
+            let behind = _mm512_sub_epi32(from, _mm512_set1_epi32(low as i32));
+            let mask = _mm512_cmplt_epu32_mask(behind, _mm512_set1_epi32(width as i32));
+            u32::from(mask)
+        }
+    }
+
+    #[inline(always)]
+    fn sum_from(self, from: &[[u32; LANES]], least: u32) -> u64 {
+        // SAFETY: checked in `new`; each array holds sixteen integers.
+        unsafe {
+            let least = _mm512_set1_epi32(least as i32);
+            let (mut even, mut odd) = (_mm512_setzero_si512(), _mm512_setzero_si512());
+            let half = _mm512_set1_epi64(u32::MAX.into());
+            for from in from {
+                let from = _mm512_loadu_si512(from.as_ptr().cast());
+                let kept = _mm512_maskz_mov_epi32(_mm512_cmpge_epu32_mask(from, least), from);
+                even = _mm512_add_epi64(even, _mm512_and_si512(kept, half));
+                odd = _mm512_add_epi64(odd, _mm512_srli_epi64::<32>(kept));
+            }
+            _mm512_reduce_add_epi64(_mm512_add_epi64(even, odd)) as u64
+        }
+    }
+
+    #[inline(always)]
     fn add_to_wide(self, sums: &mut [f64; LANES], x: __m512) {
         // SAFETY: checked in `new`; the array holds sixteen doubles.
         unsafe {

@@ -99,6 +99,12 @@ pub trait Simd: Copy {
     /// The lanes, none negative and all below 2³¹, rounded to integers, ties to even.
     fn store_rounded(self, to: &mut [u32; LANES], x: Self::F);
 
+    /// Of sixteen integers, those from `low` on and less than `width` behind it, a bit for each.
+    fn mask_inside(self, from: &[u32; LANES], low: u32, width: u32) -> u32;
+
+    /// The sum of the integers from `least` on.
+    fn sum_from(self, from: &[[u32; LANES]], least: u32) -> u64;
+
     /// Adds each lane in double precision.
     fn add_to_wide(self, sums: &mut [f64; LANES], x: Self::F);
 

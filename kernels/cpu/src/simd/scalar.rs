@@ -98,6 +98,21 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
+    fn mask_inside(self, from: &[u32; LANES], low: u32, width: u32) -> u32 {
+        let mut mask = 0;
+        for lane in 0..LANES {
+            mask |= u32::from(from[lane].wrapping_sub(low) < width) << lane;
+        }
+        mask
+    }
+
+    #[inline(always)]
+    fn sum_from(self, from: &[[u32; LANES]], least: u32) -> u64 {
+        let kept = from.as_flattened().iter().filter(|x| **x >= least);
+        kept.map(|x| u64::from(*x)).sum()
+    }
+
+    #[inline(always)]
     fn add_to_wide(self, sums: &mut [f64; LANES], x: Self::F) {
         for lane in 0..LANES {
             sums[lane] += f64::from(x[lane]);
