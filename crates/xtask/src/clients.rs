@@ -29,7 +29,12 @@ pub fn run() -> Result<()> {
         Run {
             what: "bundled model",
             flags: Vec::new(),
-            suites: &["openai_sdk.py", "langchain_client.py", "page.py"],
+            suites: &[
+                "readme.py",
+                "openai_sdk.py",
+                "langchain_client.py",
+                "page.py",
+            ],
             suite_flags: &["--bundled"],
             loads: &[
                 &[

@@ -22,7 +22,7 @@ const STAGES: &[Stage] = &[
     },
     Stage {
         name: "tidy",
-        what: "layout, dependency directions, banned words",
+        what: "layout, dependency directions, banned words, links of pages",
         run: tidy::run,
     },
     Stage {

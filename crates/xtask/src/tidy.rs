@@ -1,5 +1,7 @@
 //! Rules that the compiler does not check: the top level, which crate may depend on which, where
-//! versions, environment variables, features and unsafe code may stand.
+//! versions, environment variables, features and unsafe code may stand, and whether links lead somewhere.
+
+mod links;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -127,9 +129,10 @@ pub fn run() -> Result<()> {
     let mut violations = Vec::new();
     top_level(&mut violations)?;
     manifests(&mut violations)?;
-    for file in rust_files(root())? {
+    for file in files(root(), ".rs")? {
         source(&file, &mut violations)?;
     }
+    links::check(&mut violations)?;
     if violations.is_empty() {
         return Ok(());
     }
@@ -269,7 +272,8 @@ fn in_tests(text: &str, number: usize) -> bool {
         .any(|line| line.trim() == "#[cfg(test)]")
 }
 
-fn rust_files(dir: &Path) -> Result<Vec<PathBuf>> {
+/// Every file with this ending, outside hidden folders and what is built.
+fn files(dir: &Path, ending: &str) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for entry in std::fs::read_dir(dir)? {
         let path = entry?.path();
@@ -279,8 +283,8 @@ fn rust_files(dir: &Path) -> Result<Vec<PathBuf>> {
             .to_string_lossy()
             .into_owned();
         if path.is_dir() && name != "target" && !name.starts_with('.') {
-            files.extend(rust_files(&path)?);
-        } else if name.ends_with(".rs") {
+            files.extend(self::files(&path, ending)?);
+        } else if name.ends_with(ending) {
             files.push(path);
         }
     }
