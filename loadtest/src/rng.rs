@@ -25,6 +25,8 @@ pub enum Stream {
     Order,
     /// Words of the calibration prompt `index`.
     Calibration(u64),
+    /// Blocks of a run that is drawn from itself.
+    Bootstrap,
 }
 
 impl Stream {
@@ -33,6 +35,7 @@ impl Stream {
         match self {
             Self::Arrivals => 0,
             Self::Order => 4,
+            Self::Bootstrap => 8,
             Self::Lengths(index) => index * 4 + 1,
             Self::Words(index) => index * 4 + 2,
             Self::Turn(index, turn) => (index + (u64::from(turn) << 40)) * 4 + 2,

@@ -2,12 +2,12 @@
 //! its latencies then state how long it was measured, not how fast it is.
 
 use crate::clock::{Nanos, seconds};
+use crate::interval::t_p975;
 use crate::record::{Phase, RequestRecord};
 
 /// Equal parts of the window.
 const BLOCKS: usize = 10;
-/// The 97.5th percentile of Student's t with `BLOCKS - 2` degrees of freedom.
-const T_P975: f64 = 2.306_004_135_033_371;
+
 /// Growth over the window, as a share of the mean, below which nobody cares.
 const SMALLEST_GROWTH: f64 = 0.1;
 /// Fewer requests than this say nothing about the parts of a window.
@@ -57,7 +57,7 @@ fn grows(blocks: &[f64; BLOCKS]) -> bool {
     let slope = points().map(|(x, y)| x * y).sum::<f64>() / spread;
     let rest: f64 = points().map(|(x, y)| (y - slope * x).powi(2)).sum();
     let error = (rest / (n - 2.0) / spread).sqrt();
-    slope - T_P975 * error > 0.0 && slope * (n - 1.0) > SMALLEST_GROWTH * level
+    slope - t_p975(n - 2.0) * error > 0.0 && slope * (n - 1.0) > SMALLEST_GROWTH * level
 }
 
 #[cfg(test)]
