@@ -2,12 +2,10 @@
 //! scrape again, report.
 
 use std::io::Write;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use serde::Serialize;
 
 use crate::args::Cache;
 use crate::clock::Clock;
@@ -20,6 +18,7 @@ use crate::probe;
 use crate::progress;
 use crate::reconcile::Reconciliation;
 use crate::report::{self, Report, ServerInfo};
+use crate::scene::Scene;
 use crate::scrape::{Delta, Scraper, Snapshot};
 use crate::target::Target;
 use crate::timeline::{self, Point, Timeline};
@@ -43,6 +42,7 @@ pub async fn measure(config: &Config, interrupted: impl Future<Output = ()>) -> 
     note_left_out(config);
     let workload = prepare(config, &targets[0]).await?;
     let mut metrics = Metrics::open(config, clock).await;
+    let scene = Scene::here(&targets[0], &workload.model).await;
     let plan = Plan {
         arrival: config.arrival,
         warmup: config.warmup,
@@ -54,7 +54,7 @@ pub async fn measure(config: &Config, interrupted: impl Future<Output = ()>) -> 
     let run = Run::new(plan, targets, workload.clone(), clock);
     let result = drive(&run, config, &mut metrics, interrupted).await;
     let server = metrics.close(&result, config).await;
-    Ok(Report::new(config, &workload, &result, server))
+    Ok(Report::new(config, &workload, result, server, scene))
 }
 
 async fn drive(
@@ -210,17 +210,6 @@ impl Metrics {
             reconciliation,
         }
     }
-}
-
-/// Writes a report as JSON, complete or not at all.
-pub fn write_json(report: &impl Serialize, path: &Path) -> Result<()> {
-    let mut text = serde_json::to_string_pretty(report)?;
-    text.push('\n');
-    let mut partial = path.as_os_str().to_owned();
-    partial.push(".part");
-    std::fs::write(&partial, text)
-        .and_then(|()| std::fs::rename(&partial, path))
-        .with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// Tells what of a dataset or a trace is not asked as it stands there.

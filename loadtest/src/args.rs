@@ -12,6 +12,8 @@ use crate::slo::Slo;
 use crate::think::Think;
 use crate::workload::Api;
 
+/// Where octet listens.
+const DEFAULT_URL: &str = "http://127.0.0.1:8000";
 const EXAMPLES: &str = "\
 Examples:
   64 users with mixed lengths, 256 requests in all:
@@ -26,6 +28,9 @@ Examples:
 
   The highest rate at which 99 of 100 requests keep two limits:
     loadtest search --slo ttft=1s,tpot=80ms --duration 60s --prompt-tokens 256 --output-tokens 128
+
+  Which of two servers is faster: six pairs of runs by turns, with a page that says so:
+    loadtest compare int8=http://127.0.0.1:8000 f32=http://127.0.0.1:8001 --users 8 --duration 60s
 
   Conversations of four questions on a shared beginning of 500 tokens:
     loadtest --rate 1 --duration 2m --turns 4 --think 3s --prefix-tokens 500 --prompt-tokens 40
@@ -60,15 +65,84 @@ pub enum Command {
     /// Measure a server of known times in this process: how far off is the client, and from which
     /// load on would it be the bottleneck?
     SelfTest(SelfTestArgs),
-    /// Make a page of HTML from the JSON files of one run or several
+    /// Measure two servers by turns and say which is faster
+    Compare(Box<CompareArgs>),
+    /// Make a page of HTML from the results of one run or several
     Report {
-        /// Files that --json wrote; the first is what the others are compared with
-        #[arg(required = true, value_name = "RUN.json")]
+        /// Folders of --results, or files of --json; the first is what the others are compared with
+        #[arg(required = true, value_name = "RESULTS")]
         runs: Vec<PathBuf>,
         /// The page
         #[arg(short, long, value_name = "FILE", default_value = "report.html")]
         output: PathBuf,
     },
+    /// Make the page index.html, and index.json, of all results in a folder
+    Index {
+        /// The folder
+        #[arg(value_name = "FOLDER")]
+        folder: PathBuf,
+    },
+}
+
+/// Flags of a comparison. Those of a run describe its runs.
+#[derive(Debug, Clone, Parser)]
+pub struct CompareArgs {
+    /// The two servers and what to call them; the first is what the other is compared with
+    #[arg(required = true, num_args = 2, value_name = "NAME=URL", value_parser = side)]
+    pub sides: Vec<Side>,
+    /// Runs of each server, by turns
+    #[arg(long, value_name = "N", default_value_t = 6, value_parser = clap::value_parser!(u32).range(1..=20))]
+    pub pairs: u32,
+    /// The load.
+    #[command(flatten)]
+    pub run: Args,
+}
+
+/// A server and what to call it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Side {
+    /// Its name.
+    pub name: String,
+    /// Its address.
+    pub url: String,
+}
+
+impl CompareArgs {
+    /// The runs of each side.
+    ///
+    /// # Errors
+    /// Flags that belong to one server, or name the same side twice.
+    pub fn each(&self) -> Result<Vec<Args>, String> {
+        let run = &self.run;
+        if run.url != [DEFAULT_URL] || !run.metrics_url.is_empty() || run.name.is_some() {
+            return Err(
+                "a comparison names its servers as NAME=URL: no --url, --metrics-url or --name"
+                    .into(),
+            );
+        }
+        if run.repeats != 1 || run.json.is_some() {
+            return Err("a comparison has --pairs and --results: no --repeats or --json".into());
+        }
+        if self.sides[0].name == self.sides[1].name {
+            return Err(format!("both sides are called `{}`", self.sides[0].name));
+        }
+        let each = self.sides.iter().map(|side| Args {
+            url: vec![side.url.clone()],
+            name: Some(side.name.clone()),
+            ..run.clone()
+        });
+        Ok(each.collect())
+    }
+}
+
+fn side(text: &str) -> Result<Side, String> {
+    match text.split_once('=') {
+        Some((name, url)) if !name.is_empty() && !url.is_empty() => Ok(Side {
+            name: name.to_owned(),
+            url: url.to_owned(),
+        }),
+        _ => Err(format!("`{text}` is not written NAME=URL")),
+    }
 }
 
 /// Flags of a search. Those of a run describe its probes: `--duration` is the length of each [default:
@@ -115,7 +189,7 @@ pub struct Args {
     #[arg(
         long,
         value_name = "URL",
-        default_value = "http://127.0.0.1:8000",
+        default_value = DEFAULT_URL,
         help_heading = "Target"
     )]
     pub url: Vec<String>,
@@ -285,6 +359,18 @@ pub struct Args {
     /// Write the results as JSON
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     pub json: Option<PathBuf>,
+    /// Keep results, requests and page of the run in a new folder there
+    #[arg(long, value_name = "FOLDER", help_heading = "Output")]
+    pub results: Option<PathBuf>,
+    /// Runs of this load, each with a seed of its own; five make an interval worth a headline
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100), requires = "results", conflicts_with = "json", help_heading = "Output")]
+    pub repeats: u32,
+    /// What the run is called on pages [default: the model]
+    #[arg(long, value_name = "NAME", help_heading = "Output")]
+    pub name: Option<String>,
+    /// The whole command line without secrets, set by the program.
+    #[arg(skip)]
+    pub command: String,
     /// Show no progress
     #[arg(long, help_heading = "Output")]
     pub quiet: bool,
@@ -400,6 +486,36 @@ mod tests {
             at = next;
         }
         assert!(help.lines().all(|line| line.chars().count() <= 100));
+    }
+
+    #[test]
+    fn a_comparison_names_its_servers_and_nothing_twice() {
+        let each = |line: &str| {
+            let words = std::iter::once("compare").chain(line.split_whitespace());
+            CompareArgs::try_parse_from(words)
+                .map_err(|e| e.to_string())?
+                .each()
+        };
+        let sides = each("a=http://h:1 b=http://h:2 --users 3").unwrap();
+        let named: Vec<_> = sides
+            .iter()
+            .map(|a| (a.name.as_deref(), a.url[0].as_str()))
+            .collect();
+        assert_eq!(
+            named,
+            [(Some("a"), "http://h:1"), (Some("b"), "http://h:2")]
+        );
+        for line in [
+            "a=http://h:1",
+            "a=http://h:1 a=http://h:2",
+            "http://h:1 http://h:2",
+            "=x b=y",
+            "a=x b=y --url http://z",
+            "a=x b=y --repeats 3 --results f",
+            "a=x b=y --pairs 0",
+        ] {
+            assert!(each(line).is_err(), "{line}");
+        }
     }
 
     #[test]

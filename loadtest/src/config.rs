@@ -25,6 +25,10 @@ const DEFAULT_LENGTH: Lengths = Lengths::Fixed(64);
 /// A resolved run.
 #[derive(Debug, Clone)]
 pub struct Config {
+    /// What the run is called on pages, if not by its model.
+    pub name: Option<String>,
+    /// The command line without secrets, for the results.
+    pub command: String,
     /// Addresses of the servers, which get conversations in turn.
     pub urls: Vec<HttpUrl>,
     /// Addresses of their metrics.
@@ -81,6 +85,8 @@ impl TryFrom<Args> for Config {
         let needs_end = duration.is_none() && trace.is_none();
         let requests = requests.or(needs_end.then_some(DEFAULT_REQUESTS));
         Ok(Self {
+            name: args.name.clone(),
+            command: args.command.clone(),
             urls,
             metrics_urls,
             contents: contents(&args, &file)?,

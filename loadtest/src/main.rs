@@ -2,27 +2,40 @@
 //! status.
 
 use std::io::Write;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Parser;
 use loadtest::app;
-use loadtest::args::{Args, Cli, Command, SearchArgs, SelfTestArgs};
+use loadtest::args::{Args, Cli, Command, CompareArgs, SearchArgs, SelfTestArgs};
+use loadtest::command::command_line;
 use loadtest::config::Config;
 use loadtest::page;
+use loadtest::repeat;
 use loadtest::report::Report;
+use loadtest::results::{PAGE, write_json};
 use loadtest::search::{self, SearchConfig, StopReason};
 use loadtest::self_test::{self, Ladder};
-use loadtest::table::Table;
+use loadtest::table::{Line, Table};
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let mut cli = Cli::parse();
+    cli.run.command = command_line(std::env::args());
     let mut err = std::io::stderr();
     let is_clean = match cli.command {
-        Some(Command::Search(args)) => search(*args),
+        Some(Command::Search(mut args)) => {
+            args.run.command = cli.run.command;
+            search(*args)
+        }
         Some(Command::SelfTest(args)) => self_test(&args),
+        Some(Command::Compare(mut args)) => {
+            args.run.command = cli.run.command;
+            compare(&args)
+        }
+        Some(Command::Index { folder }) => page::index::write(&folder).map(|()| true),
         Some(Command::Report { runs, output }) => page::write(&runs, &output).map(|()| true),
-        None => run(cli.run).map(|report| report.is_clean()),
+        None => run(cli.run),
     };
     match is_clean {
         Ok(true) => ExitCode::SUCCESS,
@@ -45,7 +58,7 @@ fn search(args: SearchArgs) -> Result<bool> {
     }))?;
     write!(std::io::stdout(), "{report}")?;
     if let Some(path) = json {
-        app::write_json(&report, &path)?;
+        write_json(&path, &report)?;
     }
     Ok(report.stop == StopReason::Converged)
 }
@@ -60,7 +73,7 @@ fn self_test(args: &SelfTestArgs) -> Result<bool> {
     let report = runtime()?.block_on(self_test::run(ladder))?;
     write!(std::io::stdout(), "{report}")?;
     if let Some(path) = &args.json {
-        app::write_json(&report, path)?;
+        write_json(path, &report)?;
     }
     Ok(report.passed)
 }
@@ -73,18 +86,50 @@ fn runtime() -> Result<tokio::runtime::Runtime> {
     Ok(built?)
 }
 
-fn run(args: Args) -> Result<Report> {
-    let json = args.json.clone();
+/// Runs once or several times; true when every run is clean.
+fn run(args: Args) -> Result<bool> {
+    let (json, results, repeats) = (args.json.clone(), args.results.clone(), args.repeats);
     let config = Config::try_from(args)?;
-    let report = runtime()?.block_on(app::measure(&config, async {
-        // Without a handler for the signal the run simply cannot be cut short.
-        if tokio::signal::ctrl_c().await.is_err() {
-            std::future::pending::<()>().await;
+    let Some(results) = results else {
+        let report = runtime()?.block_on(app::measure(&config, repeat::interrupted()))?;
+        write!(std::io::stdout(), "{}", Table(&report))?;
+        if let Some(path) = json {
+            write_json(&path, &report)?;
+        }
+        return Ok(report.is_clean());
+    };
+    let runs = runtime()?.block_on(repeat::run(&[config], repeats, &results, |report| {
+        if repeats == 1 {
+            // A closed standard output is no reason to lose the results.
+            let _ = write!(std::io::stdout(), "{}", Table(report));
+        } else {
+            tell(report);
         }
     }))?;
-    write!(std::io::stdout(), "{}", Table(&report))?;
-    if let Some(path) = json {
-        app::write_json(&report, &path)?;
+    if let (Some(path), [report]) = (json, &runs.1[..]) {
+        write_json(&path, report)?;
     }
-    Ok(report)
+    close(&runs)
+}
+
+/// Measures two servers by turns; true when every run is clean.
+fn compare(args: &CompareArgs) -> Result<bool> {
+    let each = args.each().map_err(anyhow::Error::msg)?;
+    let sides = each.into_iter().map(Config::try_from);
+    let sides = sides.collect::<Result<Vec<_>>>()?;
+    let results = args.run.results.clone().unwrap_or_else(|| "results".into());
+    let runs = runtime()?.block_on(repeat::run(&sides, args.pairs, &results, tell))?;
+    close(&runs)
+}
+
+/// One run of several in one line.
+fn tell(report: &Report) {
+    let _ = writeln!(std::io::stderr(), "{}", Line(report));
+}
+
+/// Says where the results are.
+fn close((folder, reports): &(PathBuf, Vec<Report>)) -> Result<bool> {
+    writeln!(std::io::stdout(), "{}", page::summary(folder)?)?;
+    writeln!(std::io::stdout(), "{}", folder.join(PAGE).display())?;
+    Ok(reports.iter().all(Report::is_clean))
 }

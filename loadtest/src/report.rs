@@ -17,6 +17,7 @@ use crate::outcome::Outcome;
 use crate::parts::{Part, parts};
 use crate::reconcile::{Reconciliation, Verdict};
 use crate::record::{Phase, RequestRecord};
+use crate::scene::{Host, Scene, Series};
 use crate::slo::Goodput;
 use crate::stats::{Gaps, Percentile, Sample, Summary, min_samples};
 use crate::steady;
@@ -35,6 +36,8 @@ const SEND_LAG_FLOOR: f64 = 0.001;
 const RUNTIME_LAG_LIMIT: f64 = 0.002;
 /// Cores that the client may use.
 const CORES_LIMIT: f64 = 0.6;
+/// Conversations that the digest of a run covers: as many of every run, however far it came.
+const DIGESTED: u64 = 256;
 
 /// The results of a run.
 #[derive(Debug, Clone, Serialize)]
@@ -43,8 +46,17 @@ pub struct Report {
     pub schema: u32,
     /// What the file describes.
     pub kind: &'static str,
+    /// What the run is called.
+    pub name: String,
+    /// Wall time of its start.
+    pub started: String,
+    /// Its place among its repeats.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub series: Option<Series>,
     /// What made it.
     pub tool: Tool,
+    /// The client's machine.
+    pub host: Host,
     /// What was measured.
     pub target: TargetInfo,
     /// What was asked for.
@@ -78,6 +90,9 @@ pub struct Report {
     pub verdict: RunVerdict,
     /// What speaks against them.
     pub reasons: Vec<String>,
+    /// Every request, in the order of their numbers.
+    #[serde(skip)]
+    pub records: Vec<RequestRecord>,
 }
 
 /// The program that measured.
@@ -87,12 +102,16 @@ pub struct Tool {
     pub name: &'static str,
     /// Its version.
     pub version: &'static str,
+    /// The command that it was started with, without secrets; empty when it was not started by one.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub command: String,
 }
 
 impl Tool {
-    /// This program.
-    pub(crate) fn this() -> Self {
+    /// This program, started by `command`.
+    pub(crate) fn this(command: &str) -> Self {
         Self {
+            command: command.to_owned(),
             name: env!("CARGO_PKG_NAME"),
             version: env!("CARGO_PKG_VERSION"),
         }
@@ -110,6 +129,12 @@ pub struct TargetInfo {
     pub endpoint: &'static str,
     /// Model that was asked for.
     pub model: String,
+    /// What the server says about it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub model_card: Option<serde_json::Value>,
+    /// What the server says about itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub version: Option<serde_json::Value>,
 }
 
 /// The load that was asked for.
@@ -143,7 +168,7 @@ pub struct Load {
     pub cache: Cache,
     /// How many words made a prompt.
     pub tokens_per_word: TokensPerWord,
-    /// SHA-256 of the requests without model name and nonce.
+    /// SHA-256 of the first 256 conversations without model name and nonce.
     pub workload_sha256: String,
 }
 
@@ -238,6 +263,8 @@ pub struct Latency {
     pub tpot: Summary,
     /// Gap between token-bearing events.
     pub chunk_gap: Summary,
+    /// The same as microseconds and counts, to be merged with those of other runs.
+    pub chunk_gap_counts: Vec<(u64, u64)>,
     /// Token-bearing events per output token.
     pub events_per_token: Option<f64>,
     /// Whether a chunk gap may be called inter-token latency.
@@ -351,8 +378,9 @@ impl Report {
     pub fn new(
         config: &Config,
         workload: &Workload,
-        result: &RunResult,
+        result: RunResult,
         server: ServerInfo,
+        scene: Scene,
     ) -> Self {
         let records = &result.records;
         let measured: Vec<&RequestRecord> = records
@@ -374,14 +402,23 @@ impl Report {
         let mut report = Self {
             schema: SCHEMA,
             kind: "run",
-            tool: Tool::this(),
+            name: config
+                .name
+                .clone()
+                .unwrap_or_else(|| workload.model.clone()),
+            started: scene.started,
+            series: None,
+            tool: Tool::this(&config.command),
+            host: scene.host,
             target: TargetInfo {
                 url: config.urls[0].to_string(),
                 urls: urls.clone(),
                 endpoint: workload.api.path(),
                 model: workload.model.clone(),
+                model_card: scene.model,
+                version: scene.version,
             },
-            load: Load::new(config, workload, records),
+            load: Load::new(config, workload),
             window: WindowInfo {
                 seconds: seconds(result.window.1 - result.window.0),
                 stopped: result.stopped,
@@ -402,9 +439,16 @@ impl Report {
             samples: samples(&good, result.window.0),
             verdict: RunVerdict::Valid,
             reasons: Vec::new(),
+            records: Vec::new(),
         };
         report.judge();
+        report.records = result.records;
         report
+    }
+
+    /// Planned start of the first request.
+    pub fn origin(&self) -> Nanos {
+        self.records.iter().map(|r| r.t_plan).min().unwrap_or(0)
     }
 
     /// Whether the run shows what it should: no failure and no mismatch.
@@ -506,8 +550,7 @@ impl Report {
 }
 
 impl Load {
-    fn new(config: &Config, workload: &Workload, records: &[RequestRecord]) -> Self {
-        let conversations = records.iter().map(|r| r.conversation + 1).max();
+    fn new(config: &Config, workload: &Workload) -> Self {
         let contents = &workload.contents;
         let (prompt_tokens, output_tokens) = match &workload.trace {
             Some(_) => ("of the trace".to_owned(), "of the trace".to_owned()),
@@ -535,7 +578,7 @@ impl Load {
             temperature: config.temperature,
             cache: config.cache,
             tokens_per_word: workload.tokens_per_word,
-            workload_sha256: workload.digest(conversations.unwrap_or(0)),
+            workload_sha256: workload.digest(DIGESTED),
         }
     }
 }
@@ -649,6 +692,7 @@ impl Latency {
             ttft_with_failures: ttft.summary_with_failures(failures),
             tpot: sample(RequestRecord::tpot).summary(),
             chunk_gap: gaps.summary(),
+            chunk_gap_counts: gaps.counts(),
             events_per_token,
             chunk_gap_is_itl: events_per_token.is_some_and(|ratio| ratio >= MIN_EVENTS_PER_TOKEN),
             longest_stall: sample(RequestRecord::longest_stall).summary(),

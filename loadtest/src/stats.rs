@@ -174,6 +174,21 @@ impl Gaps {
         self.histogram.saturating_record((gap + 500) / 1000);
     }
 
+    /// Values in microseconds and how often each was seen, by value; [`Gaps::add`] puts them back.
+    pub fn counts(&self) -> Vec<(u64, u64)> {
+        let seen = self.histogram.iter_recorded();
+        seen.map(|step| (step.value_iterated_to(), step.count_since_last_iteration()))
+            .collect()
+    }
+
+    /// Adds what [`Gaps::counts`] gave: histograms are merged, percentiles never averaged.
+    pub fn add(&mut self, counts: &[(u64, u64)]) {
+        for (micros, count) in counts {
+            let value = (*micros).min(MAX_GAP_MICROS);
+            self.histogram.saturating_record_n(value, *count);
+        }
+    }
+
     /// The summary of all gaps.
     pub fn summary(&self) -> Summary {
         let n = self.histogram.len();
@@ -285,6 +300,21 @@ mod tests {
         gaps.record(0);
         gaps.record(7_200_000_000_000);
         assert!((gaps.summary().max.unwrap() - 3600.0).abs() < 4.0);
+    }
+
+    #[test]
+    fn merged_histograms_are_the_histogram_of_everything() {
+        let (mut first, mut second, mut all) = (Gaps::default(), Gaps::default(), Gaps::default());
+        for i in 0..5000u64 {
+            let gap = i * i * 1000;
+            if i % 3 == 0 { &mut first } else { &mut second }.record(gap);
+            all.record(gap);
+        }
+        let mut merged = Gaps::default();
+        merged.add(&first.counts());
+        merged.add(&second.counts());
+        assert_eq!(merged.counts(), all.counts());
+        assert_eq!(merged.summary(), all.summary());
     }
 
     proptest! {

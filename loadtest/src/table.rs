@@ -11,6 +11,31 @@ use crate::stats::{Percentile, Summary};
 /// Prints a [`Report`] as text.
 pub struct Table<'a>(pub &'a Report);
 
+/// Prints a [`Report`] as one line among others of its kind.
+pub struct Line<'a>(pub &'a Report);
+
+impl Display for Line<'_> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let report = self.0;
+        let repeat = report.series.as_ref().map_or(1, |series| series.repeat);
+        let (requests, latency) = (&report.requests, &report.latency);
+        write!(
+            f,
+            "run {repeat}, {}: {:.1} tokens/s",
+            report.name, report.rates.output_tokens
+        )?;
+        for (name, summary) in [("TTFT", &latency.ttft), ("TPOT", &latency.tpot)] {
+            write!(f, ", {name} p50 {}", percentile(summary.p50).trim())?;
+        }
+        write!(f, ", {} failed, ", requests.failed)?;
+        match report.verdict {
+            RunVerdict::Valid => write!(f, "valid"),
+            RunVerdict::Warning => write!(f, "warning: {}", report.reasons.join("; ")),
+            RunVerdict::Invalid => write!(f, "invalid: {}", report.reasons.join("; ")),
+        }
+    }
+}
+
 impl Display for Table<'_> {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         head(f, self.0)?;

@@ -1,12 +1,14 @@
 //! The parts of a result file that a page shows.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
 use crate::arrival::RampShape;
+use crate::results::RUN;
+use crate::scene::{Host, Series};
 
 /// The schema this page reads.
 const SCHEMA: u32 = 1;
@@ -14,10 +16,24 @@ const SCHEMA: u32 = 1;
 /// One run.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Run {
-    /// The file's name without its ending.
-    #[serde(skip)]
+    /// What it is called: by its result, else by its file.
+    #[serde(default)]
     pub name: String,
+    /// Where its own page is, seen from the page that is made.
+    #[serde(skip)]
+    pub link: Option<String>,
+    /// Its folder, or its file where it has none.
+    #[serde(skip)]
+    pub place: PathBuf,
     schema: u32,
+    #[serde(default)]
+    pub started: String,
+    pub series: Option<Series>,
+    #[serde(default)]
+    pub host: Host,
+    #[serde(default)]
+    pub tool: Tool,
+    pub goodput: Option<Goodput>,
     pub target: Target,
     pub load: Load,
     pub window: Window,
@@ -34,19 +50,39 @@ pub struct Run {
     pub reasons: Vec<String>,
 }
 
+/// The program that measured.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct Tool {
+    pub version: String,
+    pub command: String,
+}
+
 #[derive(Debug, Clone, Deserialize)]
 pub struct Target {
     pub url: String,
     pub endpoint: String,
     pub model: String,
+    pub version: Option<serde_json::Value>,
+    pub model_card: Option<serde_json::Value>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub struct Goodput {
+    pub requests_per_second: f64,
+    pub attainment: Share,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub struct Share {
+    pub value: Option<f64>,
+    pub low: f64,
+    pub high: f64,
 }
 
 #[derive(Debug, Clone, Deserialize)]
 pub struct Load {
     pub arrival: Arrival,
-    pub requests: Option<u64>,
-    pub duration_seconds: Option<f64>,
-    pub warmup: u64,
     pub seed: u64,
     pub prompt_tokens: serde_json::Value,
     pub output_tokens: serde_json::Value,
@@ -56,7 +92,7 @@ pub struct Load {
 }
 
 /// How requests came.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Arrival {
     Closed {
@@ -91,7 +127,6 @@ pub struct Window {
 #[derive(Debug, Clone, Deserialize)]
 pub struct Requests {
     pub measured: u64,
-    pub succeeded: u64,
     pub failed: u64,
 }
 
@@ -117,6 +152,9 @@ pub struct Latency {
     pub ttft: Summary,
     pub tpot: Summary,
     pub chunk_gap: Summary,
+    /// Microseconds and counts.
+    #[serde(default)]
+    pub chunk_gap_counts: Vec<(u64, u64)>,
     pub longest_stall: Summary,
     pub e2e: Summary,
 }
@@ -172,8 +210,14 @@ impl Run {
         let name = path
             .file_stem()
             .map(|name| name.to_string_lossy().into_owned());
-        Self::parse(&text, name.unwrap_or_default())
-            .with_context(|| format!("{} is not the result of a run", path.display()))
+        let mut run = Self::parse(&text, name.unwrap_or_default())
+            .with_context(|| format!("{} is not the result of a run", path.display()))?;
+        let is_in_a_folder = path.file_name().is_some_and(|name| name == RUN);
+        run.place = match path.parent() {
+            Some(folder) if is_in_a_folder => folder.to_owned(),
+            _ => path.to_owned(),
+        };
+        Ok(run)
     }
 
     /// Parses the text of one.
@@ -182,65 +226,59 @@ impl Run {
         if run.schema != SCHEMA {
             bail!("schema {} instead of {SCHEMA}", run.schema);
         }
-        run.name = name;
+        if run.name.is_empty() {
+            run.name = name;
+        }
         Ok(run)
     }
 
-    /// The command that asks for the same load.
-    pub fn command(&self) -> String {
-        let load = &self.load;
-        let mut words = vec![
-            "loadtest".to_owned(),
-            "--url".into(),
-            self.target.url.clone(),
-        ];
-        let mut flag = |name: &str, value: String| words.extend([name.to_owned(), value]);
-        match &load.arrival {
-            Arrival::Closed { users } => flag("--users", users.to_string()),
-            Arrival::Poisson { rate } => flag("--rate", rate.to_string()),
-            Arrival::Gamma { rate, burstiness } => {
-                flag("--rate", rate.to_string());
-                flag("--burstiness", burstiness.to_string());
-            }
-            Arrival::Constant { rate } => {
-                flag("--rate", rate.to_string());
-                flag("--arrival", "constant".into());
-            }
-            Arrival::Ramp { from, to, shape } => {
-                flag("--rate", from.to_string());
-                flag("--ramp-to", to.to_string());
-                if *shape == RampShape::Exponential {
-                    flag("--ramp", "exponential".into());
-                }
-            }
-            Arrival::Trace { speed, .. } => {
-                flag("--trace", "FILE".into());
-                flag("--trace-speed", speed.to_string());
-            }
-        }
-        if let Some(requests) = load.requests {
-            flag("--requests", requests.to_string());
-        }
-        if let Some(seconds) = load.duration_seconds {
-            flag("--duration", format!("{seconds}s"));
-        }
-        if load.warmup > 0 {
-            flag("--warmup", load.warmup.to_string());
-        }
-        flag("--prompt-tokens", plain(&load.prompt_tokens));
-        flag("--output-tokens", plain(&load.output_tokens));
-        flag("--seed", load.seed.to_string());
-        if load.temperature > 0.0 {
-            flag("--temperature", load.temperature.to_string());
-        }
-        if load.ignore_eos {
-            words.push("--ignore-eos".to_owned());
-        }
-        words.join(" ")
+    /// Whether its numbers count.
+    pub fn is_valid(&self) -> bool {
+        self.verdict != "invalid"
+    }
+
+    /// What its repeats have in common with it; empty for a run on its own.
+    pub fn series_id(&self) -> String {
+        self.series
+            .as_ref()
+            .map_or_else(String::new, |s| s.id.clone())
+    }
+
+    /// Which side of a comparison it is of.
+    pub fn side(&self) -> u32 {
+        self.series.as_ref().map_or(0, |s| s.side)
+    }
+
+    /// Its number among its repeats.
+    pub fn repeat(&self) -> u32 {
+        self.series.as_ref().map_or(0, |s| s.repeat)
+    }
+
+    /// Whether it stands in a folder beside its repeats.
+    pub fn is_repeated(&self) -> bool {
+        self.series.as_ref().is_some_and(|s| s.of > 1)
+    }
+
+    /// Whether both are runs of one configuration.
+    pub fn is_repeat_of(&self, other: &Self) -> bool {
+        self.series_id() == other.series_id() && self.side() == other.side()
+    }
+
+    /// Whether both were made one after the other to be compared.
+    pub fn is_pair_of(&self, other: &Self) -> bool {
+        self.series.is_some()
+            && self.series_id() == other.series_id()
+            && self.side() != other.side()
+            && self.repeat() == other.repeat()
     }
 }
 
 impl Arrival {
+    /// Whether a slow server gets less load.
+    pub fn is_closed(&self) -> bool {
+        matches!(self, Self::Closed { .. })
+    }
+
     /// For a sentence.
     pub fn words(&self) -> String {
         match self {
@@ -274,7 +312,7 @@ impl Check {
     }
 }
 
-fn plain(value: &serde_json::Value) -> String {
+pub fn plain(value: &serde_json::Value) -> String {
     value
         .as_str()
         .map_or_else(|| value.to_string(), str::to_owned)

@@ -1,6 +1,7 @@
 use serde_json::{Value, json};
 
 use super::data::Run;
+use super::group::Group;
 use super::render;
 
 fn summary(n: u64, value: f64) -> Value {
@@ -19,7 +20,7 @@ fn result(n: u64) -> Value {
         .collect();
     let latency = summary(n, 0.01);
     json!({
-        "schema": 1, "kind": "run",
+        "schema": 1, "kind": "run", "tool": {"version": "0.1.0", "command": "loadtest --users 8 --requests 9"},
         "target": {"url": "http://127.0.0.1:8000", "endpoint": "/v1/chat/completions", "model": "m"},
         "load": {"arrival": {"kind": "closed", "users": 8}, "requests": n, "duration_seconds": null,
                  "warmup": 0, "seed": 0, "prompt_tokens": 64, "output_tokens": "uniform:8..64",
@@ -44,10 +45,14 @@ fn run(name: &str, value: &Value) -> Run {
     Run::parse(&value.to_string(), name.into()).expect("a result")
 }
 
+fn group(name: &str, value: &Value) -> Group {
+    Group::new(vec![run(name, value)])
+}
+
 #[test]
 fn a_page_needs_nothing_from_elsewhere_and_is_always_the_same() {
     for n in [0, 1, 2, 1000] {
-        let runs = [run("first", &result(n))];
+        let runs = [group("first", &result(n))];
         let page = render(&runs);
         assert_eq!(page, render(&runs));
         for outside in ["src=", "href=", "@import", "url(", "<script", "<link"] {
@@ -68,7 +73,7 @@ fn a_page_needs_nothing_from_elsewhere_and_is_always_the_same() {
 
 #[test]
 fn a_hundred_thousand_requests_make_a_small_page() {
-    let page = render(&[run("large", &result(100_000))]);
+    let page = render(&[group("large", &result(100_000))]);
     assert!(page.len() < 1 << 20, "{} bytes", page.len());
 }
 
@@ -77,7 +82,7 @@ fn foreign_text_stays_text() {
     let mut hostile = result(3);
     hostile["target"]["model"] = json!("<script>alert(1)</script>");
     hostile["reasons"] = json!(["</style><img src=x onerror=alert(1)>"]);
-    let page = render(&[run("\"><b>name", &hostile)]);
+    let page = render(&[group("\"><b>name", &hostile)]);
     assert!(!page.contains("<script") && !page.contains("<img") && !page.contains("<b>"));
 }
 
@@ -85,10 +90,10 @@ fn foreign_text_stays_text() {
 fn different_requests_are_not_compared_in_silence() {
     let (first, mut second) = (result(5), result(5));
     second["rates"]["output_tokens"] = json!(2469.0);
-    let page = render(&[run("a", &first), run("b", &second)]);
-    assert!(page.contains("(2.00×)") && !page.contains("Not comparable"));
+    let page = render(&[group("a", &first), group("b", &second)]);
+    assert!(page.contains("2.00 times the output") && !page.contains("Not comparable"));
     second["load"]["workload_sha256"] = json!("other");
-    let page = render(&[run("a", &first), run("b", &second)]);
+    let page = render(&[group("a", &first), group("b", &second)]);
     assert!(page.contains("Not comparable"));
 }
 
@@ -100,4 +105,107 @@ fn other_files_are_refused() {
     let mut other = result(1);
     other["schema"] = json!(2);
     assert!(Run::parse(&other.to_string(), String::new()).is_err());
+}
+
+/// Runs of one side of a comparison with these outputs per second; latencies fall as the output rises.
+fn side(name: &str, side: u32, outputs: &[f64]) -> Group {
+    let runs = (1..).zip(outputs).map(|(repeat, output)| {
+        let mut value = result(40);
+        value["name"] = json!(name);
+        value["series"] = json!({"id": "s", "side": side, "repeat": repeat, "of": outputs.len()});
+        value["rates"]["output_tokens"] = json!(output);
+        value["load"]["workload_sha256"] = json!(format!("seed {repeat}"));
+        value["load"]["seed"] = json!(repeat);
+        value["reasons"] = json!([]);
+        value["verdict"] = json!("valid");
+        for metric in ["ttft", "tpot", "e2e"] {
+            value["latency"][metric]["p50"] = json!(10.0 / output);
+            value["latency"][metric]["p90"] = json!(20.0 / output);
+        }
+        run("file", &value)
+    });
+    Group::new(runs.collect())
+}
+
+const SLOW: [f64; 6] = [100.0, 103.0, 98.0, 101.0, 99.0, 102.0];
+const FAST: [f64; 6] = [184.0, 190.0, 181.0, 188.0, 179.0, 186.0];
+const NOISY: [f64; 6] = [104.0, 85.0, 121.0, 93.0, 116.0, 88.0];
+
+#[test]
+fn a_comparison_says_who_was_faster_by_how_much_and_from_what() {
+    let page = render(&[side("f32", 0, &SLOW), side("int8", 1, &FAST)]);
+    for said in [
+        "<strong>int8 is faster than f32</strong>: 1.84 times the output tokens per second",
+        "(95 % interval 1.82 to 1.86)",
+        "<strong>6 pairs of runs made by turns</strong> with no warnings",
+        "class=\"ratio faster\"",
+        "class=\"verdict good\"",
+    ] {
+        assert!(page.contains(said), "{said}");
+    }
+    assert!(!page.contains("class=\"ratio open\"") && !page.contains("Not comparable"));
+    let back = render(&[side("int8", 0, &FAST), side("f32", 1, &SLOW)]);
+    assert!(back.contains("<strong>f32 is slower than int8</strong>: 0.54 times"));
+}
+
+#[test]
+fn what_is_not_shown_is_never_called_equal() {
+    let page = render(&[side("a", 0, &SLOW), side("b", 1, &NOISY)]);
+    assert!(page.contains("No difference is shown between a and b"));
+    assert!(page.contains("class=\"ratio open\"") && !page.contains("class=\"ratio equal\""));
+    assert!(page.contains("class=\"verdict fair\"") && !page.contains("equally"));
+    let few = render(&[side("a", 0, &SLOW[..3]), side("b", 1, &FAST[..3])]);
+    assert!(few.contains("Too few runs to tell a from b") && few.contains("6 pairs made by turns"));
+    assert!(!few.contains("class=\"ratio faster\""));
+    let same = render(&[
+        side("a", 0, &SLOW),
+        side("b", 1, &SLOW.map(|v| v * 1.0 + 0.0)),
+    ]);
+    assert!(same.contains("equally fast within 3 %") && same.contains("class=\"ratio equal\""));
+}
+
+#[test]
+fn invalid_runs_are_shown_and_not_counted() {
+    let mut group = side("a", 0, &SLOW);
+    group.runs[2].verdict = "invalid".into();
+    group.runs[2].rates.output_tokens = 1e6;
+    let page = render(std::slice::from_ref(&group));
+    assert!(page.contains("5 of 6 runs count") && page.contains("left out"));
+    // The mean of the other five is 101, their interval by SciPy 99.04 to 102.96.
+    assert!(page.contains("101 tokens/s") && page.contains("99.0 tokens/s to 103 tokens/s"));
+    let page = render(&[group, side("b", 1, &FAST)]);
+    assert!(
+        page.contains("5 pairs of runs made by turns") && page.contains("1 invalid run left out")
+    );
+    let mut bad = side("a", 0, &SLOW);
+    bad.runs
+        .iter_mut()
+        .for_each(|run| run.verdict = "invalid".into());
+    let page = render(&[bad, side("b", 1, &FAST)]);
+    assert!(page.contains("Not comparable") && page.contains("no run of a is valid"));
+}
+
+#[test]
+fn other_machines_and_arrivals_are_not_compared_in_silence() {
+    for change in [
+        |group: &mut Group| group.runs[0].host.cores = 8,
+        |group: &mut Group| {
+            group.runs[0].load.arrival = super::data::Arrival::Poisson { rate: 2.0 }
+        },
+    ] {
+        let mut other = side("b", 1, &FAST);
+        change(&mut other);
+        let page = render(&[side("a", 0, &SLOW), other]);
+        assert!(page.contains("Not comparable") && page.contains("class=\"verdict bad\""));
+    }
+}
+
+#[test]
+fn what_differs_is_listed() {
+    let mut other = side("b", 1, &FAST);
+    for run in &mut other.runs {
+        run.target.version = Some(json!({"name": "octet", "build": {"commit": "abc123"}}));
+    }
+    let page = render(&[side("a", 0, &SLOW), other]);
+    assert!(page.contains("<th>server: build: commit</th><td>–</td><td>abc123</td>"));
 }

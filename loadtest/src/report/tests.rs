@@ -4,6 +4,7 @@ use super::*;
 use crate::args::Args;
 use crate::reconcile::{Check, Strength};
 use crate::record::tests::{failure, success};
+use crate::scene::Scene;
 use crate::table::Table;
 
 fn server() -> ServerInfo {
@@ -44,7 +45,7 @@ fn report(records: Vec<RequestRecord>, server: ServerInfo) -> Report {
         stopped: false,
         effort: crate::effort::Effort::default(),
     };
-    Report::new(&config, &workload(), &result, server)
+    Report::new(&config, &workload(), result, server, Scene::default())
 }
 
 fn many(count: u64) -> Vec<RequestRecord> {
@@ -245,7 +246,7 @@ fn a_client_that_had_too_much_to_do_is_a_reservation() {
                 cores: Some(cores),
             },
         };
-        Report::new(&config, &workload(), &result, server())
+        Report::new(&config, &workload(), result, server(), Scene::default())
     };
     let has = |report: &Report, part: &str| report.reasons.iter().any(|r| r.contains(part));
     let good = of(1_000_000, 0.5);

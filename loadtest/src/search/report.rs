@@ -120,7 +120,7 @@ impl SearchReport {
         Self {
             schema: SCHEMA,
             kind: "search",
-            tool: Tool::this(),
+            tool: Tool::this(&config.probe.command),
             target: probes.first().map(|probe| probe.target.clone()),
             slo: config.slo,
             rate,

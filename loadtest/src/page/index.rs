@@ -1,0 +1,217 @@
+//! `loadtest index`: a table of everything in a folder of results, as `index.html` and `index.json`.
+
+use std::path::Path;
+
+use anyhow::{Result, bail};
+use maud::{Markup, html};
+use serde::Serialize;
+
+use super::data::milliseconds;
+use super::group::Group;
+use super::metric::{Latency, Metric, Quantile};
+use super::{document, facts};
+use crate::results::{self, PAGE, write_whole};
+
+/// Version of `index.json`'s schema.
+const SCHEMA: u32 = 1;
+
+/// One configuration.
+#[derive(Debug, Clone, Serialize)]
+struct Entry {
+    name: String,
+    model: String,
+    started: String,
+    /// Its folder, seen from the index.
+    folder: String,
+    /// Its page, if it has one.
+    page: Option<String>,
+    /// The page of the comparison it is a side of.
+    comparison: Option<String>,
+    load: String,
+    machine: String,
+    runs: usize,
+    /// Runs that numbers are taken from.
+    counted: usize,
+    output_tokens_per_second: Figure,
+    ttft_p50_seconds: Figure,
+    ttft_p99_seconds: Figure,
+    tpot_p50_seconds: Figure,
+    goodput_requests_per_second: Figure,
+    verdict: &'static str,
+}
+
+/// A mean over runs and half of its 95 % interval, as far as there is one.
+#[derive(Debug, Clone, Copy, Serialize)]
+struct Figure {
+    mean: Option<f64>,
+    plus_minus: Option<f64>,
+}
+
+#[derive(Debug, Serialize)]
+struct Index<'a> {
+    schema: u32,
+    kind: &'static str,
+    results: &'a [Entry],
+}
+
+/// Looks through `folder` and writes its index.
+///
+/// # Errors
+/// A folder without results, a result that cannot be read, a file that cannot be written.
+pub fn write(folder: &Path) -> Result<()> {
+    if !folder.is_dir() {
+        bail!("{} is not a folder", folder.display());
+    }
+    let groups = Group::read(folder)?;
+    let mut entries: Vec<Entry> = groups
+        .iter()
+        .map(|group| Entry::new(group, folder))
+        .collect();
+    // The newest first; what has no time last.
+    entries.sort_by(|a, b| (&b.started, &a.folder).cmp(&(&a.started, &b.folder)));
+    let index = Index {
+        schema: SCHEMA,
+        kind: "index",
+        results: &entries,
+    };
+    results::write_json(&folder.join("index.json"), &index)?;
+    let page = render(&entries);
+    write_whole(&folder.join("index.html"), |out| {
+        Ok(out.write_all(page.as_bytes())?)
+    })
+}
+
+impl Entry {
+    fn new(group: &Group, base: &Path) -> Self {
+        let run = &group.runs[0];
+        // Repeats share the folder above them.
+        let place = match run.place.parent() {
+            Some(parent) if run.is_repeated() => parent,
+            _ => &run.place,
+        };
+        let below = |path: &Path| {
+            path.strip_prefix(base)
+                .unwrap_or(path)
+                .to_string_lossy()
+                .into_owned()
+        };
+        let page = |folder: &Path| {
+            let page = folder.join(PAGE);
+            page.is_file().then(|| below(&page))
+        };
+        let compared = run.series.is_some() && place != base && place.parent() != Some(base);
+        let warned = group.counted().iter().any(|run| run.verdict == "warning");
+        let figure = |metric: Metric| {
+            let summary = group.summary(metric);
+            Figure {
+                mean: summary.map(|(value, _)| value),
+                plus_minus: summary.and_then(|(value, i)| Some(value - i?.low)),
+            }
+        };
+        let latency = |latency, quantile| figure(Metric::Latency(latency, quantile));
+        Self {
+            name: group.name.clone(),
+            model: run.target.model.clone(),
+            started: run.started.clone(),
+            folder: below(place),
+            page: page(place),
+            comparison: place.parent().filter(|_| compared).and_then(page),
+            load: run.load.arrival.words(),
+            machine: machine(group),
+            runs: group.runs.len(),
+            counted: group.counted().len(),
+            output_tokens_per_second: figure(Metric::OutputTokens),
+            ttft_p50_seconds: latency(Latency::Ttft, Quantile::P50),
+            ttft_p99_seconds: latency(Latency::Ttft, Quantile::P99),
+            tpot_p50_seconds: latency(Latency::Tpot, Quantile::P50),
+            goodput_requests_per_second: figure(Metric::Goodput),
+            verdict: match (group.is_valid(), warned) {
+                (false, _) => "invalid",
+                (true, true) => "warning",
+                (true, false) => "valid",
+            },
+        }
+    }
+}
+
+fn machine(group: &Group) -> String {
+    let known = facts::machine(&group.runs[0]);
+    let short = known.iter().take(2).map(|(_, value)| value.as_str());
+    let parts: Vec<&str> = short.collect();
+    match parts[..] {
+        [cpu, cores] => format!("{cpu}, {cores} cores"),
+        _ => String::new(),
+    }
+}
+
+impl Figure {
+    fn words(self, metric: Metric) -> String {
+        match (self.mean, self.plus_minus) {
+            (None, _) => "–".to_owned(),
+            (Some(mean), None) => metric.words(mean),
+            (Some(mean), Some(half)) => format!("{} ± {}", metric.words(mean), metric.words(half)),
+        }
+    }
+}
+
+fn render(entries: &[Entry]) -> String {
+    let mut models: Vec<&str> = entries.iter().map(|entry| entry.model.as_str()).collect();
+    models.sort_unstable();
+    models.dedup();
+    let body = html! {
+        @if models.len() > 1 {
+            nav { "Models: " @for (i, model) in models.iter().enumerate() { a href={ "#m" (i) } { (model) } " " } }
+        }
+        @for (i, model) in models.iter().enumerate() {
+            section id={ "m" (i) } {
+                h2 { (model) }
+                (table(&entries.iter().filter(|entry| entry.model == *model).collect::<Vec<_>>()))
+            }
+        }
+        p class="note" {
+            "± is half of the 95 % interval of the mean over runs; a single run has none. Percentiles that so few requests cannot bound are –."
+        }
+    };
+    document("Load tests", &body)
+}
+
+fn table(entries: &[&Entry]) -> Markup {
+    let most = entries
+        .iter()
+        .filter_map(|e| e.output_tokens_per_second.mean)
+        .fold(0.0, f64::max);
+    html! {
+        div class="wide" { table {
+            thead { tr { @for name in ["run", "started", "load", "output", "", "first token p50", "p99", "each further p50", "runs", "verdict", "machine"] { th { (name) } } } }
+            tbody { @for entry in entries { tr class=(if entry.verdict == "invalid" { "fail" } else { "" }) {
+                th {
+                    @match &entry.page { Some(page) => a href=(page) { (entry.name) }, None => (entry.name) }
+                    @if let Some(page) = &entry.comparison { " (" a href=(page) { "compared" } ")" }
+                }
+                td { (entry.started.replace('T', " ").trim_end_matches('Z')) }
+                td { (entry.load) }
+                td { (entry.output_tokens_per_second.words(Metric::OutputTokens)) }
+                td { (bar(entry.output_tokens_per_second.mean, most)) }
+                td { (entry.ttft_p50_seconds.words(Metric::Latency(Latency::Ttft, Quantile::P50))) }
+                td { (milliseconds(entry.ttft_p99_seconds.mean)) }
+                td { (milliseconds(entry.tpot_p50_seconds.mean)) }
+                td { (entry.counted) " of " (entry.runs) }
+                td { (entry.verdict) }
+                td { (entry.machine) }
+            } } }
+        } }
+    }
+}
+
+/// A value as a bar from zero, beside others of its table.
+fn bar(value: Option<f64>, most: f64) -> Markup {
+    let Some(value) = value.filter(|_| most > 0.0) else {
+        return html! {};
+    };
+    let width = (value / most * 80.0).round();
+    html! {
+        svg class="bar" viewBox="0 0 80 10" role="img" aria-label=(format!("{:.0} % of the most", value / most * 100.0)) {
+            rect width=(width) height="10" {}
+        }
+    }
+}

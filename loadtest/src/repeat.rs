@@ -1,0 +1,120 @@
+//! Several runs of one configuration, or of two by turns: a number without repeats is a number without
+//! an interval. Each repeat has a seed of its own; the two runs of a pair share theirs.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+
+use crate::app;
+use crate::config::Config;
+use crate::page;
+use crate::report::Report;
+use crate::results;
+use crate::scene::Series;
+
+/// Runs `sides` by turns, `repeats` times each, and writes them under `parent`. The order within a pair
+/// changes from pair to pair (ABBA…), so that a machine that grows slower favours neither. `tell` gets
+/// every run as it ends. Gives the folder and the runs in the order in which they were made.
+///
+/// # Errors
+/// A server that cannot be reached, a file that cannot be written.
+pub async fn run(
+    sides: &[Config],
+    repeats: u32,
+    parent: &Path,
+    mut tell: impl FnMut(&Report),
+) -> Result<(PathBuf, Vec<Report>)> {
+    let mut made: Option<PathBuf> = None;
+    let mut reports = Vec::new();
+    for repeat in 1..=repeats {
+        for side in order(sides.len(), repeat) {
+            let mut config = sides[side].clone();
+            config.seed = config.seed.wrapping_add(u64::from(repeat - 1));
+            let mut report = app::measure(&config, interrupted()).await?;
+            let folder = match &made {
+                Some(folder) => folder.clone(),
+                None => results::new_folder(parent, &report.started, &folder_name(sides, &report))?,
+            };
+            made = Some(folder.clone());
+            if repeats > 1 || sides.len() > 1 {
+                report.series = Some(Series {
+                    id: folder
+                        .file_name()
+                        .unwrap_or_default()
+                        .to_string_lossy()
+                        .into_owned(),
+                    side: u32::try_from(side)?,
+                    repeat,
+                    of: repeats,
+                });
+            }
+            results::write_run(&place(&folder, sides, side, repeat, repeats), &report)?;
+            tell(&report);
+            // Written already; only the counts matter from here on.
+            report.records = Vec::new();
+            let is_stopped = report.window.stopped;
+            reports.push(report);
+            if is_stopped {
+                return finish(folder, reports);
+            }
+        }
+    }
+    finish(made.unwrap_or_default(), reports)
+}
+
+/// The page over all runs; a single run has its own already.
+fn finish(folder: PathBuf, reports: Vec<Report>) -> Result<(PathBuf, Vec<Report>)> {
+    page::write(std::slice::from_ref(&folder), &folder.join(results::PAGE))?;
+    Ok((folder, reports))
+}
+
+/// Sides of a pair by turns.
+fn order(sides: usize, repeat: u32) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..sides).collect();
+    if repeat.is_multiple_of(2) {
+        order.reverse();
+    }
+    order
+}
+
+fn place(folder: &Path, sides: &[Config], side: usize, repeat: u32, repeats: u32) -> PathBuf {
+    let mut place = folder.to_owned();
+    if sides.len() > 1 {
+        let name = sides[side].name.as_deref().unwrap_or("side");
+        place.push(format!("{}-{}", side + 1, results::plain(name)));
+    }
+    if repeats > 1 {
+        place.push(repeat.to_string());
+    }
+    place
+}
+
+fn folder_name(sides: &[Config], report: &Report) -> String {
+    match sides {
+        [_] => report.name.clone(),
+        _ => {
+            let names: Vec<&str> = sides.iter().filter_map(|s| s.name.as_deref()).collect();
+            names.join("-vs-")
+        }
+    }
+}
+
+/// Completes when the user wants the run to end.
+pub async fn interrupted() {
+    // Without a handler for the signal the run simply cannot be cut short.
+    if tokio::signal::ctrl_c().await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sides_take_turns_at_going_first() {
+        let all: Vec<usize> = (1..=4).flat_map(|repeat| order(2, repeat)).collect();
+        assert_eq!(all, [0, 1, 1, 0, 0, 1, 1, 0]);
+        assert_eq!(order(1, 2), [0]);
+    }
+}

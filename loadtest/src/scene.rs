@@ -1,0 +1,104 @@
+//! Where and when a run took place: the client's machine, the server's own words about itself, and the
+//! place of the run among its repeats. Nothing here names the machine.
+
+use std::time::Duration;
+
+use hyper::Method;
+use hyper::body::Bytes;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::target::Target;
+
+/// How long the server may take to say what it is.
+const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The circumstances of a run.
+#[derive(Debug, Clone, Default)]
+pub struct Scene {
+    /// Wall time of its start, a label only: `2026-11-24T19:30:00Z`.
+    pub started: String,
+    /// The client's machine.
+    pub host: Host,
+    /// What the server answers at `/version`, if it does.
+    pub version: Option<Value>,
+    /// What it lists about the model, if it does.
+    pub model: Option<Value>,
+}
+
+/// The client's machine, which is the server's too when `is_servers`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Host {
+    /// Processor by its own name.
+    pub cpu: String,
+    /// Cores that this process may use.
+    pub cores: usize,
+    /// Memory.
+    pub memory_bytes: u64,
+    /// Kernel release.
+    pub kernel: String,
+    /// Whether the server's address is this machine's loopback.
+    pub is_servers: bool,
+}
+
+/// A run's place among the runs of one configuration.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Series {
+    /// What the runs that belong together have in common.
+    pub id: String,
+    /// Which side of a comparison, from zero.
+    pub side: u32,
+    /// Which of the runs of its side, from one. Runs of two sides with one number are a pair: they were
+    /// made one after the other.
+    pub repeat: u32,
+    /// Runs of each side.
+    pub of: u32,
+}
+
+impl Scene {
+    /// Looks around, and asks the server what it is.
+    pub async fn here(target: &Target, model: &str) -> Self {
+        let list = ask(target, "/v1/models").await;
+        let is_asked = |entry: &&Value| entry["id"] == model;
+        let model = list.and_then(|list| list["data"].as_array()?.iter().find(is_asked).cloned());
+        Self {
+            started: chrono::Utc::now().format("%Y-%m-%dT%H:%M:%SZ").to_string(),
+            host: Host::this(target.address.ip().is_loopback()),
+            version: ask(target, "/version").await,
+            model,
+        }
+    }
+}
+
+async fn ask(target: &Target, path: &str) -> Option<Value> {
+    let json = "application/json";
+    let answer = target.fetch(Method::GET, path, json, Bytes::new(), TIMEOUT);
+    match answer.await {
+        Ok((200, body)) => serde_json::from_slice(&body).ok(),
+        _ => None,
+    }
+}
+
+impl Host {
+    /// This machine, as far as it tells.
+    fn this(is_servers: bool) -> Self {
+        let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+        let field = |text: &str, name: &str| {
+            let line = text.lines().find(|line| line.starts_with(name))?;
+            Some(line.split_once(':')?.1.trim().to_owned())
+        };
+        let memory = field(&read("/proc/meminfo"), "MemTotal").unwrap_or_default();
+        let kibibytes = memory
+            .split_whitespace()
+            .next()
+            .and_then(|n| n.parse().ok());
+        Self {
+            cpu: field(&read("/proc/cpuinfo"), "model name").unwrap_or_default(),
+            cores: std::thread::available_parallelism().map_or(0, usize::from),
+            memory_bytes: kibibytes.unwrap_or(0u64) * 1024,
+            kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
+            is_servers,
+        }
+    }
+}
