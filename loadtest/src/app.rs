@@ -1,6 +1,7 @@
 //! The order of a whole run: reach the server, ask what it serves, scrape, load, wait for quiet,
 //! scrape again, report.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +20,7 @@ use crate::progress;
 use crate::reconcile::Reconciliation;
 use crate::report::{self, Report, ServerInfo};
 use crate::scene::Scene;
-use crate::scrape::{Delta, Scraper, Snapshot};
+use crate::scrape::{Delta, Scraper, Snapshot, names};
 use crate::target::Target;
 use crate::timeline::{self, Point, Timeline};
 use crate::workload::{self, TokensPerWord, Workload};
@@ -172,6 +173,7 @@ impl Metrics {
             lost,
             quiet: true,
             kind: None,
+            build: BTreeMap::new(),
             timeline: None,
             reconciliation: Reconciliation::default(),
         };
@@ -206,10 +208,22 @@ impl Metrics {
             lost: false,
             quiet: was_quiet && is_quiet,
             kind: Some(kind),
+            build: build_of(&before),
             timeline: Timeline::new(kind, &self.points, result.window.0),
             reconciliation,
         }
     }
+}
+
+/// What a server says of its build; several servers are taken to be alike.
+fn build_of(snapshot: &Snapshot) -> BTreeMap<String, String> {
+    let series = snapshot.series(names::BUILD_INFO);
+    let labels = series.first().map(|sample| sample.labels.clone());
+    labels
+        .into_iter()
+        .flatten()
+        .filter(|(_, value)| !value.is_empty())
+        .collect()
 }
 
 /// Tells what of a dataset or a trace is not asked as it stands there.

@@ -306,7 +306,7 @@ fn side_by_side(groups: &[Group]) -> Markup {
                     tr { th { "Runs counted" } @for group in groups { td { (group.counted().len()) " of " (group.runs.len()) } } }
                 }
             } }
-            p class="note" { "In brackets: half of the 95 % interval of the mean over runs." }
+            p class="note" { "± is half of the 95 % interval of the mean over runs." }
         }
     }
 }
@@ -315,13 +315,7 @@ fn cell(group: &Group, metric: Metric) -> String {
     match group.summary(metric) {
         None => "–".to_owned(),
         Some((value, None)) => metric.words(value),
-        Some((value, Some(i))) => {
-            format!(
-                "{} (± {})",
-                metric.words(value),
-                metric.words(value - i.low)
-            )
-        }
+        Some((value, Some(i))) => metric.plus_minus(value, value - i.low),
     }
 }
 

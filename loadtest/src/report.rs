@@ -354,6 +354,8 @@ pub struct ServerInfo {
     pub quiet: bool,
     /// Which server it is by its metrics.
     pub kind: Option<ServerKind>,
+    /// What it says of its build in its metrics: device, precision.
+    pub build: BTreeMap<String, String>,
     /// Its metrics over the run.
     pub timeline: Option<Timeline>,
     /// The comparisons.

@@ -687,7 +687,7 @@ async fn repeats_make_a_folder_with_a_page_and_an_index() {
         page.contains("href=\"1/report.html\"") && page.contains("all runs in one histogram of 84")
     );
     let again = folder.path().join("again.html");
-    page::write(&[made.clone()], &again).unwrap();
+    page::write(std::slice::from_ref(&made), &again).unwrap();
     let again = std::fs::read_to_string(again).unwrap();
     let name = made.file_name().unwrap().to_str().unwrap();
     assert_eq!(again.replace(&format!("{name}/"), ""), page);

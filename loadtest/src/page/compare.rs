@@ -226,6 +226,9 @@ fn believe(duel: &Duel) -> Markup {
         .flat_map(|group| group.counted())
         .filter(|run| run.verdict == "warning")
         .count();
+    let runs = duel.first.runs.iter().chain(&duel.second.runs);
+    let failed: u64 = runs.map(|run| run.requests.failed).sum();
+    let failed = usize::try_from(failed).unwrap_or(usize::MAX);
     let excluded = duel.first.excluded().count() + duel.second.excluded().count();
     let basis = match duel.design {
         Design::Pairs(1) => "one pair of runs".to_owned(),
@@ -235,6 +238,7 @@ fn believe(duel: &Duel) -> Markup {
     };
     html! {
         "From " strong { (basis) } " with " (plural(warned, "warning")) "."
+        @if failed > 0 { " " strong { (plural(failed, "request")) " failed" } "." }
         @if excluded > 0 { " " (plural(excluded, "invalid run")) " left out." }
         @if duel.finding() == Finding::TooFew && duel.obstacles.is_empty() {
             " A comparison takes " (MIN_PAIRS) " pairs made by turns (" code { "loadtest compare" } "), or "

@@ -180,6 +180,8 @@ pub struct Client {
 pub struct Server {
     pub not_available: Option<String>,
     #[serde(default)]
+    pub build: BTreeMap<String, String>,
+    #[serde(default)]
     pub checks: Vec<Check>,
 }
 
@@ -277,6 +279,19 @@ impl Arrival {
     /// Whether a slow server gets less load.
     pub fn is_closed(&self) -> bool {
         matches!(self, Self::Closed { .. })
+    }
+
+    /// For a table.
+    pub fn brief(&self) -> String {
+        match self {
+            Self::Closed { users: 1 } => "1 user".to_owned(),
+            Self::Closed { users } => format!("{users} users"),
+            Self::Poisson { rate } => format!("{} /s, Poisson", number(*rate)),
+            Self::Gamma { rate, .. } => format!("{} /s, in bursts", number(*rate)),
+            Self::Constant { rate } => format!("{} /s, constant", number(*rate)),
+            Self::Ramp { from, to, .. } => format!("{} to {} /s", number(*from), number(*to)),
+            Self::Trace { requests, .. } => format!("a trace of {requests}"),
+        }
     }
 
     /// For a sentence.

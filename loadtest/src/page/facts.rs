@@ -56,6 +56,8 @@ pub fn of_run(run: &Run) -> Vec<(String, String)> {
         ("loadtest".into(), run.tool.version.clone()),
     ];
     facts.extend(machine(run));
+    let build = run.server.build.iter();
+    facts.extend(build.map(|(name, value)| (format!("server: {name}"), value.clone())));
     if let Some(version) = &run.target.version {
         flatten("server", version, &mut facts);
     }

@@ -15,6 +15,21 @@ use crate::results::{self, PAGE, write_whole};
 /// Version of `index.json`'s schema.
 const SCHEMA: u32 = 1;
 
+/// Columns of the table.
+const HEADS: [&str; 11] = [
+    "run",
+    "load",
+    "output",
+    "",
+    "first token p50",
+    "p99",
+    "each further p50",
+    "runs",
+    "verdict",
+    "started (UTC)",
+    "machine",
+];
+
 /// One configuration.
 #[derive(Debug, Clone, Serialize)]
 struct Entry {
@@ -116,7 +131,7 @@ impl Entry {
             folder: below(place),
             page: page(place),
             comparison: place.parent().filter(|_| compared).and_then(page),
-            load: run.load.arrival.words(),
+            load: run.load.arrival.brief(),
             machine: machine(group),
             runs: group.runs.len(),
             counted: group.counted().len(),
@@ -149,7 +164,7 @@ impl Figure {
         match (self.mean, self.plus_minus) {
             (None, _) => "–".to_owned(),
             (Some(mean), None) => metric.words(mean),
-            (Some(mean), Some(half)) => format!("{} ± {}", metric.words(mean), metric.words(half)),
+            (Some(mean), Some(half)) => metric.plus_minus(mean, half),
         }
     }
 }
@@ -182,13 +197,12 @@ fn table(entries: &[&Entry]) -> Markup {
         .fold(0.0, f64::max);
     html! {
         div class="wide" { table {
-            thead { tr { @for name in ["run", "started", "load", "output", "", "first token p50", "p99", "each further p50", "runs", "verdict", "machine"] { th { (name) } } } }
+            thead { tr { @for name in HEADS { th { (name) } } } }
             tbody { @for entry in entries { tr class=(if entry.verdict == "invalid" { "fail" } else { "" }) {
                 th {
                     @match &entry.page { Some(page) => a href=(page) { (entry.name) }, None => (entry.name) }
                     @if let Some(page) = &entry.comparison { " (" a href=(page) { "compared" } ")" }
                 }
-                td { (entry.started.replace('T', " ").trim_end_matches('Z')) }
                 td { (entry.load) }
                 td { (entry.output_tokens_per_second.words(Metric::OutputTokens)) }
                 td { (bar(entry.output_tokens_per_second.mean, most)) }
@@ -197,6 +211,7 @@ fn table(entries: &[&Entry]) -> Markup {
                 td { (milliseconds(entry.tpot_p50_seconds.mean)) }
                 td { (entry.counted) " of " (entry.runs) }
                 td { (entry.verdict) }
+                td { (entry.started.replace('T', " ").trim_end_matches('Z')) }
                 td { (entry.machine) }
             } } }
         } }

@@ -121,6 +121,15 @@ impl Metric {
         !matches!(self, Self::Latency(..))
     }
 
+    /// A value and half of its interval, with the unit once where both have the same.
+    pub fn plus_minus(self, value: f64, half: f64) -> String {
+        let (value, half) = (self.words(value), self.words(half));
+        match (value.split_once(' '), half.split_once(' ')) {
+            (Some((number, unit)), Some((_, same))) if unit == same => format!("{number} ± {half}"),
+            _ => format!("{value} ± {half}"),
+        }
+    }
+
     /// A value with its unit.
     pub fn words(self, value: f64) -> String {
         match self {

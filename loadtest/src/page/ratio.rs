@@ -1,20 +1,17 @@
-//! Ratios with their intervals around one: what is right of the line is faster.
+//! Ratios with their intervals around one: what is right of the line is faster. Places are shares of the
+//! width, so that text keeps its size on a phone.
 
 use maud::{Markup, html};
 
 use super::compare::{times, word};
 use crate::contrast::{Contrast, Finding};
 
-const WIDTH: f64 = 720.0;
-const ROW: f64 = 46.0;
-const TOP: f64 = 34.0;
-const BOTTOM: f64 = 30.0;
-const LEFT: f64 = 12.0;
-const RIGHT: f64 = 12.0;
-/// Ratios that get a tick.
-const TICKS: [f64; 15] = [
-    0.1, 0.2, 0.5, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0,
-];
+/// Ratios that may get a tick.
+const TICKS: [f64; 11] = [0.05, 0.1, 0.2, 0.5, 0.8, 1.0, 1.25, 2.0, 5.0, 10.0, 20.0];
+/// The least reach of the axis to either side, and the greatest.
+const REACH: (f64, f64) = (1.3, 40.0);
+/// Ticks nearer than this to the one before, as a share of the width, are left out.
+const ROOM: f64 = 0.09;
 
 /// One metric.
 pub struct Bar {
@@ -25,46 +22,49 @@ pub struct Bar {
     pub contrast: Contrast,
 }
 
-/// A chart of all metrics on one logarithmic axis.
+/// A logarithmic axis with one in its middle.
+struct Axis {
+    reach: f64,
+}
+
+impl Axis {
+    /// From 0.03 to 0.97 of the width.
+    fn place(&self, ratio: f64) -> f64 {
+        (0.5 + 0.47 * ratio.ln() / self.reach).clamp(0.0, 1.0)
+    }
+
+    fn at(&self, ratio: f64) -> String {
+        format!("{:.2}%", self.place(ratio) * 100.0)
+    }
+
+    /// Ticks that have room.
+    fn ticks(&self) -> Vec<f64> {
+        let mut kept: Vec<f64> = Vec::new();
+        for tick in TICKS.into_iter().filter(|t| t.ln().abs() <= self.reach) {
+            let has_room = |before: &f64| self.place(tick) - self.place(*before) >= ROOM;
+            if kept.last().is_none_or(has_room) {
+                kept.push(tick);
+            }
+        }
+        kept
+    }
+}
+
+/// A chart of all metrics on one axis.
 pub fn draw(first: &str, second: &str, bars: &[Bar]) -> Markup {
-    let reach = bars
-        .iter()
-        .map(|bar| reach(&bar.contrast))
-        .fold(1.2f64.ln(), f64::max)
-        .min(30f64.ln())
-        * 1.08;
-    let place = |ratio: f64| {
-        let share = 0.5 + 0.5 * ratio.ln() / reach;
-        LEFT + share.clamp(0.0, 1.0) * (WIDTH - LEFT - RIGHT)
-    };
-    let height = TOP + ROW * bars.len() as f64 + BOTTOM;
-    let bottom = height - BOTTOM;
-    let ticks: Vec<f64> = ticks(reach);
-    let summary: Vec<String> = bars
-        .iter()
-        .map(|bar| {
-            format!(
-                "{}: {} times as fast, {}",
-                bar.name,
-                times(bar.contrast.ratio),
-                word(bar.contrast.finding)
-            )
-        })
-        .collect();
+    let far = bars.iter().map(|bar| reach(&bar.contrast));
+    let far = far.fold(REACH.0.ln(), f64::max).min(REACH.1.ln());
+    let axis = Axis { reach: far };
     html! {
         figure class="ratios" {
             figcaption { "Times as fast as " (first) }
-            svg viewBox=(format!("0 0 {WIDTH} {height}")) role="img" aria-label=(summary.join("; ")) {
-                title { (second) " against " (first) }
-                rect class="same" x=(place(0.97).round()) y=(TOP) width=((place(1.03) - place(0.97)).max(1.0).round()) height=(bottom - TOP) {}
-                @for tick in &ticks {
-                    line class="grid" x1=(at(place(*tick))) x2=(at(place(*tick))) y1=(TOP) y2=(bottom) {}
-                    text class="tick middle" x=(at(place(*tick))) y=(bottom + 16.0) { (tick) "×" }
+            p class="sides" { span { "← " (second) " slower" } span { (second) " faster →" } }
+            @for bar in bars { (row(bar, &axis)) }
+            svg class="ticks" role="img" aria-label="ratios" {
+                title { "Ratios" }
+                @for tick in axis.ticks() {
+                    text class="tick middle" x=(axis.at(tick)) y="12" { (tick) "×" }
                 }
-                line class="one" x1=(at(place(1.0))) x2=(at(place(1.0))) y1=(TOP - 6.0) y2=(bottom) {}
-                text class="label end" x=(at(place(1.0) - 10.0)) y="18" { "← " (second) " slower" }
-                text class="label" x=(at(place(1.0) + 10.0)) y="18" { (second) " faster →" }
-                @for (i, bar) in bars.iter().enumerate() { (row(bar, TOP + ROW * i as f64, &place)) }
             }
             p class="note" {
                 "Dots are geometric means over runs, bars their 95 % intervals. Filled: different, or the same within the grey band of 3 %. "
@@ -74,21 +74,34 @@ pub fn draw(first: &str, second: &str, bars: &[Bar]) -> Markup {
     }
 }
 
-fn row(bar: &Bar, top: f64, place: &impl Fn(f64) -> f64) -> Markup {
+fn row(bar: &Bar, axis: &Axis) -> Markup {
     let contrast = &bar.contrast;
+    let (ratio, found) = (times(contrast.ratio), word(contrast.finding));
     let class = match contrast.finding {
         Finding::Different if contrast.ratio > 1.0 => "faster",
         Finding::Different => "slower",
         Finding::Same => "equal",
         Finding::NotShown | Finding::TooFew => "open",
     };
-    let y = top + ROW - 14.0;
+    let band = (axis.place(1.03) - axis.place(0.97)) * 100.0;
     html! {
-        text class="name" x=(LEFT) y=(top + 16.0) { (bar.name) }
-        text class="name end" x=(WIDTH - RIGHT) y=(top + 16.0) { (bar.values[0]) " → " (bar.values[1]) " (" (times(contrast.ratio)) "×, " (word(contrast.finding)) ")" }
-        g class={ "ratio " (class) } {
-            @if let Some(i) = contrast.interval { line x1=(at(place(i.low))) x2=(at(place(i.high))) y1=(y) y2=(y) {} }
-            circle cx=(at(place(contrast.ratio))) cy=(y) r="6" {}
+        p class="ratio-name" {
+            span { strong { (bar.name) } ": " (bar.values[0]) " → " (bar.values[1]) }
+            span { strong { (ratio) "×" } ", " (found) }
+        }
+        svg class="stripe" role="img" aria-label=(format!("{}: {ratio} times as fast, {found}", bar.name)) {
+            title { (bar.name) ": " (ratio) " times as fast, " (found) }
+            rect class="same" x=(axis.at(0.97)) y="0" width=(format!("{band:.2}%")) height="26" {}
+            @for tick in axis.ticks() {
+                @let x = axis.at(tick);
+                line class=(if tick == 1.0 { "one" } else { "grid" }) x1=(x) x2=(x) y1="0" y2="26" {}
+            }
+            g class={ "ratio " (class) } {
+                @if let Some(i) = contrast.interval {
+                    line x1=(axis.at(i.low)) x2=(axis.at(i.high)) y1="13" y2="13" {}
+                }
+                circle cx=(axis.at(contrast.ratio)) cy="13" r="6" {}
+            }
         }
     }
 }
@@ -101,22 +114,4 @@ fn reach(contrast: &Contrast) -> f64 {
     ends.into_iter()
         .map(|end| end.ln().abs())
         .fold(0.0, f64::max)
-}
-
-/// Ticks inside the reach, thinned to what fits.
-fn ticks(reach: f64) -> Vec<f64> {
-    let inside: Vec<f64> = TICKS
-        .into_iter()
-        .filter(|t| t.ln().abs() <= reach)
-        .collect();
-    let round = |t: &f64| [0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0].contains(t);
-    if reach > 1.2 {
-        inside.into_iter().filter(round).collect()
-    } else {
-        inside
-    }
-}
-
-fn at(value: f64) -> String {
-    format!("{value:.1}")
 }

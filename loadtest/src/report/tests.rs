@@ -13,6 +13,7 @@ fn server() -> ServerInfo {
         lost: false,
         quiet: true,
         kind: None,
+        build: BTreeMap::new(),
         timeline: None,
         reconciliation: Reconciliation::default(),
     }
