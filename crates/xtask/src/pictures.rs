@@ -2,19 +2,26 @@
 //! conversation and real runs. What they show of speed is this machine's, so it should have nothing else
 //! to do.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use crate::clients::Server;
 use crate::{assets, install, root, stages, target_dir};
 
-/// Runs of each precision, in turns, so that a drift of the machine meets both.
-const ROUNDS: usize = 3;
-
-/// What is compared: the file's name and `--quantization`.
-const PRECISIONS: [(&str, &str); 2] = [("bf16", "bf16"), ("int8", "auto")];
+/// The load that both precisions get, six times each: enough requests for a 95th percentile.
+const LOAD: [&str; 9] = [
+    "--users",
+    "4",
+    "--requests",
+    "60",
+    "--prompt-tokens",
+    "64",
+    "--output-tokens",
+    "12",
+    "--ignore-eos",
+];
 
 /// Draws both.
 pub fn run() -> Result<()> {
@@ -34,47 +41,33 @@ pub fn run() -> Result<()> {
     drop(server);
     let page = report()?;
     let address = format!("file://{}", page.display());
-    draw("report", "1120x900", ["--page", &address])
+    draw("report", "1120x700", ["--page", &address])
 }
 
-/// Measures SmolLM2 in bfloat16 and in 8 bits; the page that compares them.
+/// Measures SmolLM2 in bfloat16 and in 8 bits by turns; the page that compares them.
 fn report() -> Result<PathBuf> {
-    let folder = target_dir().join("pictures");
-    std::fs::create_dir_all(&folder)?;
-    let model = assets::fetch()?.join("smollm2/SmolLM2-135M-Instruct.Q4_1.gguf");
-    let mut files = Vec::new();
-    for round in 0..ROUNDS {
-        for (name, quantization) in PRECISIONS {
-            let file = folder.join(format!("{name}-{round}.json"));
-            measure(&model, quantization, &file)?;
-            files.push(file);
-        }
+    let results = target_dir().join("pictures");
+    if results.exists() {
+        std::fs::remove_dir_all(&results)?;
     }
-    let page = folder.join("report.html");
-    let mut report = Command::new(target_dir().join("release/loadtest"));
-    report.arg("report").args(files).arg("-o").arg(&page);
-    install::run(&mut report)?;
-    Ok(page)
-}
-
-/// One run. The client has a core of its own.
-fn measure(model: &Path, quantization: &str, file: &Path) -> Result<()> {
+    let model = assets::fetch()?.join("smollm2/SmolLM2-135M-Instruct.Q4_1.gguf");
     let model = model.display().to_string();
-    let flags = ["--model", &model, "-q", quantization, "--threads", "1"];
-    let server = Server::start(&flags.map(str::to_owned))?;
-    let load = [
-        "--quiet",
-        "--ignore-eos",
-        "--users",
-        "4",
-        "--requests",
-        "64",
-        "--prompt-tokens",
-        "64",
-        "--output-tokens",
-        "24",
-    ];
-    let mut run = Command::new(target_dir().join("release/loadtest"));
-    run.args(["--url", &server.url]).args(load);
-    install::run(run.arg("--json").arg(file))
+    let serve = |quantization: &str| {
+        // The client has a core of its own.
+        let flags = ["--model", &model, "-q", quantization, "--threads", "1"];
+        Server::start(&flags.map(str::to_owned))
+    };
+    let (bf16, int8) = (serve("bf16")?, serve("auto")?);
+    let mut compare = Command::new(target_dir().join("release/loadtest"));
+    compare
+        .arg("compare")
+        .arg(format!("bf16={}", bf16.url))
+        .arg(format!("int8={}", int8.url))
+        .args(LOAD)
+        .arg("--results")
+        .arg(&results);
+    install::run(&mut compare)?;
+    let mut made = std::fs::read_dir(&results)?;
+    let folder = made.next().context("the comparison left a folder")??;
+    Ok(folder.path().join("report.html"))
 }

@@ -31,6 +31,7 @@ def main():
     browser = Browser(args.chromium)
     try:
         browser.view(width, height, "light", scale=SCALE)
+        browser.send("Emulation.setScrollbarsHidden", hidden=True)
         if args.page:
             browser.send("Page.navigate", url=args.page)
             browser.until("document.readyState === 'complete'")
