@@ -339,6 +339,17 @@ pub struct Args {
     /// Limits of a good request, such as ttft=1s,tpot=80ms,attainment=0.99
     #[arg(long, value_name = "SLO", help_heading = "Objectives")]
     pub slo: Option<Slo>,
+    /// Price of the server's machine, for the cost of a million tokens at a load that keeps --slo
+    #[arg(long, value_name = "PRICE", value_parser = rate, help_heading = "Objectives")]
+    pub price_per_hour: Option<f64>,
+    /// Its currency, date and source
+    #[arg(
+        long,
+        value_name = "TEXT",
+        requires = "price_per_hour",
+        help_heading = "Objectives"
+    )]
+    pub price_note: Option<String>,
 
     /// Opening a connection
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration, help_heading = "Time limits of a request")]

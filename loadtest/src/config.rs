@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail};
 use crate::args::{Args, ArrivalKind, Cache, Warmup};
 use crate::arrival::{Arrival, RampShape};
 use crate::content::{Content, Prefix};
+use crate::cost::Price;
 use crate::exchange::Timeouts;
 use crate::lengths::Lengths;
 use crate::slo::Slo;
@@ -63,6 +64,8 @@ pub struct Config {
     pub tokens_per_word: Option<f64>,
     /// Limits of a good request.
     pub slo: Option<Slo>,
+    /// Price of the server's machine.
+    pub price: Option<Price>,
     /// Time limits.
     pub timeouts: Timeouts,
     /// Show no progress.
@@ -94,6 +97,10 @@ impl TryFrom<Args> for Config {
             temperature: args.temperature.or(file.temperature()).unwrap_or(0.0),
             cache: args.cache.or(file.cache).unwrap_or(Cache::Cold),
             slo: args.slo.or(file.slo),
+            price: args.price_per_hour.map(|per_hour| Price {
+                per_hour,
+                note: args.price_note.clone().unwrap_or_default(),
+            }),
             warmup: warmup(&args, &file, arrival),
             arrival,
             trace,

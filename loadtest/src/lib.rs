@@ -11,6 +11,7 @@ pub mod command;
 pub mod config;
 pub mod content;
 pub mod contrast;
+pub mod cost;
 pub mod dataset;
 pub mod driver;
 pub mod effort;

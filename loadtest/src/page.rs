@@ -450,6 +450,7 @@ fn details(group: &Group, named: bool) -> Markup {
                 }
                 dt { "digest of the requests" } dd { code { (first.load.workload_sha256) } }
             }
+            (cost(group))
             @if let [run] = &group.runs[..] {
                 (latency_table(run))
                 (outcome_table(run))
@@ -461,6 +462,35 @@ fn details(group: &Group, named: bool) -> Markup {
                 }
             }
         }
+    }
+}
+
+/// What a million tokens cost, as the mean over runs.
+fn cost(group: &Group) -> Markup {
+    let counted = group.counted();
+    let costs: Vec<&data::Cost> = counted.iter().filter_map(|run| run.cost.as_ref()).collect();
+    let Some(first) = costs.first().filter(|_| costs.len() == counted.len()) else {
+        return html! {};
+    };
+    let mean = |of: &dyn Fn(&data::Cost) -> f64| {
+        number(costs.iter().map(|cost| of(cost)).sum::<f64>() / costs.len() as f64)
+    };
+    let price = &first.price;
+    html! {
+        h3 { "Cost of a million tokens" }
+        @if let Some(reason) = costs.iter().find_map(|cost| cost.not_stated.as_ref()) {
+            p { "Not stated: " (reason) "." }
+        } @else {
+            table {
+                thead { tr { th { "machine in use" } th { "output tokens" } th { "prompt and output tokens" } } }
+                tbody { @for (i, line) in first.uses.iter().enumerate() { tr {
+                    th { (number(line.share * 100.0)) " %" }
+                    td { (mean(&|cost| cost.uses[i].per_million_output_tokens)) }
+                    td { (mean(&|cost| cost.uses[i].per_million_total_tokens)) }
+                } } }
+            }
+        }
+        p class="note" { "At " (number(price.per_hour)) " an hour" @if !price.note.is_empty() { " (" (price.note) ")" } ", at this load." }
     }
 }
 

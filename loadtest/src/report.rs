@@ -10,6 +10,7 @@ use crate::arrival::Arrival;
 use crate::clock::{Nanos, seconds};
 use crate::config::Config;
 use crate::content::{Content, Described};
+use crate::cost::Cost;
 use crate::driver::RunResult;
 use crate::effort::Effort;
 use crate::metric_map::ServerKind;
@@ -80,6 +81,9 @@ pub struct Report {
     /// How much of the load kept the limits that were given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub goodput: Option<Goodput>,
+    /// What that costs, where the price of an hour was given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cost: Option<Cost>,
     /// How well the client kept its plan.
     pub client: ClientQuality,
     /// The server's side.
@@ -228,7 +232,7 @@ pub struct LengthInfo {
 }
 
 /// What passed through the window, per second; failures carry no tokens.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Default, Serialize)]
 pub struct Rates {
     /// Requests planned.
     pub offered_requests: f64,
@@ -433,6 +437,7 @@ impl Report {
             rates: Rates::new(records, result.window),
             latency,
             parts: parts(&measured, &urls, &workload.contents),
+            cost: None,
             goodput: config.slo.map(|slo| {
                 Goodput::new(slo, &measured, seconds(result.window.1 - result.window.0))
             }),
@@ -443,6 +448,8 @@ impl Report {
             reasons: Vec::new(),
             records: Vec::new(),
         };
+        let price = config.price.clone();
+        report.cost = price.map(|price| Cost::new(price, report.goodput.as_ref(), &report.rates));
         report.judge();
         report.records = result.records;
         report

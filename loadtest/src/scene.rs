@@ -36,7 +36,7 @@ pub struct Host {
     pub cores: usize,
     /// Memory.
     pub memory_bytes: u64,
-    /// Kernel release.
+    /// Kernel version.
     pub kernel: String,
     /// Whether the server's address is this machine's loopback.
     pub is_servers: bool,
@@ -88,6 +88,7 @@ impl Host {
             let line = text.lines().find(|line| line.starts_with(name))?;
             Some(line.split_once(':')?.1.trim().to_owned())
         };
+        let release = read("/proc/sys/kernel/osrelease");
         let memory = field(&read("/proc/meminfo"), "MemTotal").unwrap_or_default();
         let kibibytes = memory
             .split_whitespace()
@@ -97,7 +98,13 @@ impl Host {
             cpu: field(&read("/proc/cpuinfo"), "model name").unwrap_or_default(),
             cores: std::thread::available_parallelism().map_or(0, usize::from),
             memory_bytes: kibibytes.unwrap_or(0u64) * 1024,
-            kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
+            // What follows the version names a build, not what it does.
+            kernel: release
+                .trim()
+                .split('-')
+                .next()
+                .unwrap_or_default()
+                .to_owned(),
             is_servers,
         }
     }

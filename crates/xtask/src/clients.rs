@@ -1,6 +1,7 @@
 //! The real binary under real clients.
 
 use std::io::{BufRead, BufReader};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, bail};
@@ -124,7 +125,35 @@ pub fn run() -> Result<()> {
             )?;
         }
     }
-    Ok(())
+    report_pages(&python, &clients)
+}
+
+/// Pages of a comparison of a server with itself, and of an index, in a browser.
+fn report_pages(python: &Path, clients: &Path) -> Result<()> {
+    println!("-- pages of load tests");
+    let server = Server::start(&[])?;
+    let results = target_dir().join("tmp/load-test-pages");
+    if results.exists() {
+        std::fs::remove_dir_all(&results).context("cannot empty the folder of results")?;
+    }
+    let loadtest = target_dir().join("release/loadtest");
+    install::run(
+        Command::new(&loadtest)
+            .arg("compare")
+            .args(["one", "other"].map(|name| format!("{name}={}", server.url)))
+            .args(["--quiet", "--cache", "warm", "--ignore-eos", "--pairs", "2"])
+            .args(["--users", "4", "--requests", "64", "--output-tokens", "16"])
+            .arg("--results")
+            .arg(&results),
+    )?;
+    install::run(Command::new(&loadtest).arg("index").arg(&results))?;
+    install::run(
+        Command::new(python)
+            .arg(clients.join("report_pages.py"))
+            .arg("--results")
+            .arg(&results)
+            .env("PYTHONDONTWRITEBYTECODE", "1"),
+    )
 }
 
 /// A running server; killed when dropped.

@@ -34,6 +34,7 @@ pub struct Run {
     #[serde(default)]
     pub tool: Tool,
     pub goodput: Option<Goodput>,
+    pub cost: Option<Cost>,
     pub target: Target,
     pub load: Load,
     pub window: Window,
@@ -71,6 +72,26 @@ pub struct Target {
 pub struct Goodput {
     pub requests_per_second: f64,
     pub attainment: Share,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub struct Cost {
+    pub price: Price,
+    pub not_stated: Option<String>,
+    pub uses: Vec<Use>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub struct Price {
+    pub per_hour: f64,
+    pub note: String,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub struct Use {
+    pub share: f64,
+    pub per_million_output_tokens: f64,
+    pub per_million_total_tokens: f64,
 }
 
 #[derive(Debug, Clone, Deserialize)]

@@ -64,7 +64,11 @@ pub fn of_run(run: &Run) -> Vec<(String, String)> {
     if let Some(card) = &run.target.model_card {
         flatten("model card", card, &mut facts);
     }
-    facts.retain(|(name, value)| !value.is_empty() && !name.ends_with(": created"));
+    // What a server says in two places is told once.
+    let mut seen = BTreeSet::new();
+    facts.retain(|(name, value)| {
+        !value.is_empty() && !name.ends_with(": created") && seen.insert(name.clone())
+    });
     facts
 }
 

@@ -211,7 +211,7 @@ fn table(entries: &[&Entry]) -> Markup {
                 td { (milliseconds(entry.tpot_p50_seconds.mean)) }
                 td { (entry.counted) " of " (entry.runs) }
                 td { (entry.verdict) }
-                td { (entry.started.replace('T', " ").trim_end_matches('Z')) }
+                td { (entry.started.replace('T', " ").get(..16).unwrap_or(&entry.started)) }
                 td { (entry.machine) }
             } } }
         } }

@@ -6,8 +6,8 @@ use maud::{Markup, html};
 use super::compare::{times, word};
 use crate::contrast::{Contrast, Finding};
 
-/// Ratios that may get a tick.
-const TICKS: [f64; 11] = [0.05, 0.1, 0.2, 0.5, 0.8, 1.0, 1.25, 2.0, 5.0, 10.0, 20.0];
+/// Ratios that may get a tick, those first that need one most.
+const TICKS: [f64; 11] = [1.0, 2.0, 0.5, 10.0, 0.1, 1.25, 0.8, 5.0, 0.2, 20.0, 0.05];
 /// The least reach of the axis to either side, and the greatest.
 const REACH: (f64, f64) = (1.3, 40.0);
 /// Ticks nearer than this to the one before, as a share of the width, are left out.
@@ -37,12 +37,12 @@ impl Axis {
         format!("{:.2}%", self.place(ratio) * 100.0)
     }
 
-    /// Ticks that have room.
+    /// Ticks that have room beside those before them.
     fn ticks(&self) -> Vec<f64> {
         let mut kept: Vec<f64> = Vec::new();
         for tick in TICKS.into_iter().filter(|t| t.ln().abs() <= self.reach) {
-            let has_room = |before: &f64| self.place(tick) - self.place(*before) >= ROOM;
-            if kept.last().is_none_or(has_room) {
+            let has_room = |other: &f64| (self.place(tick) - self.place(*other)).abs() >= ROOM;
+            if kept.iter().all(has_room) {
                 kept.push(tick);
             }
         }

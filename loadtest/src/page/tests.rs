@@ -209,3 +209,27 @@ fn what_differs_is_listed() {
     let page = render(&[side("a", 0, &SLOW), other]);
     assert!(page.contains("<th>server: build: commit</th><td>–</td><td>abc123</td>"));
 }
+
+#[test]
+fn cost_is_shown_with_its_price_or_with_the_reason_why_not() {
+    let mut value = result(40);
+    let line = |share: f64| json!({"share": share, "per_million_output_tokens": 2.0 / share, "per_million_total_tokens": 0.5});
+    value["cost"] =
+        json!({"price": {"per_hour": 0.72, "note": "EUR, today"}, "uses": [line(1.0), line(0.5)]});
+    let page = render(&[group("a", &value)]);
+    assert!(
+        page.contains("<th>50 %</th><td>4</td><td>0.5000</td>")
+            && page.contains("0.7200 an hour (EUR, today)")
+    );
+    value["cost"] =
+        json!({"price": {"per_hour": 0.72, "note": ""}, "uses": [], "not_stated": "no limits"});
+    assert!(render(&[group("a", &value)]).contains("Not stated: no limits."));
+}
+
+#[test]
+fn the_line_of_equal_speed_is_always_drawn() {
+    for factor in [0.02, 0.5, 1.0, 1.1, 3.0, 50.0] {
+        let page = render(&[side("a", 0, &SLOW), side("b", 1, &SLOW.map(|v| v * factor))]);
+        assert_eq!(page.matches("class=\"one\"").count(), 4, "{factor}");
+    }
+}

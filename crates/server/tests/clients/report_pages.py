@@ -1,0 +1,98 @@
+"""Pages of load tests in headless Chromium: wide, on a phone, in the dark, without scripts and on paper."""
+
+import argparse
+import pathlib
+import time
+
+from checks import check, equal, require
+from page import WAIT_S, Browser
+
+# Width, height, colour scheme.
+VIEWS = [(1280, 900, "light"), (1280, 900, "dark"), (390, 844, "light"), (390, 844, "dark")]
+MAX_BYTES = 1 << 20
+
+
+def open_page(browser, path):
+    """Loads a file and waits until it is there."""
+    browser.requests.clear()
+    browser.send("Page.navigate", url=path.as_uri())
+    deadline = time.monotonic() + WAIT_S
+    ready = f"location.href === '{path.as_uri()}' && document.readyState === 'complete'"
+    while not browser.js(ready):
+        require(f"{path.name} loads", time.monotonic() < deadline)
+        time.sleep(0.02)
+
+
+def looks_right(browser, path, name):
+    """What must hold of every page in every view."""
+    for width, height, scheme in VIEWS:
+        browser.view(width, height, scheme)
+        open_page(browser, path)
+        where = f"{name}, {width} px, {scheme}"
+        equal(f"{where}: nothing is fetched", [r["url"] for r in browser.requests], [path.as_uri()])
+        over = browser.js("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+        check(f"{where}: no sideways scrolling", over <= 0, over)
+        light = browser.js("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)[0] > 128")
+        equal(f"{where}: the background is that of the scheme", light, scheme == "light")
+    bare = browser.js("[...document.querySelectorAll('svg')].filter("
+                      "s => !s.querySelector('title') || s.getAttribute('role') !== 'img').length")
+    equal(f"{name}: pictures without a title", bare, 0)
+    equal(f"{name}: scripts", browser.js("document.scripts.length"), 0)
+
+
+def prints(browser, path, name):
+    """A page on paper is light, and has words on it without scripts."""
+    browser.view(1280, 900, "dark")
+    browser.send("Emulation.setEmulatedMedia", media="print", features=[
+        {"name": "prefers-color-scheme", "value": "dark"}])
+    open_page(browser, path)
+    equal(f"{name}: paper is white", browser.js("getComputedStyle(document.body).backgroundColor"), "rgb(255, 255, 255)")
+    ink = browser.js("getComputedStyle(document.body).color")
+    equal(f"{name}: ink is black", ink, "rgb(0, 0, 0)")
+    good = browser.js("getComputedStyle(document.documentElement).getPropertyValue('--s0').trim()")
+    equal(f"{name}: lines have the colours of light paper", good, "#0072b2")
+    pdf = browser.send("Page.printToPDF", printBackground=True)
+    check(f"{name}: it prints", len(pdf["data"]) > 10_000, len(pdf["data"]))
+    browser.send("Emulation.setEmulatedMedia", media="", features=[])
+
+
+def says(browser, path, selector, words):
+    """The first thing a reader sees."""
+    browser.view(1280, 900, "light")
+    open_page(browser, path)
+    text = browser.js(f"document.querySelector('{selector}').innerText")
+    top = browser.js(f"document.querySelector('{selector}').getBoundingClientRect().bottom")
+    check(f"{path.name} says {words!r} on the first screen", words in text and top < 900, (text, top))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--results", required=True, type=pathlib.Path, help="folder with an index and one comparison")
+    parser.add_argument("--chromium", default="chromium", help="the browser to start")
+    args = parser.parse_args()
+    results = args.results.resolve()
+    comparison = next(results.glob("*/report.html"))
+    run = next(results.glob("*/*/1/report.html"))
+    pages = {"comparison": comparison, "run": run, "index": results / "index.html"}
+    browser = Browser(args.chromium)
+    try:
+        for name, path in pages.items():
+            size = path.stat().st_size
+            check(f"{name}: at most a megabyte", size <= MAX_BYTES, size)
+            looks_right(browser, path, name)
+            prints(browser, path, name)
+        says(browser, comparison, ".verdict", "2 pairs of runs made by turns")
+        says(browser, comparison, ".verdict", "Too few runs")
+        says(browser, run, ".verdict", "tokens/s")
+        links = browser.js("[...document.querySelectorAll('a')].map(a => a.href)")
+        open_page(browser, pages["index"])
+        links += browser.js("[...document.querySelectorAll('a')].map(a => a.href)")
+        missing = [link for link in links if not pathlib.Path(link.removeprefix("file://").split("#")[0]).is_file()]
+        check("the index leads to pages that are there", len(links) >= 2 and not missing, missing or links)
+        equal("exceptions", browser.exceptions, [])
+    finally:
+        browser.close()
+
+
+if __name__ == "__main__":
+    main()
