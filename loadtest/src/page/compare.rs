@@ -313,10 +313,10 @@ fn range(interval: Option<Interval>) -> Markup {
 
 /// A ratio with as many digits as it is worth.
 pub fn times(ratio: f64) -> String {
-    if ratio >= 10.0 {
-        format!("{ratio:.1}")
-    } else {
-        format!("{ratio:.2}")
+    match ratio {
+        100.0.. => format!("{ratio:.0}"),
+        10.0.. => format!("{ratio:.1}"),
+        _ => format!("{ratio:.2}"),
     }
 }
 

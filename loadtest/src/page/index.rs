@@ -225,7 +225,8 @@ fn bar(value: Option<f64>, most: f64) -> Markup {
     };
     let width = (value / most * 80.0).round();
     html! {
-        svg class="bar" viewBox="0 0 80 10" role="img" aria-label=(format!("{:.0} % of the most", value / most * 100.0)) {
+        svg class="bar" viewBox="0 0 80 10" role="img" {
+            title { (format!("{:.0} % of the most", value / most * 100.0)) }
             rect width=(width) height="10" {}
         }
     }
