@@ -76,12 +76,31 @@ pub enum Command {
         #[arg(short, long, value_name = "FILE", default_value = "report.html")]
         output: PathBuf,
     },
+    /// Start servers, measure and stop them one after the other, as a file says; goes on where it was stopped
+    Suite(SuiteArgs),
     /// Make the page index.html, and index.json, of all results in a folder
     Index {
         /// The folder
         #[arg(value_name = "FOLDER")]
         folder: PathBuf,
     },
+}
+
+/// Flags of a suite.
+#[derive(Debug, Clone, Parser)]
+pub struct SuiteArgs {
+    /// The suite
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// Print what would be run, with memory, time and cost, and start nothing
+    #[arg(long)]
+    pub plan: bool,
+    /// Leave out cells that are expected to exceed this time
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub budget: Option<Duration>,
+    /// Folder of the results [default: results/NAME]
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
 }
 
 /// Flags of a comparison. Those of a run describe its runs.

@@ -41,6 +41,7 @@ pub mod slo;
 pub mod sse;
 pub mod stats;
 pub mod steady;
+pub mod suite;
 pub mod table;
 pub mod target;
 pub mod think;

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Parser;
 use loadtest::app;
-use loadtest::args::{Args, Cli, Command, CompareArgs, SearchArgs, SelfTestArgs};
+use loadtest::args::{Args, Cli, Command, CompareArgs, SearchArgs, SelfTestArgs, SuiteArgs};
 use loadtest::command::command_line;
 use loadtest::config::Config;
 use loadtest::page;
@@ -17,6 +17,7 @@ use loadtest::report::Report;
 use loadtest::results::{PAGE, write_json};
 use loadtest::search::{self, SearchConfig, StopReason};
 use loadtest::self_test::{self, Ladder};
+use loadtest::suite::{self, Suite};
 use loadtest::table::{Line, Table};
 
 fn main() -> ExitCode {
@@ -33,6 +34,7 @@ fn main() -> ExitCode {
             args.run.command = cli.run.command;
             compare(&args)
         }
+        Some(Command::Suite(args)) => suite(&args),
         Some(Command::Index { folder }) => page::index::write(&folder).map(|()| true),
         Some(Command::Report { runs, output }) => page::write(&runs, &output).map(|()| true),
         None => run(cli.run),
@@ -120,6 +122,19 @@ fn compare(args: &CompareArgs) -> Result<bool> {
     let results = args.run.results.clone().unwrap_or_else(|| "results".into());
     let runs = runtime()?.block_on(repeat::run(&sides, args.pairs, &results, tell))?;
     close(&runs)
+}
+
+/// Runs a suite; true when every cell was measured or said why not.
+fn suite(args: &SuiteArgs) -> Result<bool> {
+    let suite = Suite::read(&args.file)?;
+    if args.plan {
+        writeln!(std::io::stdout(), "{}", suite::plan(&suite))?;
+        return Ok(true);
+    }
+    runtime()?.block_on(suite::run(&suite, args, |line| {
+        // A closed standard output is no reason to lose the results.
+        let _ = writeln!(std::io::stdout(), "{line}");
+    }))
 }
 
 /// One run of several in one line.

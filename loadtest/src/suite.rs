@@ -1,0 +1,150 @@
+//! `loadtest suite`: a server for each model and precision of a file, started, measured and stopped one
+//! after the other. What does not fit into the machine's memory is a result, not an attempt. A cell that
+//! has its `cell.json` is finished: a suite that was killed goes on with the others.
+
+mod cell;
+mod plan;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use serde::Deserialize;
+
+pub use cell::run;
+pub use plan::{Fit, plan};
+
+/// The version of the format that is read.
+const SCHEMA: u32 = 1;
+
+/// A suite as its file describes it.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Suite {
+    schema: u32,
+    /// What the file calls itself.
+    pub name: String,
+    /// What the plan counts with, where memory and price are known.
+    pub machine: Option<Machine>,
+    /// Programs that serve, by name.
+    pub server: BTreeMap<String, Server>,
+    /// What is served.
+    pub model: Vec<Model>,
+    /// What is asked, in this order.
+    pub load: Vec<Load>,
+}
+
+/// A machine in the units that its vendor prints.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Machine {
+    /// Its name.
+    pub name: String,
+    /// Memory that a program sees, in GiB.
+    pub memory_gib: f64,
+    /// Share of it that the server takes.
+    pub utilization: f64,
+    /// What it needs beside weights and cache, in GiB.
+    pub workspace_gib: f64,
+    /// Price of an hour, in the currency of the file.
+    pub price_per_hour: Option<f64>,
+}
+
+/// How a server is started.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Server {
+    /// Its command; `{source}`, `{precision}`, `{port}` and `{name}` are replaced, an empty word is left out.
+    pub command: Vec<String>,
+    /// The path that answers 200 once it is ready.
+    pub ready: String,
+    /// How long that may take, in seconds.
+    pub start_s: f64,
+}
+
+/// A model in its precisions.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Model {
+    /// What it is called.
+    pub name: String,
+    /// A hub id, a folder or a file; empty is the server's own.
+    pub source: String,
+    /// The server, by name.
+    pub server: String,
+    /// One cell for each.
+    pub precisions: Vec<String>,
+    /// Sizes, for the plan.
+    pub shape: Option<Shape>,
+}
+
+/// Sizes of a decoder with four square attention matrices and two matrices of its MLP, four times as wide:
+/// GPT-NeoX.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Shape {
+    /// Layers.
+    pub layers: u32,
+    /// Features of a token.
+    pub hidden: u32,
+    /// Rows of the embedding table and of the output matrix.
+    pub vocabulary: u32,
+}
+
+/// A load: `loadtest`'s own flags.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Load {
+    /// What it is called.
+    pub name: String,
+    /// Flags of a run.
+    pub flags: String,
+    /// Runs, each with a seed of its own.
+    pub repeats: u32,
+    /// How long one run takes, in seconds, for the plan.
+    pub expected_s: f64,
+}
+
+impl Suite {
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// A file that is not a suite; unknown keys are named.
+    pub fn read(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path)
+            .with_context(|| format!("cannot read the suite {}", path.display()))?;
+        Self::parse(&text).with_context(|| format!("the suite {}", path.display()))
+    }
+
+    /// Parses the text of one.
+    ///
+    /// # Errors
+    /// As [`Suite::read`].
+    pub fn parse(text: &str) -> Result<Self> {
+        let suite: Self = toml::from_str(text)?;
+        if suite.schema != SCHEMA {
+            bail!(
+                "schema {} is not {SCHEMA}, the one that is read",
+                suite.schema
+            );
+        }
+        for model in &suite.model {
+            if !suite.server.contains_key(&model.server) {
+                bail!(
+                    "model {}: there is no [server.{}]",
+                    model.name,
+                    model.server
+                );
+            }
+        }
+        Ok(suite)
+    }
+
+    /// Every model in every precision.
+    pub fn cells(&self) -> impl Iterator<Item = (&Model, &str)> {
+        let each = |model| std::iter::repeat(model);
+        self.model
+            .iter()
+            .flat_map(move |m| each(m).zip(m.precisions.iter().map(String::as_str)))
+    }
+}
