@@ -22,7 +22,7 @@ struct Run {
 pub fn run() -> Result<()> {
     install::debian("chromium", "chromium")?;
     let clients = root().join("crates/server/tests/clients");
-    let python = install::python(&clients.join("requirements.txt"))?;
+    let python = install::python("python", &clients.join("requirements.txt"))?;
     let assets = assets::fetch()?;
     let smollm2 = assets.join("smollm2/SmolLM2-135M-Instruct.Q4_1.gguf");
     let minilm = assets.join("minilm").display().to_string();

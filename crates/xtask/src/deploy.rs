@@ -1,10 +1,15 @@
 //! What `deploy/` holds beyond hand-written files: dashboards and alert rules, written from the
-//! metric definitions, and the tests of all of it.
+//! metric definitions, start-up files of rented machines, and the tests of all of it.
 
 mod boards;
+mod cloud;
+mod kubernetes;
+#[cfg(test)]
+mod manual;
 mod panels;
 mod promql;
 mod rules;
+mod schemas;
 mod stage;
 
 use std::path::PathBuf;
@@ -24,6 +29,7 @@ struct Generated {
 fn generated() -> Result<Vec<Generated>> {
     let mut files = boards::files()?;
     files.push(rules::file()?);
+    files.extend(cloud::files()?);
     Ok(files)
 }
 

@@ -54,6 +54,34 @@ fn install_package(package: &str) -> Result<()> {
     run(privileged(&install).env("DEBIAN_FRONTEND", "noninteractive"))
 }
 
+/// The files of a Debian package, unpacked under the target folder and not installed.
+pub fn unpacked(package: &str) -> Result<PathBuf> {
+    let dir = target_dir().join("debian").join(package);
+    let files = dir.join("files");
+    if files.is_dir() {
+        return Ok(files);
+    }
+    std::fs::create_dir_all(&dir)?;
+    let mut download = Command::new("apt-get");
+    download
+        .args(["download", "-qq", package])
+        .current_dir(&dir);
+    if run(&mut download).is_err() {
+        run(&mut privileged(&["apt-get", "update", "-qq"]))?;
+        run(&mut download)?;
+    }
+    let archive = std::fs::read_dir(&dir)?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .find(|path| path.extension().is_some_and(|ext| ext == "deb"))
+        .with_context(|| format!("apt-get downloaded no {package}"))?;
+    let unfinished = dir.join("unfinished");
+    run(Command::new("dpkg-deb")
+        .arg("-x")
+        .args([&archive, &unfinished]))?;
+    std::fs::rename(unfinished, &files)?;
+    Ok(files)
+}
+
 /// A command that needs the rights of root.
 fn privileged(words: &[&str]) -> Command {
     let sudo: &[&str] = if is_root() { &[] } else { &["sudo"] };
@@ -63,11 +91,11 @@ fn privileged(words: &[&str]) -> Command {
     command
 }
 
-/// A Python environment under the target folder with the given requirements installed; returns its
-/// interpreter.
-pub fn python(requirements: &Path) -> Result<PathBuf> {
+/// A Python environment of that name under the target folder with the given requirements installed;
+/// returns its interpreter.
+pub fn python(name: &str, requirements: &Path) -> Result<PathBuf> {
     debian("python3", "python3")?;
-    let dir = target_dir().join("python");
+    let dir = target_dir().join(name);
     let interpreter = dir.join("bin/python");
     let stamp = dir.join("requirements.txt");
     let wanted = std::fs::read(requirements)

@@ -9,6 +9,7 @@
 mod assets;
 mod clients;
 mod deploy;
+mod dist;
 mod gpu;
 mod install;
 mod kernels;
@@ -35,7 +36,8 @@ cargo xtask <command>
   tidy            check the rules that the compiler does not
   figures         draw the pictures of docs/quantisation.md from the bundled model and SmolLM2
   pictures        draw the README's pictures from a conversation and load tests on this machine
-  dashboards      write the Grafana boards and Prometheus rules from the metric definitions
+  dashboards      write the Grafana boards, Prometheus rules and start-up files of deploy/
+  dist            write the archive of a release into target/dist
   assets          fetch the model files that tests use into target/assets";
 
 fn main() -> ExitCode {
@@ -50,6 +52,7 @@ fn main() -> ExitCode {
         Some("dashboards") => deploy::write(),
         Some("figures") => figures(),
         Some("pictures") => pictures::run(),
+        Some("dist") => dist::run(),
         Some("assets") => assets::fetch().map(|dir| println!("{}", dir.display())),
         _ => {
             println!("{USAGE}");

@@ -27,7 +27,7 @@ const LOAD: [&str; 9] = [
 pub fn run() -> Result<()> {
     install::debian("chromium", "chromium")?;
     let clients = root().join("crates/server/tests/clients");
-    let python = install::python(&clients.join("requirements.txt"))?;
+    let python = install::python("python", &clients.join("requirements.txt"))?;
     stages::build()?;
     let draw = |name: &str, size: &str, from: [&str; 2]| {
         let out = root().join("docs/images").join(name);

@@ -6,12 +6,14 @@ use std::process::Command;
 
 use anyhow::Result;
 
-use super::{check, deploy};
-use crate::{assets, install, target_dir};
+use super::{check, deploy, schemas};
+use crate::{assets, dist, install, target_dir};
 
 /// Runs every check of `deploy/`.
 pub fn run() -> Result<()> {
     check()?;
+    schemas::check()?;
+    dist::check()?;
     prometheus()?;
     install::debian("systemd-analyze", "systemd")?;
     script("systemd.py", &[])?;

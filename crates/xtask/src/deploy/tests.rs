@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use super::panels::Form;
 use super::promql::Catalogue;
-use super::{boards, check, deploy};
+use super::{boards, check, deploy, manual};
 
 /// Families that no board draws, and why.
 const UNDRAWN: &[(&str, &str)] = &[
@@ -34,7 +34,7 @@ fn expressions() -> Vec<String> {
         .collect()
 }
 
-fn read(path: &str) -> String {
+pub fn read(path: &str) -> String {
     std::fs::read_to_string(deploy(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
@@ -234,7 +234,15 @@ fn compose_mounts_what_exists_and_gives_answers_time_to_end() {
     let octet = &services["octet"];
     let grace = octet["stop_grace_period"].as_str().expect("a time");
     let grace: u32 = grace.trim_end_matches('s').parse().expect("seconds");
-    let drain = octet["environment"]["OCTET_SHUTDOWN_TIMEOUT"].as_str();
+    let known = manual::variables();
+    let environment = octet["environment"].as_object().expect("variables");
+    for (name, value) in environment {
+        assert!(known.contains_key(name), "octet reads no {name}");
+        assert!(value.is_string(), "{name} is not quoted");
+    }
+    let drain = environment.get("OCTET_SHUTDOWN_TIMEOUT");
+    let drain = drain.and_then(Value::as_str).map(str::to_owned);
+    let drain = drain.or_else(|| manual::default("OCTET_SHUTDOWN_TIMEOUT"));
     let drain: u32 = drain.expect("a time").parse().expect("seconds");
     assert!(grace >= drain + 5, "running answers would be cut");
 }
@@ -269,7 +277,120 @@ fn the_unit_waits_longer_than_a_drain() {
             .parse()
             .expect("seconds")
     };
-    // The default of --shutdown-timeout, and the time to close connections.
-    assert!(seconds("TimeoutStopSec") >= 30 + 5);
+    let drain = manual::default("OCTET_SHUTDOWN_TIMEOUT").expect("a default");
+    let drain: u32 = drain.parse().expect("seconds");
+    assert!(
+        seconds("TimeoutStopSec") >= drain + 5,
+        "the time to close connections"
+    );
     assert!(seconds("WatchdogSec") > 5);
+}
+
+#[test]
+fn start_up_files_run_the_script_and_know_what_cloud_init_knows() {
+    let script = read("cloud/install.sh");
+    let setting = Regex::new(r"\$(OCTET_[A-Z0-9_]+|MODELS)\b").expect("a pattern");
+    for path in ["cloud/lambda-a10.yaml", "cloud/gcp-l4-t4.yaml"] {
+        let text = read(path);
+        assert!(text.starts_with("#cloud-config\n"), "{path}");
+        let config: Value = yaml_serde::from_str(&text).expect("YAML");
+        // cloud-init's schema lets unknown keys at the top pass.
+        let keys: Vec<&String> = config.as_object().expect("keys").keys().collect();
+        assert_eq!(keys, ["write_files", "runcmd"]);
+        let [settings, installer] = &config["write_files"].as_array().expect("files")[..] else {
+            panic!("{path} writes two files")
+        };
+        assert_eq!(installer["content"], *script);
+        assert_eq!(config["runcmd"][0][0], installer["path"]);
+        let settings = settings["content"].as_str().expect("a text");
+        let set = settings
+            .lines()
+            .filter_map(|line| Some(line.split_once('=')?.0));
+        let set: BTreeSet<&str> = set.collect();
+        let used: BTreeSet<&str> = setting
+            .captures_iter(&script)
+            .filter_map(|found| Some(found.get(1)?.as_str()))
+            .collect();
+        assert_eq!(set, used, "{path}");
+    }
+    let flags = Regex::new(r"octet bench (?s:.*?)\n  chmod").expect("a pattern");
+    let call = flags.find(&script).expect("a call").as_str();
+    for flag in Regex::new("--[a-z-]+").expect("a pattern").find_iter(call) {
+        assert!(
+            manual::page().contains(flag.as_str()),
+            "octet has no {}",
+            flag.as_str()
+        );
+    }
+    let known = manual::variables();
+    let written = Regex::new(r"(?m)^(OCTET_[A-Z_]+)=\$").expect("a pattern");
+    for found in written.captures_iter(&script) {
+        assert!(
+            known.contains_key(&found[1]),
+            "octet reads no {}",
+            &found[1]
+        );
+    }
+}
+
+#[test]
+fn compose_prometheus_and_grafana_find_each_other() {
+    let yaml = |path: &str| -> Value { yaml_serde::from_str(&read(path)).expect("YAML") };
+    let compose = yaml("docker/compose.yaml");
+    let service = |name: &str| {
+        let service = &compose["services"][name];
+        assert!(service.is_object(), "compose has no {name}");
+        service
+    };
+    let published = |name: &str| {
+        let port = service(name)["ports"][0].as_str().expect("a port");
+        port.rsplit(':').next().expect("a port").to_owned()
+    };
+    // Prometheus scrapes the server by its name and port, with the rules that are mounted.
+    let inside = yaml("docker/prometheus.yml");
+    let alone = yaml("prometheus/prometheus.yml");
+    for same in ["rule_files", "global"] {
+        assert_eq!(
+            inside[same], alone[same],
+            "{same} differs from prometheus.yml"
+        );
+    }
+    let scrape = &inside["scrape_configs"][0];
+    assert_eq!(scrape["job_name"], alone["scrape_configs"][0]["job_name"]);
+    let target = scrape["static_configs"][0]["targets"][0].as_str();
+    assert_eq!(target, Some(&*format!("octet:{}", published("octet"))));
+    let mounted = |name: &str, wanted: &str| {
+        let volumes = service(name)["volumes"].as_array().expect("volumes");
+        let mut volumes = volumes.iter().filter_map(Value::as_str);
+        assert!(
+            volumes.any(|volume| volume == wanted),
+            "{name} lacks {wanted}"
+        );
+    };
+    mounted("prometheus", "../prometheus/rules:/etc/prometheus/rules:ro");
+    // Grafana asks Prometheus, and reads boards where its provisioning looks for them.
+    let source = &yaml("grafana/provisioning/datasources/prometheus.yml")["datasources"][0];
+    let url = format!("http://prometheus:{}", published("prometheus"));
+    assert_eq!(source["url"].as_str(), Some(&*url));
+    let provider = &yaml("grafana/provisioning/dashboards/octet.yml")["providers"][0];
+    let boards = provider["options"]["path"].as_str().expect("a folder");
+    mounted("grafana", &format!("../grafana/dashboards:{boards}:ro"));
+    mounted(
+        "grafana",
+        "../grafana/provisioning:/etc/grafana/provisioning:ro",
+    );
+    // What is added for GPUs is added to a service that is there.
+    for (name, added) in yaml("docker/compose.cuda.yaml")["services"]
+        .as_object()
+        .expect("services")
+    {
+        service(name);
+        for argument in added["build"]["args"]
+            .as_object()
+            .expect("arguments")
+            .keys()
+        {
+            assert!(read("docker/Dockerfile").contains(&format!("\nARG {argument}=")));
+        }
+    }
 }

@@ -1,0 +1,90 @@
+//! Files of `deploy/` against the schemas of those who read them. The schemas come with packages, so
+//! nothing is asked of a cluster or of the network. Unknown fields are errors.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use super::{deploy, kubernetes};
+use crate::{install, target_dir};
+
+/// Kubernetes versions whose schemas every object must fit: the first that knows all fields, and the
+/// newest that the package has.
+const KUBERNETES: &[&str] = &["1.30", "1.37"];
+
+/// Groups of interfaces that come with operators; `kubernetes` has a test of its own for them.
+const OPERATORS: &[&str] = &[
+    "gateway.networking.k8s.io/",
+    "inference.networking.k8s.io/",
+    "keda.sh/",
+    "monitoring.coreos.com/",
+];
+
+/// Checks every file that has a schema.
+pub fn check() -> Result<()> {
+    let python = install::python("python-deploy", &deploy("tests/requirements.txt"))?;
+    let program = |name: &str| python.with_file_name(name);
+    let compose = ["docker/compose.yaml", "docker/compose.cuda.yaml"].map(deploy);
+    let schema = ["--builtin-schema", "vendor.compose-spec"];
+    install::run(
+        Command::new(program("check-jsonschema"))
+            .args(schema)
+            .args(compose),
+    )?;
+    manifests(&program("kubernetes-validate"))?;
+    start_up_files(&program("check-jsonschema"))?;
+    install::run(Command::new(program("shellcheck")).arg(deploy("cloud/install.sh")))
+}
+
+/// The start-up files against cloud-init's own schema, out of its Debian package.
+fn start_up_files(validator: &Path) -> Result<()> {
+    let package = install::unpacked("cloud-init")?;
+    let schema = package
+        .join("usr/lib/python3/dist-packages/cloudinit/config/schemas/schema-cloud-config-v1.json");
+    let files = ["cloud/lambda-a10.yaml", "cloud/gcp-l4-t4.yaml"].map(deploy);
+    install::run(
+        Command::new(validator)
+            .arg("--schemafile")
+            .arg(schema)
+            .args(files),
+    )
+}
+
+/// Every overlay as it would be applied.
+fn manifests(validator: &Path) -> Result<()> {
+    let dir = target_dir().join("deploy");
+    std::fs::create_dir_all(&dir)?;
+    for overlay in kubernetes::OVERLAYS {
+        let path = written(&dir, overlay)?;
+        for version in KUBERNETES {
+            let out = Command::new(validator)
+                .args(["--strict", "-k", version])
+                .arg(&path)
+                .output()
+                .with_context(|| format!("cannot start {}", validator.display()))?;
+            let report =
+                String::from_utf8_lossy(&out.stdout) + String::from_utf8_lossy(&out.stderr);
+            // A kind that the package does not know is only a warning there.
+            if !out.status.success() || !report.contains("INFO") || report.contains("WARN") {
+                bail!("{overlay} does not fit Kubernetes {version}:\n{report}");
+            }
+        }
+        println!("kubernetes/{overlay}: fits {}", KUBERNETES.join(" and "));
+    }
+    Ok(())
+}
+
+/// The objects of an overlay in one file, those of operators left out.
+fn written(dir: &Path, overlay: &str) -> Result<PathBuf> {
+    let mut text = String::new();
+    for object in kubernetes::objects(overlay)? {
+        let version = object["apiVersion"].as_str().unwrap_or_default();
+        if !OPERATORS.iter().any(|group| version.starts_with(group)) {
+            text += &format!("---\n{}", yaml_serde::to_string(&object)?);
+        }
+    }
+    let path = dir.join(format!("{}.yaml", overlay.replace('/', "-")));
+    std::fs::write(&path, text)?;
+    Ok(path)
+}
