@@ -110,7 +110,12 @@ fn a_suite_that_was_killed_goes_on_where_it_was() {
 
     let again = suite(&file, &out).output().unwrap();
     let told = String::from_utf8(again.stdout).unwrap();
-    assert_eq!(again.status.code(), Some(1), "one cell fails: {told}");
+    assert_eq!(
+        again.status.code(),
+        Some(1),
+        "one cell fails: {told}{}",
+        String::from_utf8_lossy(&again.stderr)
+    );
     assert!(told.contains("neox bf16 on octet: done before"), "{told}");
     for (run, bytes) in runs.iter().zip(kept) {
         assert_eq!(std::fs::read(run).unwrap(), bytes, "{run:?} was run twice");

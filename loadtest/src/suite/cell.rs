@@ -76,8 +76,14 @@ pub async fn run(suite: &Suite, args: &SuiteArgs, mut tell: impl FnMut(&str)) ->
         .unwrap_or_else(|| Path::new("results").join(plain(&suite.name)));
     std::fs::create_dir_all(&out).with_context(|| format!("cannot make {}", out.display()))?;
     let lock = File::create(out.join(".lock"))?;
-    lock.try_lock()
-        .context("another suite writes into this folder")?;
+    // A server that a killed suite was just starting holds the lock until it is a program of its own.
+    let begun = Instant::now();
+    while let Err(error) = lock.try_lock() {
+        if begun.elapsed() > ANSWER {
+            return Err(error).context("another suite writes into this folder");
+        }
+        tokio::time::sleep(POLL).await;
+    }
     end_left_over(&out);
     let mut left = args.budget;
     let mut cells = Vec::new();
