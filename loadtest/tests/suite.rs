@@ -142,4 +142,21 @@ fn a_suite_that_was_killed_goes_on_where_it_was() {
     );
     assert!(!cells[3]["reason"].as_str().unwrap().is_empty());
     assert!(out.join("index.html").exists());
+    assert_eq!(servers_of(&out), Vec::<PathBuf>::new(), "still running");
+}
+
+/// Processes that a suite over this folder started.
+fn servers_of(out: &Path) -> Vec<PathBuf> {
+    let wanted = format!("LOADTEST_SUITE_FOLDER={}", out.display());
+    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let is_ours = |process: &PathBuf| {
+        let variables = std::fs::read(process.join("environ")).unwrap_or_default();
+        variables
+            .split(|byte| *byte == 0)
+            .any(|variable| variable == wanted.as_bytes())
+    };
+    processes
+        .map(|entry| entry.path())
+        .filter(is_ours)
+        .collect()
 }

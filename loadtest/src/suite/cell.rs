@@ -26,6 +26,8 @@ const POLL: Duration = Duration::from_millis(100);
 const ANSWER: Duration = Duration::from_secs(2);
 /// How long a server may take to end after SIGTERM.
 const STOP: Duration = Duration::from_secs(40);
+/// Variable of a server's environment: the folder of its suite.
+const MARK: &str = "LOADTEST_SUITE_FOLDER";
 /// Last bytes of a server's log that a failure shows.
 const LOG_TAIL: usize = 2000;
 
@@ -84,7 +86,7 @@ pub async fn run(suite: &Suite, args: &SuiteArgs, mut tell: impl FnMut(&str)) ->
         }
         tokio::time::sleep(POLL).await;
     }
-    end_left_over(&out);
+    end_left_over(&out)?;
     let mut left = args.budget;
     let mut cells = Vec::new();
     let mut waiting = 0;
@@ -258,14 +260,12 @@ async fn serve(
         .filter(|word| !word.is_empty());
     let mut child = Command::new(program)
         .args(words)
+        .env(MARK, mark(folder.parent().unwrap_or(folder))?)
         .stdin(Stdio::null())
         .stdout(log.reopen()?)
         .stderr(log.reopen()?)
         .spawn()
         .map(Served)?;
-    if let (Some(out), Some(started)) = (folder.parent(), start_time(child.0.id())) {
-        std::fs::write(out.join(".server"), format!("{} {started}", child.0.id()))?;
-    }
     let url = format!("http://127.0.0.1:{port}");
     ready(
         &mut child.0,
@@ -313,24 +313,30 @@ async fn serve(
     Ok(())
 }
 
-/// Ends the server of a suite that was killed, known by process and start time.
-fn end_left_over(out: &Path) {
-    let file = out.join(".server");
-    let text = std::fs::read_to_string(&file).unwrap_or_default();
-    if let Some((pid, started)) = text.split_once(' ')
-        && pid.parse().ok().and_then(start_time).as_deref() == Some(started)
-    {
-        let _ = Command::new("kill").args(["-9", pid]).status();
-    }
-    let _ = std::fs::remove_file(file);
+/// What marks the servers of a suite, so that the next one over the same folder finds those that were
+/// left when it was killed, at whatever moment that was.
+fn mark(out: &Path) -> Result<String> {
+    let out = std::path::absolute(out)?;
+    Ok(out.display().to_string())
 }
 
-/// When a process started, in the kernel's ticks.
-fn start_time(pid: u32) -> Option<String> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name in brackets may hold blanks; the start is the 20th field after it.
-    let fields = stat.rsplit_once(')')?.1;
-    fields.split_whitespace().nth(19).map(str::to_owned)
+/// Ends the servers of a suite that was killed.
+fn end_left_over(out: &Path) -> Result<()> {
+    let wanted = format!("{MARK}={}", mark(out)?);
+    let Ok(processes) = std::fs::read_dir("/proc") else {
+        return Ok(());
+    };
+    for process in processes.flatten() {
+        // Those of other users cannot be read, and are not ours.
+        let variables = std::fs::read(process.path().join("environ")).unwrap_or_default();
+        if variables.split(|b| *b == 0).any(|v| v == wanted.as_bytes()) {
+            let _ = Command::new("kill")
+                .arg("-9")
+                .arg(process.file_name())
+                .status();
+        }
+    }
+    Ok(())
 }
 
 async fn ready(child: &mut Child, url: &str, path: &str, limit: Duration) -> Result<()> {
