@@ -91,10 +91,10 @@ DEV float warp_sum(float x) {
     return x;
 }
 
-// Maximum of bit patterns: the order of floats that are not negative, with NaN above everything.
-DEV u32 warp_max(u32 x) {
-    UNROLL
-    for (i32 distance = 16; distance > 0; distance /= 2) {
+// Maximum of bit patterns over groups of neighbouring lanes: the order of floats that are not negative,
+// with NaN above everything.
+DEV u32 lanes_max(u32 x, i32 lanes) {
+    for (i32 distance = lanes / 2; distance > 0; distance /= 2) {
         u32 other = shfl_xor(x, distance);
         x = other > x ? other : x;
     }
@@ -141,21 +141,31 @@ DEV u32 quantised(float x, Scale scale) {
     return (bits_of(fadd(fmul(x, scale.inverse), ROUND_TO_INTEGER)) - ROUND_BITS) & 0xffu;
 }
 
-// How rows are quantised.
+// How rows are quantised: not, with one scale, or with one for each group of this many columns. A warp
+// has 128 columns at a time, which are whole groups of 128, 64 or 32.
 #define NOT_QUANTISED 0
 #define PER_ROW 1
-#define PER_GROUP 2
-#define GROUP 128
+#define WARP_COLUMNS 128
+// Groups that end inside one block of the matrix kernels (gemm.cuh).
+#define HALF_BLOCK 32
 
 // Where the results of a row go; any pointer may be null.
 struct RowOutput {
     float* out;   // as 32-bit floats
     i8* q;        // as integers, `q_pitch` of them, zeros behind the last
-    float* step;  // one per row or per group
+    float* step;  // one per row or per group of columns
     i32 columns;
     i32 q_pitch;
     i32 granularity;
 };
+
+// Where column `first`, a multiple of four, and the three after it lie. Groups of half a block lie so
+// that each lane of the matrix kernels has eight columns of both in its sixteen bytes.
+DEV i32 place_of(i32 first, i32 granularity) {
+    if (granularity != HALF_BLOCK) return first;
+    i32 in_half = first % 32;
+    return first / 64 * 64 + in_half / 8 * 16 + first % 64 / 32 * 8 + in_half % 8;
+}
 
 // Four neighbouring numbers of one thread, as integers, zeros behind the last column.
 DEV void quantise_four(const float (&y)[4], const RowOutput& row, i32 first, Scale scale) {
@@ -164,18 +174,18 @@ DEV void quantise_four(const float (&y)[4], const RowOutput& row, i32 first, Sca
     for (i32 i = 0; i < 4; i++) {
         if (first + i < row.columns) word |= quantised(y[i], scale) << (8 * i);
     }
-    *reinterpret_cast<u32*>(row.q + first) = word;
+    *reinterpret_cast<u32*>(row.q + place_of(first, row.granularity)) = word;
 }
 
-// Computes `source(column)` for a whole row by a block of ROW_THREADS, and its 8-bit form. A warp's 128
-// numbers are one group and are quantised as they are made; a whole row in a second pass, which computes
-// its numbers again. `memory` holds eight words.
+// Computes `source(column)` for a whole row by a block of ROW_THREADS, and its 8-bit form. Groups lie
+// within a warp's columns and are quantised as they are made; a whole row in a second pass, which
+// computes its numbers again. `memory` holds eight words.
 template <typename Source>
 DEV void produce_row(const Source& source, const RowOutput& row, u32* memory) {
     u32 row_max = 0;
     i32 end = row.granularity == NOT_QUANTISED ? row.columns : row.q_pitch;
     // All lanes of a warp go round together: groups are a warp's affair.
-    for (i32 base = thread_index() / 32 * GROUP; base < end; base += ROW_WARPS * GROUP) {
+    for (i32 base = thread_index() / 32 * WARP_COLUMNS; base < end; base += ROW_WARPS * WARP_COLUMNS) {
         i32 first = base + thread_index() % 32 * 4;
         u32 absmax = 0;
         float y[4] = {0.0f, 0.0f, 0.0f, 0.0f};
@@ -189,15 +199,15 @@ DEV void produce_row(const Source& source, const RowOutput& row, u32* memory) {
                 absmax = size > absmax ? size : absmax;
             }
         }
-        if (row.granularity == PER_GROUP) {
-            Scale scale = scale_of(warp_max(absmax));
+        if (row.granularity > PER_ROW) {
+            Scale scale = scale_of(lanes_max(absmax, row.granularity / 4));
             if (first < row.q_pitch) quantise_four(y, row, first, scale);  // A4
-            if (thread_index() % 32 == 0 && base < row.columns) row.step[base / GROUP] = scale.step;
+            if (first % row.granularity == 0 && first < row.columns) row.step[first / row.granularity] = scale.step;
         }
         row_max = absmax > row_max ? absmax : row_max;
     }
     if (row.granularity != PER_ROW) return;
-    row_max = warp_max(row_max);
+    row_max = lanes_max(row_max, 32);
     if (thread_index() % 32 == 0) memory[thread_index() / 32] = row_max;
     block_sync();  // A3
     UNROLL
@@ -219,7 +229,7 @@ DEV RowOutput row_output(float* out, i8* q, float* step, i32 row, i32 columns, i
     RowOutput output = {nullptr, nullptr, nullptr, columns, q_pitch, granularity};
     if (out) output.out = out + static_cast<i64>(row) * columns;
     if (granularity != NOT_QUANTISED) {
-        i32 steps = granularity == PER_ROW ? 1 : (columns + GROUP - 1) / GROUP;
+        i32 steps = granularity == PER_ROW ? 1 : (columns + granularity - 1) / granularity;
         output.q = q + static_cast<i64>(row) * q_pitch;
         output.step = step + static_cast<i64>(row) * steps;
     }

@@ -4,7 +4,8 @@
 // lane (g, q) of a half owns bytes 64·b + 16·q … + 15 of channel 8·half + g. A product may visit k in any
 // order that both operands share, so the four words of a lane feed two steps: words 0 and 1, then 2
 // and 3. X is row-major with rows padded to whole blocks by zeros; a lane reads the same sixteen bytes
-// of its row.
+// of its row. Where scales hold for 32 bytes of K, both operands have K permuted inside each block
+// (`place_of`), so that the first step is one group and the second the next.
 #pragma once
 #include "common.cuh"
 
@@ -15,14 +16,16 @@
 // Everything a finished sum needs; `s_x` is null for 16-bit products.
 struct Epilogue {
     const float* s_x;   // [M, groups]
-    const float* s_w;   // [N]
+    const float* s_w;   // [N], or [groups, N] where weights have scales for groups
     const float* bias;  // [N] or null
     float* y;           // [M, y_pitch]
     i32 m;
     i32 n;
     i32 y_pitch;
     i32 groups;
-    i32 accumulate;  // 1 adds to y
+    i32 group;           // bytes of K of one group: 32 or whole blocks
+    i32 grouped_weights; // 1 where weights have scales for groups
+    i32 accumulate;      // 1 adds to y
 };
 
 DEV void finish(const Epilogue& e, i32 row, i32 channel, float y) {
@@ -30,10 +33,21 @@ DEV void finish(const Epilogue& e, i32 row, i32 channel, float y) {
     *at = e.accumulate ? fadd(*at, y) : y;
 }
 
+// Whether a product is one integer times two scales.
+DEV bool is_one_sum(const Epilogue& e) { return e.groups == 1 && !e.grouped_weights; }
+
+// What the sum of a group is multiplied with.
+DEV float group_scale(const Epilogue& e, i32 row, i32 channel, i32 group) {
+    if (row >= e.m || channel >= e.n) return 0.0f;
+    float scale = e.s_x[row * e.groups + group];
+    return e.grouped_weights ? fmul(scale, e.s_w[static_cast<i64>(group) * e.n + channel]) : scale;  // E1
+}
+
 // The last step of an 8-bit product: weight scale and bias.
 DEV void finish_s8(const Epilogue& e, i32 row, i32 channel, float t) {
     if (row >= e.m || channel >= e.n) return;
-    finish(e, row, channel, ffma(t, e.s_w[channel], e.bias ? e.bias[channel] : 0.0f));
+    float bias = e.bias ? e.bias[channel] : 0.0f;
+    finish(e, row, channel, e.grouped_weights ? fadd(t, bias) : ffma(t, e.s_w[channel], bias));
 }
 
 // The two fragments of step `s` from a lane's words of one row and of the row eight below.

@@ -13,7 +13,7 @@ template <typename T, typename Product>
 DEV void tile_16(i8* ring, const i8* x, const i8* w, const Epilogue& e, i32 k_bytes) {
     i32 panels = (e.n + PANEL_CHANNELS - 1) / PANEL_CHANNELS;
     float c[T::TM][T::TN][4] = {};
-    run_tile<T, Product>(c, ring, x, w, e.m, panels, k_bytes, 0, k_bytes / BLOCK_BYTES, [](i32) {});
+    run_tile<T, Product>(c, ring, x, w, e.m, panels, k_bytes, 0, k_bytes / BLOCK_BYTES, [](i32, i32, i32) {}, [](i32) {});
     for_each_output<T>([&](i32 row, i32 channel, i32 i, i32 j, i32 k) {
         if (row >= e.m || channel >= e.n) return;
         finish(e, row, channel, fadd(c[i][j][k], e.bias ? e.bias[channel] : 0.0f));
@@ -24,7 +24,7 @@ DEV void tile_16(i8* ring, const i8* x, const i8* w, const Epilogue& e, i32 k_by
     KERNEL(32 * WM * WN, 2) gemm_##NAME##_tile_##BM##x##BN(const i8* x, const i8* w, const float* bias, float* y, i32 m,    \
                                                           i32 n, i32 k_bytes, i32 y_pitch, i32 accumulate) {                \
         SHARED_DYNAMIC(i8, ring);                                                                                           \
-        Epilogue e = {nullptr, nullptr, bias, y, m, n, y_pitch, 1, accumulate};                                             \
+        Epilogue e = {nullptr, nullptr, bias, y, m, n, y_pitch, 1, k_bytes, 0, accumulate};                                 \
         tile_16<Tile<BM, BN, WM, WN, STAGES>, PRODUCT>(ring, x, w, e, k_bytes);                                             \
     }                                                                                                                       \
     REGISTER_KERNEL(gemm_##NAME##_tile_##BM##x##BN, 32 * WM * WN)

@@ -38,9 +38,10 @@ DEV void fill_stage(i8* stage, const i8* x, const i8* w, i32 m, i32 panels, i32 
     }
 }
 
-// Multiplies one stage into the accumulators.
-template <typename T, typename Product>
-DEV void multiply_stage(typename Product::Sum (&c)[T::TM][T::TN][4], const i8* stage) {
+// Multiplies one stage into the accumulators; `between(i, s)` is called when row fragment `i` has made
+// step `s`.
+template <typename T, typename Product, typename Between>
+DEV void multiply_stage(typename Product::Sum (&c)[T::TM][T::TN][4], const i8* stage, Between between) {
     i32 lane = thread_index() % 32;
     i32 warp = thread_index() / 32;
     i32 first_row = warp / T::WARPS_N * T::TM * 16;
@@ -66,14 +67,16 @@ DEV void multiply_stage(typename Product::Sum (&c)[T::TM][T::TN][4], const i8* s
                 fragment_b(b, channels[j], s);
                 Product::mma(c[i][j], a, b);
             }
+            between(i, s);
         }
     }
 }
 
-// Runs blocks `first … end` of K; `after(b)` is called when block b has been multiplied.
-template <typename T, typename Product, typename After>
+// Runs blocks `first … end` of K; `between(b, i, s)` is called when row fragment `i` has made step `s` of
+// block b, and `after(b)` when all have made both.
+template <typename T, typename Product, typename Between, typename After>
 DEV void run_tile(typename Product::Sum (&c)[T::TM][T::TN][4], i8* ring, const i8* x, const i8* w, i32 m, i32 panels,
-                  i32 k_bytes, i32 first, i32 end, After after) {
+                  i32 k_bytes, i32 first, i32 end, Between between, After after) {
     UNROLL
     for (i32 s = 0; s < T::STAGES - 1; s++) {
         if (first + s < end) fill_stage<T>(ring + s * T::STAGE_BYTES, x, w, m, panels, k_bytes, first + s);
@@ -87,27 +90,32 @@ DEV void run_tile(typename Product::Sum (&c)[T::TM][T::TN][4], i8* ring, const i
             fill_stage<T>(ring + (next - first) % T::STAGES * T::STAGE_BYTES, x, w, m, panels, k_bytes, next);  // C5
         }
         cp_commit();
-        multiply_stage<T, Product>(c, ring + (b - first) % T::STAGES * T::STAGE_BYTES);
+        const i8* stage = ring + (b - first) % T::STAGES * T::STAGE_BYTES;
+        multiply_stage<T, Product>(c, stage, [&](i32 i, i32 s) { between(b, i, s); });
         after(b);
     }
     cp_wait<0>();
 }
 
-// Calls `f(row, channel, i, j, k)` for every element of a thread's accumulators.
+// Calls `f(row, channel, i, j, k)` for every element that a thread has of row fragment `i`.
 template <typename T, typename F>
-DEV void for_each_output(F f) {
+DEV void for_each_of_rows(i32 i, F f) {
     i32 lane = thread_index() % 32;
     i32 warp = thread_index() / 32;
     i32 first_row = block_y() * T::BM + warp / T::WARPS_N * T::TM * 16;
     i32 first_channel = block_x() * T::BN + warp % T::WARPS_N * T::TN * 8;
     UNROLL
-    for (i32 i = 0; i < T::TM; i++) {
+    for (i32 j = 0; j < T::TN; j++) {
         UNROLL
-        for (i32 j = 0; j < T::TN; j++) {
-            UNROLL
-            for (i32 k = 0; k < 4; k++) {
-                f(first_row + i * 16 + lane / 4 + k / 2 * 8, first_channel + j * 8 + lane % 4 * 2 + k % 2, i, j, k);
-            }
+        for (i32 k = 0; k < 4; k++) {
+            f(first_row + i * 16 + lane / 4 + k / 2 * 8, first_channel + j * 8 + lane % 4 * 2 + k % 2, i, j, k);
         }
     }
+}
+
+// The same for all of a thread's accumulators.
+template <typename T, typename F>
+DEV void for_each_output(F f) {
+    UNROLL
+    for (i32 i = 0; i < T::TM; i++) for_each_of_rows<T>(i, f);
 }

@@ -4,29 +4,20 @@ use std::rc::Rc;
 
 use ::backend::{
     Activation, AttentionSpec, BLOCK_SIZE, Backend, BackendError, Batch, BlockCopy, Experts,
-    HostTensor, Ids, KvCacheSpec, LinearWeight, Norm, NormKind, Result, Rope, Routing, SampleBatch,
-    SampleOutput, WeightData, route_row, sample_row,
+    HostTensor, Ids, KvCacheSpec, LinearRole, LinearWeight, Norm, NormKind, Result, Rope, Routing,
+    SampleBatch, SampleOutput, WeightData, route_row, sample_row,
 };
 
+use crate::CudaBackend;
 use crate::device::{Arg, Device, Launch};
 use crate::kv_cache::{CudaKvCache, KvElement};
-use crate::linear::{CudaLinear, GROUP, Store, int, rounded};
+use crate::linear::{CudaLinear, Store, int, rounded};
 use crate::pack::padded;
 use crate::step::{Column, CudaStep, SPLIT};
 use crate::tensor::{CudaTensor, Element, Form, Twin};
-use crate::{CudaBackend, Precision};
 
 /// Threads of a block that works on one row.
 const ROW_THREADS: u32 = 256;
-
-/// The numbers of the kernels' `granularity`.
-fn granularity(form: Option<Form>) -> i32 {
-    match form {
-        Some(Form::Int8Rows) => 1,
-        Some(Form::Int8Groups) => 2,
-        _ => 0,
-    }
-}
 
 impl<D: Device> CudaBackend<D> {
     /// Launches one block per row; nothing for no rows.
@@ -66,19 +57,15 @@ impl<D: Device> CudaBackend<D> {
 
     /// The form that most products of this precision read, if producers make it.
     fn produced_form(&self) -> Option<Form> {
-        match self.precision {
-            Precision::Int8 => Some(Form::Int8Groups),
-            Precision::Int8Fast => Some(Form::Int8Rows),
-            Precision::F16 | Precision::Bf16 => None,
-        }
+        let granularity = self.precision.activations(LinearRole::Projection);
+        granularity.map(Form::Int8)
     }
 
     /// Room for rows in a form.
     fn new_twin(&self, rows: usize, columns: usize, form: Form) -> Result<Twin<D>> {
         let bytes = rows * padded(columns * form.size());
         let groups = match form {
-            Form::Int8Rows => Some(1),
-            Form::Int8Groups => Some(columns.div_ceil(GROUP)),
+            Form::Int8(granularity) => Some(granularity.num_groups(columns)),
             Form::F16 | Form::Bf16 => None,
         };
         let alloc = |bytes: usize| self.device.scratch(bytes.max(16), "activations");
@@ -120,7 +107,7 @@ impl<D: Device> CudaBackend<D> {
                     x_pitch,
                     columns,
                     pitch,
-                    Arg::Int(granularity(Some(form))),
+                    Arg::Int(Form::granularity(Some(form))),
                 ],
             )?,
         }
@@ -165,7 +152,7 @@ impl<D: Device> CudaBackend<D> {
         };
         launch(
             pointers,
-            [int(padded(columns))?, Arg::Int(granularity(form))],
+            [int(padded(columns))?, Arg::Int(Form::granularity(form))],
         )?;
         out.twin.replace(twin.map(Rc::new));
         Ok(out)
@@ -469,11 +456,7 @@ impl<D: Device> Backend for CudaBackend<D> {
     fn load_tied(&mut self, table: HostTensor) -> Result<(CudaTensor<D>, CudaLinear<D>)> {
         let head = LinearWeight::new(table.clone(), None)?.into_head();
         let head = self.load_linear(head)?;
-        let table = match self.precision {
-            Precision::Int8 | Precision::Int8Fast => rounded(table)?,
-            Precision::F16 | Precision::Bf16 => table,
-        };
-        Ok((self.load_tensor(table)?, head))
+        Ok((self.load_tensor(rounded(self.precision, table)?)?, head))
     }
 
     fn alloc_kv_cache(&mut self, spec: &KvCacheSpec) -> Result<CudaKvCache<D>> {

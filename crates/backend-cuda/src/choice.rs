@@ -72,8 +72,8 @@ pub struct Findings {
 /// What is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Wish {
-    /// Whatever is best.
-    Auto,
+    /// Whatever is best; 8 bits in this form.
+    Auto(Precision),
     /// This, or an error.
     Exactly(Precision),
 }
@@ -107,7 +107,7 @@ pub fn decide(wish: Wish, found: &Findings) -> Result<Choice, String> {
     }
     match wish {
         Wish::Exactly(precision) => asked(precision, tier, found),
-        Wish::Auto => automatic(tier, found),
+        Wish::Auto(int8) => automatic(int8, tier, found),
     }
 }
 
@@ -147,15 +147,15 @@ fn asked(precision: Precision, tier: Tier, found: &Findings) -> Result<Choice, S
     })
 }
 
-fn automatic(tier: Tier, found: &Findings) -> Result<Choice, String> {
+fn automatic(int8: Precision, tier: Tier, found: &Findings) -> Result<Choice, String> {
     let (major, minor) = found.capability;
     let against = |reason, why: String| (reason, why);
     let (reason, why) = match (tier, &found.int8_answers) {
         (Tier::Int8(instruction), Ok(())) => match gain(&found.timings) {
             Ok(gain) => {
-                fits(Precision::Int8, found)?;
+                fits(int8, found)?;
                 return Ok(Choice {
-                    precision: Precision::Int8,
+                    precision: int8,
                     reason: match instruction {
                         "m8n8k16" => "tc-m8n8k16",
                         _ => "tc-m16n8k32",
@@ -163,11 +163,9 @@ fn automatic(tier: Tier, found: &Findings) -> Result<Choice, String> {
                     why: format!("8-bit tensor cores ({instruction}), {gain}"),
                 });
             }
-            Err(loss)
-                if fits(Precision::F16, found).is_err() && fits(Precision::Int8, found).is_ok() =>
-            {
+            Err(loss) if fits(Precision::F16, found).is_err() && fits(int8, found).is_ok() => {
                 return Ok(Choice {
-                    precision: Precision::Int8,
+                    precision: int8,
                     reason: "memory",
                     why: format!("only 8 bits fit into its memory, although {loss}"),
                 });

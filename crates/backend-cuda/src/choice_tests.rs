@@ -140,7 +140,8 @@ fn what_was_found_decides() {
     for (case, change, precision, reason, why) in cases {
         let mut found = a10();
         change(&mut found);
-        let choice = decide(Wish::Auto, &found).unwrap_or_else(|error| panic!("{case}: {error}"));
+        let choice = decide(Wish::Auto(Precision::Int8), &found)
+            .unwrap_or_else(|error| panic!("{case}: {error}"));
         assert_eq!(
             (choice.precision, choice.reason),
             (precision, reason),
@@ -186,7 +187,7 @@ fn what_cannot_compute_is_refused_with_the_reason() {
     for (case, change, words) in cases {
         let mut found = a10();
         change(&mut found);
-        let error = decide(Wish::Auto, &found).expect_err(case);
+        let error = decide(Wish::Auto(Precision::Int8), &found).expect_err(case);
         for word in words {
             assert!(error.contains(word), "{case}: {error}");
         }

@@ -18,6 +18,9 @@ pub mod probe;
 mod step;
 mod tensor;
 
+use ::backend::LinearRole;
+use quant::{BLOCK, GROUP, Granularity};
+
 use graphs::Graphs;
 use linear::Workspace;
 
@@ -35,6 +38,11 @@ pub enum Precision {
     Int8,
     /// As [`Self::Int8`], with one scale per token; the head keeps groups.
     Int8Fast,
+    /// As [`Self::Int8`], with scales for groups of weights too in the matrices that lose too much with
+    /// one for each output.
+    Int8Guarded,
+    /// Weights and activations in 8 bits with a scale for each 32 inputs.
+    Int8Blocks,
     /// Half precision, accumulated in 32 bits.
     F16,
     /// bfloat16, accumulated in 32 bits; needs compute capability 8.0.
@@ -47,6 +55,8 @@ impl Precision {
         match self {
             Self::Int8 => "int8",
             Self::Int8Fast => "int8-fast",
+            Self::Int8Guarded => "int8-guarded",
+            Self::Int8Blocks => "int8-blocks",
             Self::F16 => "f16",
             Self::Bf16 => "bf16",
         }
@@ -54,7 +64,19 @@ impl Precision {
 
     /// Whether weights have 8 bits.
     pub fn is_int8(self) -> bool {
-        matches!(self, Self::Int8 | Self::Int8Fast)
+        self.activations(LinearRole::Projection).is_some()
+    }
+
+    /// Which activations of a product share a scale, where they have 8 bits and weights leave the choice.
+    fn activations(self, role: LinearRole) -> Option<Granularity> {
+        match (self, role) {
+            (Self::F16 | Self::Bf16, _) => None,
+            (Self::Int8Fast, LinearRole::Projection) => Some(Granularity::Row),
+            (Self::Int8Blocks, _) => Some(Granularity::Groups(BLOCK)),
+            (Self::Int8 | Self::Int8Guarded | Self::Int8Fast, _) => {
+                Some(Granularity::Groups(GROUP))
+            }
+        }
     }
 }
 

@@ -1,21 +1,20 @@
 //! Packed weight matrices, and which matrix kernel multiplies how many tokens with them.
 
-use backend::{BackendError, HostTensor, Int8Data, LinearRole, LinearWeight, Result, WeightData};
+use backend::{BackendError, HostTensor, LinearRole, LinearWeight, Result, WeightData};
 use half::{bf16, f16};
-use quant::{Granularity, MAX_INPUTS, Quantised};
+use quant::{BLOCK, GROUP, Granularity, MAX_INPUTS, QuantError, Quantised, guard, quantise_row};
 
 use crate::Precision;
 use crate::device::{Arg, Device, Launch};
-use crate::pack::{pack, padded};
+use crate::pack::{halves, pack, padded};
 use crate::tensor::{CudaTensor, Form, Twin, bytes_of};
-
-/// Columns of one group of activations.
-pub(crate) const GROUP: usize = 128;
 
 /// A packed matrix with its bias.
 pub struct CudaLinear<D: Device> {
     weight: D::Buffer,
+    /// One for each output, or for each group and output.
     scales: Option<D::Buffer>,
+    grouped_weights: bool,
     bias: Option<D::Buffer>,
     pub(crate) outputs: usize,
     pub(crate) inputs: usize,
@@ -73,6 +72,12 @@ const INT8_TILES: [Tile; 3] = [
     tile("gemm_i8_tile_64x64", 64, 64, 128, 4),
     tile("gemm_i8_tile_128x128", 128, 128, 256, 3),
 ];
+/// The same for scales of 32 columns.
+const BLOCK_TILES: [Tile; 3] = [
+    tile("gemm_i8_blocks_32x64", 32, 64, 128, 4),
+    tile("gemm_i8_blocks_64x64", 64, 64, 128, 4),
+    tile("gemm_i8_blocks_128x128", 128, 128, 256, 3),
+];
 const F16_TILES: [Tile; 2] = [
     tile("gemm_f16_tile_16x64", 16, 64, 128, 4),
     tile("gemm_f16_tile_64x64", 64, 64, 128, 4),
@@ -104,13 +109,28 @@ impl<D: Device> CudaLinear<D> {
         if linear.bias.as_ref().is_some_and(|b| b.len() != rows) {
             return Err(BackendError::Shape(format!("bias for {rows} outputs")));
         }
-        let form = precision.form(linear.role, columns);
-        let (bytes, scales) = match form {
-            Form::Int8Rows | Form::Int8Groups => quantise(linear.weight.data, rows, columns)?,
-            Form::F16 => (to_f16(linear.weight.data), None),
-            Form::Bf16 => (to_bf16(linear.weight.data), None),
+        let (form, weights, packed, scales) = match precision.activations(linear.role) {
+            Some(wished) => {
+                let wished = match columns > MAX_INPUTS {
+                    true => Granularity::Groups(GROUP),
+                    false => wished,
+                };
+                let matrix = quantise(precision, linear.weight.data, [rows, columns], wished)?;
+                let activations = matrix.granularity().of_activations(wished);
+                let packed = pack_int8(&matrix, activations);
+                let scales = by_group(&matrix);
+                let form = Form::Int8(activations);
+                (form, matrix.granularity(), packed, Some(scales))
+            }
+            None => {
+                let (form, bytes) = match precision {
+                    Precision::Bf16 => (Form::Bf16, to_bf16(linear.weight.data)),
+                    _ => (Form::F16, to_f16(linear.weight.data)),
+                };
+                let packed = pack(&bytes, rows, columns * form.size());
+                (form, Granularity::Row, packed, None)
+            }
         };
-        let packed = pack(&bytes, rows, columns * form.size());
         let upload = |bytes: &[u8]| {
             let buffer = device.alloc(bytes.len(), "weights")?;
             device.upload(&buffer, 0, bytes)?;
@@ -119,6 +139,7 @@ impl<D: Device> CudaLinear<D> {
         Ok(Self {
             weight: upload(&packed)?,
             scales: scales.map(|s| upload(&bytes_of(&s))).transpose()?,
+            grouped_weights: weights != Granularity::Row,
             bias: linear.bias.map(|b| upload(&bytes_of(&b))).transpose()?,
             outputs: rows,
             inputs: columns,
@@ -160,10 +181,11 @@ impl<D: Device> CudaLinear<D> {
         padded(self.inputs * self.form.size())
     }
 
-    fn groups(&self) -> usize {
+    /// Groups of K and the columns of one.
+    fn groups(&self) -> [usize; 2] {
         match self.form {
-            Form::Int8Groups => self.inputs.div_ceil(GROUP),
-            _ => 1,
+            Form::Int8(Granularity::Groups(len)) => [self.inputs.div_ceil(len), len],
+            _ => [1, self.k_bytes()],
         }
     }
 
@@ -189,7 +211,9 @@ impl<D: Device> CudaLinear<D> {
             int(y.rows)?,
             int(self.outputs)?,
             int(self.k_bytes())?,
-            int(self.groups())?,
+            int(self.groups()[0])?,
+            int(self.groups()[1])?,
+            Arg::Int(i32::from(self.grouped_weights)),
             int(y.pitch)?,
             Arg::Int(i32::from(store == Store::Add)),
         ])
@@ -225,14 +249,22 @@ impl<D: Device> CudaLinear<D> {
         y: &CudaTensor<D>,
         store: Store,
     ) -> Result<()> {
+        let [groups, group] = self.groups();
+        let mut args = self.int8_args(twin, scales, y, store)?;
+        if group == BLOCK {
+            let tile = choose(&BLOCK_TILES, y.rows);
+            return self.launch_tiles(device, tile, y.rows, 1, &args);
+        }
         let tile = choose(&INT8_TILES, y.rows);
         let (across, down) = (
             self.outputs.div_ceil(tile.channels),
             y.rows.div_ceil(tile.tokens),
         );
         let slots = 2 * device.properties().multiprocessors as usize;
-        let split = division(self.groups(), across * down, slots, self.k_bytes() / 64);
-        let mut args = self.int8_args(twin, scales, y, store)?;
+        let split = match self.grouped_weights {
+            true => 1,
+            false => division(groups, across * down, slots, self.k_bytes() / 64),
+        };
         if split > 1 {
             if workspace
                 .as_ref()
@@ -251,12 +283,27 @@ impl<D: Device> CudaLinear<D> {
             args.extend([Arg::Null, Arg::Null]);
         }
         args.push(int(across)?);
+        self.launch_tiles(device, tile, y.rows, split, &args)
+    }
+
+    fn launch_tiles(
+        &self,
+        device: &D,
+        tile: &Tile,
+        rows: usize,
+        split: usize,
+        args: &[Arg<D::Buffer>],
+    ) -> Result<()> {
         device.launch(&Launch {
             kernel: tile.kernel,
             threads: tile.threads,
-            grid: [across as u32, down as u32, split as u32],
+            grid: [
+                self.outputs.div_ceil(tile.channels) as u32,
+                rows.div_ceil(tile.tokens) as u32,
+                split as u32,
+            ],
             dynamic_bytes: tile.dynamic_bytes(),
-            args: &args,
+            args,
         })
     }
 
@@ -268,27 +315,18 @@ impl<D: Device> CudaLinear<D> {
         y: &CudaTensor<D>,
         store: Store,
     ) -> Result<()> {
-        device.launch(&Launch {
-            kernel: tile.kernel,
-            threads: tile.threads,
-            grid: [
-                self.outputs.div_ceil(tile.channels) as u32,
-                y.rows.div_ceil(tile.tokens) as u32,
-                1,
-            ],
-            dynamic_bytes: tile.dynamic_bytes(),
-            args: &[
-                Arg::Buffer(&twin.values, 0),
-                Arg::Buffer(&self.weight, 0),
-                self.bias_arg(),
-                y.arg()?,
-                int(y.rows)?,
-                int(self.outputs)?,
-                int(self.k_bytes())?,
-                int(y.pitch)?,
-                Arg::Int(i32::from(store == Store::Add)),
-            ],
-        })
+        let args = [
+            Arg::Buffer(&twin.values, 0),
+            Arg::Buffer(&self.weight, 0),
+            self.bias_arg(),
+            y.arg()?,
+            int(y.rows)?,
+            int(self.outputs)?,
+            int(self.k_bytes())?,
+            int(y.pitch)?,
+            Arg::Int(i32::from(store == Store::Add)),
+        ];
+        self.launch_tiles(device, tile, y.rows, 1, &args)
     }
 }
 
@@ -312,34 +350,102 @@ pub(crate) fn int<B>(size: usize) -> Result<Arg<'static, B>> {
     }
 }
 
-fn quantise(data: WeightData, rows: usize, columns: usize) -> Result<(Vec<u8>, Option<Vec<f32>>)> {
-    let invalid = |row: usize, count: usize| {
-        BackendError::InvalidWeights(format!(
-            "output {row} holds {count} numbers that are not finite"
-        ))
+/// Takes stored integers as they are where the kernels know their groups; quantises everything else row by
+/// row, each widened alone. Weights in groups choose the groups of activations, so where one scale for
+/// each token is wished they are quantised again, with one scale for each row.
+fn quantise(
+    precision: Precision,
+    data: WeightData,
+    [rows, columns]: [usize; 2],
+    wished: Granularity,
+) -> Result<Quantised> {
+    let stored = stored_granularity(&data)
+        .filter(|stored| *stored == Granularity::Row || wished != Granularity::Row);
+    let (granularity, values, scales) = match (data, stored) {
+        (WeightData::Int8(data), Some(stored)) => (stored, data.values, data.scales),
+        (data, _) => {
+            let granularity = granularity_of_weights(precision, &data, [rows, columns]);
+            let groups = granularity.num_groups(columns);
+            let (mut values, mut scales) = (vec![0; rows * columns], vec![0.0; rows * groups]);
+            let mut wide = vec![0.0; columns];
+            let outputs = values.chunks_mut(columns).zip(scales.chunks_mut(groups));
+            for (row, (values, scales)) in outputs.enumerate() {
+                data.widen_row(row, &mut wide);
+                let count = quantise_row(&wide, granularity, values, scales);
+                if count > 0 {
+                    let error = QuantError::NonFinite { row, count };
+                    return Err(BackendError::InvalidWeights(error.to_string()));
+                }
+            }
+            (granularity, values, scales)
+        }
     };
-    let wide = data.into_f32();
-    let quantised =
-        Quantised::new(&wide, rows, columns, Granularity::Row).map_err(|error| match error {
-            quant::QuantError::NonFinite { row, count } => invalid(row, count),
-            other => BackendError::Shape(other.to_string()),
-        })?;
-    let bytes = quantised.values().iter().map(|q| q.cast_unsigned());
-    Ok((bytes.collect(), Some(quantised.scales().to_vec())))
+    Quantised::from_parts(values, scales, rows, columns, granularity)
+        .map_err(|error| BackendError::InvalidWeights(error.to_string()))
 }
 
-/// The numbers that the 8-bit form of a matrix stands for.
-pub(crate) fn rounded(table: HostTensor) -> Result<HostTensor> {
-    let (rows, columns) = (table.rows, table.columns);
-    let (bytes, scales) = quantise(table.data, rows, columns)?;
-    let data = Int8Data {
-        values: bytes.into_iter().map(u8::cast_signed).collect(),
-        scales: scales.unwrap_or_default(),
-        columns,
-        group_len: columns,
+/// Which integers of a row share a scale, where the kernels know such groups.
+fn stored_granularity(data: &WeightData) -> Option<Granularity> {
+    match data {
+        WeightData::Int8(data) if data.per_row() => Some(Granularity::Row),
+        WeightData::Int8(data) if [32, 64, 128].contains(&data.group_len) => {
+            Some(Granularity::Groups(data.group_len))
+        }
+        _ => None,
+    }
+}
+
+/// Which weights share a scale where this target quantises them, as on the CPU.
+fn granularity_of_weights(
+    precision: Precision,
+    data: &WeightData,
+    [rows, columns]: [usize; 2],
+) -> Granularity {
+    match precision {
+        Precision::Int8Blocks => Granularity::Groups(BLOCK),
+        Precision::Int8Guarded => {
+            let sample = guard::sample(rows);
+            let mut wide = vec![0.0; columns];
+            let mut is_poor = |row: &usize| {
+                data.widen_row(*row, &mut wide);
+                guard::is_poor(&wide)
+            };
+            let poor = sample.iter().filter(|row| is_poor(row)).count();
+            guard::granularity(poor, sample.len())
+        }
+        _ => Granularity::Row,
+    }
+}
+
+/// The integers in the order of the kernels.
+fn pack_int8(matrix: &Quantised, activations: Granularity) -> Vec<u8> {
+    let (rows, columns) = (matrix.rows(), matrix.columns());
+    let values = matrix.values().iter().map(|q| q.cast_unsigned());
+    let bytes: Vec<u8> = values.collect();
+    match activations {
+        Granularity::Groups(BLOCK) => pack(&halves(&bytes, columns), rows, padded(columns)),
+        _ => pack(&bytes, rows, columns),
+    }
+}
+
+/// Scales group by group: neighbouring threads work on neighbouring outputs.
+fn by_group(matrix: &Quantised) -> Vec<f32> {
+    let groups = matrix.granularity().num_groups(matrix.columns());
+    let scales = matrix.scales();
+    (0..groups)
+        .flat_map(|group| scales.iter().skip(group).step_by(groups))
+        .copied()
+        .collect()
+}
+
+/// The numbers that the 8-bit form of a matrix stands for; floats where there is none.
+pub(crate) fn rounded(precision: Precision, table: HostTensor) -> Result<HostTensor> {
+    let Some(wished) = precision.activations(LinearRole::Head) else {
+        return Ok(table);
     };
-    let wide = WeightData::Int8(data).into_f32();
-    HostTensor::new(rows, columns, WeightData::F32(wide))
+    let (rows, columns) = (table.rows, table.columns);
+    let matrix = quantise(precision, table.data, [rows, columns], wished)?;
+    HostTensor::new(rows, columns, WeightData::F32(matrix.dequantise()))
 }
 
 fn to_f16(data: WeightData) -> Vec<u8> {
@@ -354,18 +460,6 @@ fn to_bf16(data: WeightData) -> Vec<u8> {
     wide.iter()
         .flat_map(|w| bf16::from_f32(*w).to_le_bytes())
         .collect()
-}
-
-impl Precision {
-    /// The form of both operands of a product.
-    fn form(self, role: LinearRole, columns: usize) -> Form {
-        match (self, role) {
-            (Self::F16, _) => Form::F16,
-            (Self::Bf16, _) => Form::Bf16,
-            (Self::Int8Fast, LinearRole::Projection) if columns <= MAX_INPUTS => Form::Int8Rows,
-            (Self::Int8 | Self::Int8Fast, _) => Form::Int8Groups,
-        }
-    }
 }
 
 #[cfg(test)]
@@ -384,7 +478,10 @@ mod tests {
 
     #[test]
     fn tiles_fit_two_to_a_multiprocessor_or_one_of_the_smallest() {
-        for tile in INT8_TILES.iter().chain(&F16_TILES).chain(&BF16_TILES) {
+        for tile in [&INT8_TILES[..], &BLOCK_TILES, &F16_TILES, &BF16_TILES]
+            .into_iter()
+            .flatten()
+        {
             assert!(tile.dynamic_bytes() <= 49_152, "{}", tile.kernel);
             assert_eq!(tile.threads % 32, 0);
         }

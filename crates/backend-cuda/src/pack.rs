@@ -34,9 +34,37 @@ pub(crate) fn pack(rows: &[u8], num_rows: usize, row_bytes: usize) -> Vec<u8> {
     packed
 }
 
+/// Rows whose scales hold for half a block, permuted as the kernels' `place_of` does: every sixteen bytes
+/// have eight of each half of their block. What is missing to whole blocks becomes zero.
+pub(crate) fn halves(rows: &[u8], row_bytes: usize) -> Vec<u8> {
+    let pitch = padded(row_bytes);
+    let mut permuted = vec![0; rows.len() / row_bytes * pitch];
+    for (row, to) in rows.chunks(row_bytes).zip(permuted.chunks_mut(pitch)) {
+        for (index, bytes) in row.chunks(8).enumerate() {
+            let (block, half, lane) = (index / 8, index / 4 % 2, index % 4);
+            let at = block * BLOCK_BYTES + lane * 16 + half * 8;
+            to[at..at + bytes.len()].copy_from_slice(bytes);
+        }
+    }
+    permuted
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn halves_of_a_block_share_each_sixteen_bytes() {
+        let rows: Vec<u8> = (1..=200).collect();
+        let permuted = halves(&rows, 100);
+        assert_eq!(permuted.len(), 2 * 128);
+        for (k, byte) in rows[100..].iter().enumerate() {
+            let (block, half, rest) = (k / 64, k % 64 / 32, k % 32);
+            let at = 128 + block * 64 + rest / 8 * 16 + half * 8 + rest % 8;
+            assert_eq!(permuted[at], *byte, "{k}");
+        }
+        assert_eq!(permuted.iter().filter(|byte| **byte == 0).count(), 56);
+    }
 
     #[test]
     fn every_byte_has_one_place_and_padding_is_zero() {

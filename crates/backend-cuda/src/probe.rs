@@ -7,7 +7,7 @@ use backend::{
     AttentionSpec, Backend, BackendError, Batch, BatchSequence, HostTensor, KvCacheSpec, KvDtype,
     KvTypes, LinearWeight, Norm, NormKind, ReferenceBackend, Result, WeightData,
 };
-use quant::{GROUP, Granularity, Quantised};
+use quant::{BLOCK, GROUP, Granularity, Quantised};
 
 use crate::choice::{Findings, Timing};
 use crate::device::Device;
@@ -15,13 +15,13 @@ use crate::{CudaBackend, Precision};
 
 /// Channels and features of the known products: both halves of panels, a tail of groups.
 const SHAPE: [usize; 2] = [48, 320];
-/// Tokens, and the kernel that each number of them reaches first.
-const INT8_KERNELS: [(usize, &str); 5] = [
-    (8, "gemm_i8_stream_8"),
-    (16, "gemm_i8_stream_16"),
-    (32, "gemm_i8_tile_32x64"),
-    (48, "gemm_i8_tile_64x64"),
-    (128, "gemm_i8_tile_128x128"),
+/// Tokens, and the kernel that each number of them reaches first, with wide groups and with blocks.
+const INT8_KERNELS: [(usize, [&str; 2]); 5] = [
+    (8, ["gemm_i8_stream_8"; 2]),
+    (16, ["gemm_i8_stream_16"; 2]),
+    (32, ["gemm_i8_tile_32x64", "gemm_i8_blocks_32x64"]),
+    (48, ["gemm_i8_tile_64x64", "gemm_i8_blocks_64x64"]),
+    (128, ["gemm_i8_tile_128x128", "gemm_i8_blocks_128x128"]),
 ];
 const F16_KERNELS: [(usize, &str); 2] = [(16, "gemm_16_tile_16x64"), (48, "gemm_16_tile_64x64")];
 /// Rounding of both operands to eleven bits, over sums of 320 products below one.
@@ -41,7 +41,7 @@ pub fn ask<D: Device>(device: D, largest: Option<[usize; 2]>) -> Result<(Finding
     let memory = device.memory()?;
     let mut backend = CudaBackend::new(device, Precision::Int8);
     let mut int8_answers = Ok(());
-    for precision in [Precision::Int8, Precision::Int8Fast] {
+    for precision in [Precision::Int8, Precision::Int8Fast, Precision::Int8Blocks] {
         backend.precision = precision;
         int8_answers = int8_answers.and(int8_products(&mut backend)?);
     }
@@ -103,22 +103,24 @@ fn quantised(values: &[f32], rows: usize, columns: usize, by: Granularity) -> Re
 
 /// Products of 8-bit numbers are whole numbers: every bit must be the definition's.
 fn int8_products<D: Device>(backend: &mut CudaBackend<D>) -> Result<Answer> {
-    let granularity = match backend.precision {
-        Precision::Int8Fast => Granularity::Row,
-        _ => Granularity::Groups(GROUP),
+    let (granularity, weights) = match backend.precision {
+        Precision::Int8Fast => (Granularity::Row, Granularity::Row),
+        Precision::Int8Blocks => (Granularity::Groups(BLOCK), Granularity::Groups(BLOCK)),
+        _ => (Granularity::Groups(GROUP), Granularity::Row),
     };
     let [n, k] = SHAPE;
     let w = numbers(2, n * k);
-    let known = quantised(&w, n, k, Granularity::Row)?;
+    let known = quantised(&w, n, k, weights)?;
     let linear = load(backend, w, SHAPE)?;
-    for (m, kernel) in INT8_KERNELS {
+    for (m, kernels) in INT8_KERNELS {
         let x = numbers(1, m * k);
         let expected = quant::linear(&quantised(&x, m, k, granularity)?, &known, None)
             .map_err(|error| BackendError::Shape(error.to_string()))?;
         let found = product(backend, x, m, &linear)?;
         let same = |(a, b): (&f32, &f32)| a.to_bits() == b.to_bits();
         if !found.iter().zip(&expected).all(same) {
-            return Ok(Err(kernel.to_owned()));
+            let of_blocks = usize::from(backend.precision == Precision::Int8Blocks);
+            return Ok(Err(kernels[of_blocks].to_owned()));
         }
     }
     Ok(Ok(()))

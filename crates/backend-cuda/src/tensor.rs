@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use backend::{BackendError, HostTensor, Result, WeightData};
+use quant::Granularity;
 
 use crate::device::{Arg, Device};
 
@@ -18,10 +19,8 @@ pub(crate) enum Element {
 /// How rows are written for a product.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Form {
-    /// 8 bits with one scale per row.
-    Int8Rows,
-    /// 8 bits with one scale per 128 columns.
-    Int8Groups,
+    /// 8 bits, which of them share a scale: a row, or 32, 64 or 128 columns.
+    Int8(Granularity),
     /// Half precision.
     F16,
     /// bfloat16.
@@ -53,8 +52,17 @@ impl Form {
     /// Bytes of one element.
     pub fn size(self) -> usize {
         match self {
-            Self::Int8Rows | Self::Int8Groups => 1,
+            Self::Int8(_) => 1,
             Self::F16 | Self::Bf16 => 2,
+        }
+    }
+
+    /// The kernels' `granularity` of the rows that a producer writes, if it writes any.
+    pub fn granularity(form: Option<Self>) -> i32 {
+        match form {
+            Some(Self::Int8(Granularity::Row)) => 1,
+            Some(Self::Int8(Granularity::Groups(len))) => len as i32,
+            Some(Self::F16 | Self::Bf16) | None => 0,
         }
     }
 }

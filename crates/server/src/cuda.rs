@@ -39,8 +39,14 @@ mod found {
 
     /// Buffers of the largest step, and the cache of one sequence.
     const STEP_BYTES: u64 = 1 << 30;
-    /// Scales and the tables that stay in 16 bits come on top of one byte for each weight.
-    const INT8_EXTRA: u64 = 16;
+    /// Scales and the tables that stay in 16 bits come on top of one byte for each weight, a scale for
+    /// each 32 weights in blocks.
+    fn int8_extra(precision: Precision, weights: u64) -> u64 {
+        match precision {
+            Precision::Int8Blocks => weights / 16 + weights / 8,
+            _ => weights / 16,
+        }
+    }
 
     /// One line for every GPU, or why there is none.
     pub fn describe() -> String {
@@ -76,10 +82,16 @@ mod found {
     /// Why no GPU computes.
     pub fn choose(
         quantization: QuantizationArg,
+        automatic: backend_cpu::Precision,
         checkpoint: Option<&Checkpoint>,
     ) -> Result<CudaTarget> {
+        // The same form as on the CPU, so that a model answers alike on both.
+        let automatic = match automatic {
+            backend_cpu::Precision::Int8Blocks => Precision::Int8Blocks,
+            _ => Precision::Int8Guarded,
+        };
         let wish = match quantization {
-            QuantizationArg::Auto => Wish::Auto,
+            QuantizationArg::Auto => Wish::Auto(automatic),
             QuantizationArg::Int8 => Wish::Exactly(Precision::Int8),
             QuantizationArg::Int8Fast => Wish::Exactly(Precision::Int8Fast),
             QuantizationArg::F16 => Wish::Exactly(Precision::F16),
@@ -102,8 +114,11 @@ mod found {
             let (mut findings, _device) = probe::ask(device, largest)?;
             findings.needs = checkpoint.map(|checkpoint| {
                 let weights = checkpoint.num_weights();
+                let form = match wish {
+                    Wish::Auto(precision) | Wish::Exactly(precision) => precision,
+                };
                 Needs {
-                    int8: weights + weights / INT8_EXTRA,
+                    int8: weights + int8_extra(form, weights),
                     f16: 2 * weights,
                     rest: STEP_BYTES,
                 }
@@ -185,7 +200,11 @@ mod found {
         format!("cuda: {NONE}\n")
     }
 
-    pub fn choose(_: QuantizationArg, _: Option<&Checkpoint>) -> Result<CudaTarget> {
+    pub fn choose(
+        _: QuantizationArg,
+        _: backend_cpu::Precision,
+        _: Option<&Checkpoint>,
+    ) -> Result<CudaTarget> {
         bail!(NONE)
     }
 

@@ -146,14 +146,19 @@ impl Target {
                 bail!("the CUDA target keeps keys and values in bf16 or f32, not in int8")
             }
         };
-        let target = cuda::choose(config.quantization, checkpoint)?;
+        let (automatic, form) = checkpoint.map_or(LARGE, automatic);
+        let target = cuda::choose(config.quantization, automatic, checkpoint)?;
+        let why = match config.quantization {
+            QuantizationArg::Auto if target.is_int8() => format!("{form}; {}", target.why()),
+            _ => target.why().to_owned(),
+        };
         Ok(Self {
             kv_dtype,
             device: "cuda",
             threads: 1,
             found: target.found.clone(),
             precision: target.precision(),
-            why: target.why().to_owned(),
+            why,
             reason: target.reason(),
             kind: Kind::Cuda(Box::new(target)),
         })
@@ -250,6 +255,12 @@ impl Target {
 /// Weights from which on groups of 128 features cost little in quality; smaller models need finer ones.
 const LARGE_MODEL: u64 = 1_000_000_000;
 
+/// What large models get.
+const LARGE: (Precision, &str) = (
+    Precision::Int8Guarded,
+    "a large model: activations are scaled per token and 128 features, weights per output or, where outliers ask for it, per 128 features",
+);
+
 /// The fastest precision that keeps a model close to its 32-bit form, and why. Integers that a
 /// checkpoint stores are kept in each of them.
 fn automatic(checkpoint: &Checkpoint) -> (Precision, &'static str) {
@@ -272,9 +283,6 @@ fn automatic(checkpoint: &Checkpoint) -> (Precision, &'static str) {
             Precision::Int8Guarded,
             "as the checkpoint is stored; activations are scaled per token and 128 features",
         ),
-        (false, false) => (
-            Precision::Int8Guarded,
-            "a large model: activations are scaled per token and 128 features, weights per output or, where outliers ask for it, per 128 features",
-        ),
+        (false, false) => LARGE,
     }
 }

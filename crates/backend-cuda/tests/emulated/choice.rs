@@ -20,7 +20,7 @@ fn a_device_that_knows_the_answers_computes_in_8_bits() {
         (Profile::Fast75, "tc-m8n8k16"),
     ] {
         let findings = ask(Emulated::new(profile, 0));
-        let choice = decide(Wish::Auto, &findings).expect("it computes");
+        let choice = decide(Wish::Auto(Precision::Int8), &findings).expect("it computes");
         assert_eq!((choice.precision, choice.reason), (Precision::Int8, reason));
     }
 }
@@ -31,7 +31,7 @@ fn a_device_with_one_wrong_lane_map_computes_in_half_precision_and_says_why() {
     device.swapped_lanes = true;
     let findings = ask(device);
     assert_eq!(findings.f16_answers, Ok(()));
-    let choice = decide(Wish::Auto, &findings).expect("half precision is right");
+    let choice = decide(Wish::Auto(Precision::Int8), &findings).expect("half precision is right");
     assert_eq!(
         (choice.precision, choice.reason),
         (Precision::F16, "known-answer")

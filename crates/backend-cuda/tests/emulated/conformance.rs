@@ -32,6 +32,11 @@ mod int8_fast_turing {
     backend::conformance_suite!(Target::new(Profile::Fast75, 1, Precision::Int8Fast), INT8);
 }
 
+mod int8_blocks {
+    use super::*;
+    backend::conformance_suite!(Target::new(Profile::Fast80, 1, Precision::Int8Blocks), INT8);
+}
+
 mod f16 {
     use super::*;
     backend::conformance_suite!(Target::new(Profile::Fast80, 7, Precision::F16), F16);

@@ -164,6 +164,12 @@ fn answers_are_the_cpus_token_for_token_and_bit_for_bit() {
     for (precision, cpu, order) in [
         (Precision::Int8, backend_cpu::Precision::Int8, 0),
         (Precision::Int8Fast, backend_cpu::Precision::Int8Fast, 1),
+        (
+            Precision::Int8Guarded,
+            backend_cpu::Precision::Int8Guarded,
+            0,
+        ),
+        (Precision::Int8Blocks, backend_cpu::Precision::Int8Blocks, 1),
     ] {
         let config = CpuConfig {
             threads: NonZeroUsize::new(1),
