@@ -159,6 +159,12 @@ struct RowOutput {
     i32 granularity;
 };
 
+// Numbers as they are.
+struct Plain {
+    const float* x;
+    DEV_METHOD float operator()(i32 i) const { return x[i]; }
+};
+
 // Where column `first`, a multiple of four, and the three after it lie. Groups of half a block lie so
 // that each lane of the matrix kernels has eight columns of both in its sixteen bytes.
 DEV i32 place_of(i32 first, i32 granularity) {

@@ -23,9 +23,9 @@ struct Epilogue {
     i32 n;
     i32 y_pitch;
     i32 groups;
-    i32 group;           // bytes of K of one group: 32 or whole blocks
-    i32 grouped_weights; // 1 where weights have scales for groups
-    i32 accumulate;      // 1 adds to y
+    i32 group;            // bytes of K of one group: 32 or whole blocks
+    i32 grouped_weights;  // 1 where weights have scales for groups
+    i32 accumulate;       // 1 adds to y
 };
 
 DEV void finish(const Epilogue& e, i32 row, i32 channel, float y) {

@@ -39,9 +39,10 @@ DEV void grouped_tile(i8* ring, const i8* x, const i8* w, const Epilogue& e, i32
             if (HALVES && 2 * b + s < e.groups) promote(i, 2 * b + s);  // C14
         },
         [&](i32 b) {
-            if (HALVES || ((b + 1) % group_blocks != 0 && b + 1 < blocks)) return;  // C6
-            UNROLL
-            for (i32 i = 0; i < T::TM; i++) promote(i, b / group_blocks);
+            if (!HALVES && ((b + 1) % group_blocks == 0 || b + 1 == blocks)) {  // C6
+                UNROLL
+                for (i32 i = 0; i < T::TM; i++) promote(i, b / group_blocks);
+            }
         });
     for_each_output<T>([&](i32 row, i32 channel, i32 i, i32 j, i32 k) { finish_s8(e, row, channel, t[i][j][k]); });
 }

@@ -64,6 +64,11 @@ DEV float ffma(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 DEV float fdiv(float a, float b) { return __fdiv_rn(a, b); }
 DEV float fsqrt(float a) { return __fsqrt_rn(a); }
 DEV float float_of_int(i32 x) { return __int2float_rn(x); }
+DEV u32 round_to_u32(float x) { return __float2uint_rn(x); }
+DEV double wide_add(double a, double b) { return __dadd_rn(a, b); }
+DEV double wide_mul(double a, double b) { return __dmul_rn(a, b); }
+DEV double double_of(u64 x) { return __ull2double_rn(x); }
+DEV u64 to_u64(double x) { return __double2ull_rz(x); }
 
 DEV float widen(f16 h) {
     float x;
@@ -74,6 +79,13 @@ DEV f16 to_f16(float x) {
     f16 h;
     asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h.bits) : "f"(x));
     return h;
+}
+
+// c + the four products of signed bytes.
+DEV i32 dot4(u32 a, u32 b, i32 c) {
+    i32 d;
+    asm("dp4a.s32.s32 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
+    return d;
 }
 
 // Weights pass once: they must not push activations and keys out of the caches.
@@ -175,9 +187,19 @@ DEV float ffma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 DEV float fdiv(float a, float b) { return a / b; }
 DEV float fsqrt(float a) { return __builtin_sqrtf(a); }
 DEV float float_of_int(i32 x) { return static_cast<float>(x); }
+DEV u32 round_to_u32(float x) { return static_cast<u32>(__builtin_rintf(x)); }
+DEV double wide_add(double a, double b) { return a + b; }
+DEV double wide_mul(double a, double b) { return a * b; }
+DEV double double_of(u64 x) { return static_cast<double>(x); }
+DEV u64 to_u64(double x) { return static_cast<u64>(x); }
 
 DEV float widen(f16 h) { return ::emu::widen_f16(h.bits); }
 DEV f16 to_f16(float x) { return f16{::emu::to_f16(x)}; }
+
+DEV i32 dot4(u32 a, u32 b, i32 c) {
+    for (i32 i = 0; i < 32; i += 8) c += static_cast<i8>(a >> i) * static_cast<i8>(b >> i);
+    return c;
+}
 
 DEV Words4 ld_stream(const void* at) { return *static_cast<const Words4*>(at); }
 DEV i32 ld_cg(const i32* at) { return *at; }
@@ -238,6 +260,7 @@ DEV bf16 to_bf16(float x) {
     if ((bits & 0x7fffffffu) > 0x7f800000u) return bf16{static_cast<u16>((bits >> 16) | 0x40u)};
     return bf16{static_cast<u16>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16)};
 }
+DEV float widen(i8 x) { return float_of_int(x); }
 DEV void store_as(float* at, float x) { *at = x; }
 DEV void store_as(bf16* at, float x) { *at = to_bf16(x); }
 DEV void store_as(f16* at, float x) { *at = to_f16(x); }

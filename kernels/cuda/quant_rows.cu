@@ -2,11 +2,6 @@
 // 16-bit fallback. One block per row; memory-bound.
 #include "common.cuh"
 
-struct Plain {
-    const float* x;
-    DEV_METHOD float operator()(i32 column) const { return x[column]; }
-};
-
 // x [rows, pitch] → q [rows, q_pitch], step [rows, groups].
 KERNEL(256, 4) quant_rows(const float* x, i8* q, float* step, i32 pitch, i32 columns, i32 q_pitch, i32 granularity) {
     SHARED_STATIC(u32, memory, ROW_WARPS);

@@ -180,7 +180,7 @@ impl CpuTensor {
     ///
     /// # Errors
     /// [`BackendError::Unsupported`] for a 16-bit or 8-bit table.
-    pub(crate) fn elements(&self) -> Result<&[f32]> {
+    pub fn elements(&self) -> Result<&[f32]> {
         match &self.data {
             Data::Pooled(buffer) => Ok(buffer.as_slice()),
             Data::F32(memory) => Ok(memory),

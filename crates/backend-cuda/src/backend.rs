@@ -5,14 +5,15 @@ use std::rc::Rc;
 use ::backend::{
     Activation, AttentionSpec, BLOCK_SIZE, Backend, BackendError, Batch, BlockCopy, Experts,
     HostTensor, Ids, KvCacheSpec, LinearRole, LinearWeight, Norm, NormKind, Result, Rope, Routing,
-    SampleBatch, SampleOutput, WeightData, route_row, sample_row,
+    SampleBatch, SampleOutput, WeightData, route_row,
 };
 
 use crate::CudaBackend;
 use crate::device::{Arg, Device, Launch};
-use crate::kv_cache::{CudaKvCache, KvElement};
+use crate::kv_cache::CudaKvCache;
 use crate::linear::{CudaLinear, Store, int, rounded};
 use crate::pack::padded;
+use crate::sampler::sample;
 use crate::step::{Column, CudaStep, SPLIT};
 use crate::tensor::{CudaTensor, Element, Form, Twin};
 
@@ -275,7 +276,7 @@ impl<D: Device> CudaBackend<D> {
         step: &CudaStep<D>,
     ) -> Result<()> {
         let width = cache.num_kv_heads * cache.head_dim;
-        let memory = cache.layer(layer)?;
+        let (layer, memory) = cache.layer(layer)?;
         let [q, Some(k), Some(v)] = rows else {
             return Err(BackendError::Shape("keys without values".into()));
         };
@@ -308,11 +309,7 @@ impl<D: Device> CudaBackend<D> {
             int(cache.head_dim)?,
             int(rope.map_or(0, |rope| rope.rotary_dim / 2))?,
         ];
-        let kernel = match cache.element {
-            KvElement::F32 => "rope_store_kv_f32",
-            KvElement::Bf16 => "rope_store_kv_bf16",
-        };
-        self.launch_rows(kernel, [step.num_tokens, 1], &args)
+        self.launch_rows(layer.kernels.store, [step.num_tokens, 1], &args)
     }
 
     /// Splits on blocks of their own, for few rows with long contexts: partial results, then the merge.
@@ -330,17 +327,14 @@ impl<D: Device> CudaBackend<D> {
         let values = self
             .device
             .scratch(parts * spec.head_dim * 4, "attention")?;
-        let kernel = match cache.element {
-            KvElement::F32 => "attention_f32_partial",
-            KvElement::Bf16 => "attention_bf16_partial",
-        };
+        let (found, _) = cache.layer(layer)?;
         let (inputs, sizes) = attention_args(q, cache, layer, spec, step)?;
         let mut args = inputs;
         args.extend([Arg::Buffer(&stats, 0), Arg::Buffer(&values, 0)]);
         args.extend(sizes);
         args.extend([int(splits)?, Arg::Int(0)]);
         self.device.launch(&Launch {
-            kernel,
+            kernel: found.kernels.partial,
             threads: ROW_THREADS,
             grid: [step.num_tiles as u32, spec.num_heads as u32, splits as u32],
             dynamic_bytes: 0,
@@ -390,7 +384,7 @@ fn attention_args<'a, D: Device>(
     };
     let inputs = vec![
         q.arg()?,
-        cache.layer(layer)?,
+        cache.layer(layer)?.1,
         step.arg(Column::Tiles),
         step.arg(Column::Tables),
     ];
@@ -489,17 +483,19 @@ impl<D: Device> Backend for CudaBackend<D> {
                 )));
             }
         }
-        let words = cache.record_bytes() / 16;
-        let grid = [words.div_ceil(ROW_THREADS as usize), cache.num_layers];
-        for copy in copies.iter().filter(|copy| copy.from != copy.to) {
-            let args = [
-                Arg::Buffer(&cache.memory, 0),
-                int(copy.from as usize)?,
-                int(copy.to as usize)?,
-                int(cache.num_blocks)?,
-                int(words)?,
-            ];
-            self.launch_rows("copy_block", grid, &args)?;
+        for layers in cache.alike() {
+            let words = layers[0].record_bytes / 16;
+            let grid = [words.div_ceil(ROW_THREADS as usize), layers.len()];
+            for copy in copies.iter().filter(|copy| copy.from != copy.to) {
+                let args = [
+                    Arg::Buffer(&cache.memory, layers[0].offset),
+                    int(copy.from as usize)?,
+                    int(copy.to as usize)?,
+                    int(cache.num_blocks)?,
+                    int(words)?,
+                ];
+                self.launch_rows("copy_block", grid, &args)?;
+            }
         }
         Ok(())
     }
@@ -592,7 +588,7 @@ impl<D: Device> Backend for CudaBackend<D> {
         spec: &AttentionSpec,
         step: &CudaStep<D>,
     ) -> Result<CudaTensor<D>> {
-        cache.layer(layer)?;
+        let (found, _) = cache.layer(layer)?;
         expect_equal("query tokens", q.rows, step.num_tokens)?;
         expect_equal("query width", q.columns, spec.num_heads * spec.head_dim)?;
         expect_equal("head features", spec.head_dim, cache.head_dim)?;
@@ -617,11 +613,8 @@ impl<D: Device> Backend for CudaBackend<D> {
         let (mut args, sizes) = attention_args(q, cache, layer, spec, step)?;
         args.push(out.arg()?);
         args.extend(sizes);
-        let kernel = match cache.element {
-            KvElement::F32 => "attention_f32",
-            KvElement::Bf16 => "attention_bf16",
-        };
-        self.launch_rows(kernel, [step.num_tiles, spec.num_heads], &args)?;
+        let grid = [step.num_tiles, spec.num_heads];
+        self.launch_rows(found.kernels.attention, grid, &args)?;
         drop(args);
         Ok(out)
     }
@@ -714,14 +707,7 @@ impl<D: Device> Backend for CudaBackend<D> {
             None => logits.rows,
         };
         expect_equal("logit rows", wanted, batch.rows.len())?;
-        let values = logits.share(wanted).read(&self.device)?;
-        let rows = batch.rows.iter().enumerate().map(|(i, row)| {
-            let logits = &values[i * logits.columns..(i + 1) * logits.columns];
-            sample_row(logits, row, batch.vocab_size)
-        });
-        Ok(SampleOutput {
-            rows: rows.collect(),
-        })
+        sample(&self.device, &logits.share(wanted), batch)
     }
 
     fn norm_quant(

@@ -1,4 +1,4 @@
-//! The paged cache: one buffer, `[layer][block]` records of keys and values of all heads.
+//! The paged cache: one buffer; of each layer, records of a block's keys and values of all heads.
 
 use backend::{BLOCK_SIZE, BackendError, KvCacheSpec, KvDtype, KvTypes, Result};
 
@@ -7,43 +7,78 @@ use crate::device::{Arg, Device};
 /// Features of the widest head that the attention kernels take.
 const MAX_HEAD_DIM: usize = 256;
 
-/// Element type that the kernels read and write.
+/// Kernels of one pair of types.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum KvElement {
-    F32,
-    Bf16,
+pub(crate) struct KvKernels {
+    pub store: &'static str,
+    pub attention: &'static str,
+    pub partial: &'static str,
 }
 
-impl KvElement {
-    /// The one type of all keys and values.
-    fn of(layers: &[KvTypes]) -> Result<Self> {
-        let same = layers.windows(2).all(|pair| pair[0] == pair[1]);
-        match layers.first() {
-            Some(first) if same && *first == KvTypes::both(KvDtype::Bf16) => Ok(Self::Bf16),
-            None => Ok(Self::F32),
-            Some(first) if same && *first == KvTypes::both(KvDtype::F32) => Ok(Self::F32),
-            Some(_) => Err(BackendError::Unsupported(
-                "a KV cache of 8 bits or of several types".into(),
-            )),
-        }
+impl KvKernels {
+    fn of(types: KvTypes) -> Result<Self> {
+        let (store, attention, partial) = match (types.keys, types.values) {
+            (KvDtype::F32, KvDtype::F32) => (
+                "rope_store_kv_f32",
+                "attention_f32",
+                "attention_f32_partial",
+            ),
+            (KvDtype::Bf16, KvDtype::Bf16) => (
+                "rope_store_kv_bf16",
+                "attention_bf16",
+                "attention_bf16_partial",
+            ),
+            (KvDtype::Int8, KvDtype::Int8) => (
+                "rope_store_kv_int8",
+                "attention_int8",
+                "attention_int8_partial",
+            ),
+            (KvDtype::Bf16, KvDtype::Int8) => (
+                "rope_store_kv_bf16_int8",
+                "attention_bf16_int8",
+                "attention_bf16_int8_partial",
+            ),
+            (keys, values) => {
+                return Err(BackendError::Unsupported(format!(
+                    "keys in {keys} with values in {values}"
+                )));
+            }
+        };
+        Ok(Self {
+            store,
+            attention,
+            partial,
+        })
     }
+}
 
-    fn size(self) -> usize {
-        match self {
-            Self::F32 => 4,
-            Self::Bf16 => 2,
-        }
-    }
+/// Keys and values of one layer.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct KvLayer {
+    /// First byte of its records.
+    pub offset: usize,
+    /// Bytes of one block.
+    pub record_bytes: usize,
+    pub kernels: KvKernels,
 }
 
 /// Keys and values of all layers.
 pub struct CudaKvCache<D: Device> {
     pub(crate) memory: D::Buffer,
-    pub(crate) num_layers: usize,
+    pub(crate) layers: Vec<KvLayer>,
     pub(crate) num_kv_heads: usize,
     pub(crate) head_dim: usize,
     pub(crate) num_blocks: usize,
-    pub(crate) element: KvElement,
+}
+
+/// Bytes of one head's keys of a block: words of 32 tokens, and their scales (`kv_cache.cuh`).
+fn key_bytes(dtype: KvDtype, head_dim: usize) -> usize {
+    let words = match dtype {
+        KvDtype::F32 => head_dim,
+        KvDtype::Bf16 => head_dim.div_ceil(2),
+        KvDtype::Int8 => head_dim.div_ceil(4) + 1,
+    };
+    4 * words * BLOCK_SIZE
 }
 
 impl<D: Device> CudaKvCache<D> {
@@ -53,9 +88,8 @@ impl<D: Device> CudaKvCache<D> {
             num_kv_heads,
             head_dim,
             num_blocks,
-            ref layers,
+            layers: ref types,
         } = *spec;
-        let (num_layers, element) = (layers.len(), KvElement::of(layers)?);
         if num_kv_heads == 0 || head_dim == 0 || num_blocks == 0 {
             return Err(BackendError::Shape(format!(
                 "a cache of {num_kv_heads} heads of {head_dim} in {num_blocks} blocks"
@@ -66,36 +100,41 @@ impl<D: Device> CudaKvCache<D> {
                 "a head of {head_dim} features (at most {MAX_HEAD_DIM})"
             )));
         }
-        let bytes = [num_layers, num_blocks, num_kv_heads]
-            .iter()
-            .try_fold(2 * head_dim * BLOCK_SIZE * element.size(), |n, by| {
-                n.checked_mul(*by)
-            })
-            .unwrap_or(usize::MAX);
+        let (mut layers, mut bytes) = (Vec::with_capacity(types.len()), 0usize);
+        for types in types {
+            let head =
+                key_bytes(types.keys, head_dim) + types.values.head_bytes(head_dim) * BLOCK_SIZE;
+            let layer = KvLayer {
+                offset: bytes,
+                record_bytes: num_kv_heads.saturating_mul(head),
+                kernels: KvKernels::of(*types)?,
+            };
+            bytes = bytes.saturating_add(layer.record_bytes.saturating_mul(num_blocks));
+            layers.push(layer);
+        }
         Ok(Self {
             memory: device.alloc_zeroed(bytes, "the KV cache")?,
-            num_layers,
+            layers,
             num_kv_heads,
             head_dim,
             num_blocks,
-            element,
         })
     }
 
-    /// Bytes of one block of one layer.
-    pub(crate) fn record_bytes(&self) -> usize {
-        2 * self.num_kv_heads * self.head_dim * BLOCK_SIZE * self.element.size()
+    /// One layer, and where it lies as a kernel's argument.
+    pub(crate) fn layer(&self, index: usize) -> Result<(KvLayer, Arg<'_, D::Buffer>)> {
+        let Some(layer) = self.layers.get(index) else {
+            return Err(BackendError::Shape(format!(
+                "layer {index} of {}",
+                self.layers.len()
+            )));
+        };
+        Ok((*layer, Arg::Buffer(&self.memory, layer.offset)))
     }
 
-    /// One layer as a kernel's argument.
-    pub(crate) fn layer(&self, layer: usize) -> Result<Arg<'_, D::Buffer>> {
-        if layer >= self.num_layers {
-            return Err(BackendError::Shape(format!(
-                "layer {layer} of {}",
-                self.num_layers
-            )));
-        }
-        let at = layer * self.num_blocks * self.record_bytes();
-        Ok(Arg::Buffer(&self.memory, at))
+    /// Neighbouring layers whose records have one size.
+    pub(crate) fn alike(&self) -> impl Iterator<Item = &[KvLayer]> {
+        self.layers
+            .chunk_by(|a, b| a.record_bytes == b.record_bytes)
     }
 }

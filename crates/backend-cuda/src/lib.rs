@@ -15,6 +15,7 @@ mod kv_cache;
 mod linear;
 mod pack;
 pub mod probe;
+mod sampler;
 mod step;
 mod tensor;
 

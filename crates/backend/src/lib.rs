@@ -18,7 +18,8 @@ pub use error::BackendError;
 pub use kv_cache::{KvCacheSpec, KvDtype, KvTypes};
 pub use layers::{Activation, AttentionSpec, Expert, Experts, Norm, NormKind, Rope, Routing};
 pub use reference::{
-    ReferenceBackend, ReferenceOps, SamplerOps, route_row, sample_row, sample_row_with,
+    ReferenceBackend, ReferenceOps, SamplerOps, log_probability, route_row, sample_row,
+    sample_row_with, uniform,
 };
 pub use sampling::{
     RowOutput, RowTask, SampleBatch, SampleOutput, SampleRow, Sampled, SamplingParams, TokenCount,

@@ -76,6 +76,41 @@ mod found {
         )
     }
 
+    /// What is asked for. `automatic` is the CPU's form of 8 bits, which a GPU takes too, so that a model
+    /// answers alike on both.
+    fn wish(quantization: QuantizationArg, automatic: backend_cpu::Precision) -> Result<Wish> {
+        let automatic = match automatic {
+            backend_cpu::Precision::Int8Blocks => Precision::Int8Blocks,
+            _ => Precision::Int8Guarded,
+        };
+        Ok(match quantization {
+            QuantizationArg::Auto => Wish::Auto(automatic),
+            QuantizationArg::Int8 => Wish::Exactly(Precision::Int8),
+            QuantizationArg::Int8Fast => Wish::Exactly(Precision::Int8Fast),
+            QuantizationArg::F16 => Wish::Exactly(Precision::F16),
+            QuantizationArg::Bf16 => Wish::Exactly(Precision::Bf16),
+            QuantizationArg::F32 => bail!(
+                "the CUDA target has no 32-bit products; --quantization f16 is the most exact it has"
+            ),
+        })
+    }
+
+    /// Whether there is a GPU with kernels for it, without asking it anything.
+    ///
+    /// # Errors
+    /// Why no GPU computes.
+    pub fn check(quantization: QuantizationArg) -> Result<()> {
+        wish(quantization, backend_cpu::Precision::Int8Guarded)?;
+        let mut reasons = Vec::new();
+        for gpu in find().map_err(anyhow::Error::msg)? {
+            match images::choose_built_in(gpu.properties.capability, gpu.driver) {
+                Ok(_) => return Ok(()),
+                Err(reason) => reasons.push(format!("{}: {reason}", gpu.properties.name)),
+            }
+        }
+        bail!("{}", reasons.join("; "))
+    }
+
     /// The first GPU that has kernels, asked and decided upon.
     ///
     /// # Errors
@@ -85,21 +120,7 @@ mod found {
         automatic: backend_cpu::Precision,
         checkpoint: Option<&Checkpoint>,
     ) -> Result<CudaTarget> {
-        // The same form as on the CPU, so that a model answers alike on both.
-        let automatic = match automatic {
-            backend_cpu::Precision::Int8Blocks => Precision::Int8Blocks,
-            _ => Precision::Int8Guarded,
-        };
-        let wish = match quantization {
-            QuantizationArg::Auto => Wish::Auto(automatic),
-            QuantizationArg::Int8 => Wish::Exactly(Precision::Int8),
-            QuantizationArg::Int8Fast => Wish::Exactly(Precision::Int8Fast),
-            QuantizationArg::F16 => Wish::Exactly(Precision::F16),
-            QuantizationArg::Bf16 => Wish::Exactly(Precision::Bf16),
-            QuantizationArg::F32 => bail!(
-                "the CUDA target has no 32-bit products; --quantization f16 is the most exact it has"
-            ),
-        };
+        let wish = wish(quantization, automatic)?;
         let mut reasons = Vec::new();
         for gpu in find().map_err(anyhow::Error::msg)? {
             let images = match images::choose_built_in(gpu.properties.capability, gpu.driver) {
@@ -200,6 +221,10 @@ mod found {
         format!("cuda: {NONE}\n")
     }
 
+    pub fn check(_: QuantizationArg) -> Result<()> {
+        bail!(NONE)
+    }
+
     pub fn choose(
         _: QuantizationArg,
         _: backend_cpu::Precision,
@@ -240,4 +265,4 @@ mod found {
     }
 }
 
-pub use found::{choose, describe};
+pub use found::{check, choose, describe};

@@ -39,7 +39,7 @@ pub struct Loaded {
 /// Whatever is missing, malformed, unsupported or too large, with its name.
 pub fn load(config: &Config, gateway: &Gateway, metrics: &Metrics) -> Result<Loaded> {
     // Flags that contradict each other are told before anything is fetched.
-    Target::choose(&config.device)?;
+    Target::check(&config.device)?;
     let beside = match &config.embedding_model {
         Some(source) => Some(embeddings::load_beside(config, source, metrics)?),
         None => None,

@@ -57,6 +57,21 @@ impl Target {
         }
     }
 
+    /// Whether flags and machine can be met, as far as that is told without asking a GPU for answers and
+    /// times.
+    ///
+    /// # Errors
+    /// As [`Self::choose`].
+    pub fn check(config: &DeviceConfig) -> Result<()> {
+        match config.device {
+            DeviceArg::Cuda => cuda::check(config.quantization),
+            DeviceArg::Auto if config.quantization == QuantizationArg::F16 => {
+                cuda::check(config.quantization)
+            }
+            _ => Self::choose(config).map(drop),
+        }
+    }
+
     /// As [`Self::choose`], once the checkpoint is known, on which `auto` depends.
     ///
     /// # Errors
@@ -142,9 +157,7 @@ impl Target {
         let kv_dtype = match config.kv_cache_dtype {
             KvCacheDtypeArg::F32 => KvDtype::F32,
             KvCacheDtypeArg::Bf16 | KvCacheDtypeArg::Auto => KvDtype::Bf16,
-            KvCacheDtypeArg::Int8 => {
-                bail!("the CUDA target keeps keys and values in bf16 or f32, not in int8")
-            }
+            KvCacheDtypeArg::Int8 => KvDtype::Int8,
         };
         let (automatic, form) = checkpoint.map_or(LARGE, automatic);
         let target = cuda::choose(config.quantization, automatic, checkpoint)?;

@@ -199,6 +199,7 @@ fn a_missing_gpu_is_told_with_its_reason() {
             let (ok, text) = run(args);
             assert!(!ok && text.contains("no NVIDIA driver"), "{text}");
             assert!(!text.contains("panicked"), "{text}");
+            assert!(!text.contains("http://"), "nothing was bound: {text}");
         }
     }
     let (ok, text) = run(&["devices", "--device", "cpu", "-q", "f16"]);

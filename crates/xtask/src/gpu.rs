@@ -22,6 +22,12 @@ pub fn pack() -> Result<()> {
             .args(["-p", "octet", "-p", "loadtest"])
             .current_dir(root()),
     )?;
+    install::run(
+        Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+            .args(["build", "--release", "--locked"])
+            .args(["-p", "backend-cuda", "--example", "gpu"])
+            .current_dir(root()),
+    )?;
     let target = target_dir();
     let folder = target.join("gpu/octet-gpu");
     std::fs::create_dir_all(&folder)?;
@@ -32,9 +38,11 @@ pub fn pack() -> Result<()> {
     };
     copy(&target.join("release/octet"))?;
     copy(&target.join("release/loadtest"))?;
+    copy(&target.join("release/examples/gpu"))?;
     copy(&target.join("kernels/cuda/sources.sha256"))?;
     copy(&root().join("kernels/cuda/resources.txt"))?;
     copy(&root().join("kernels/cuda/gpu/run.sh"))?;
+    copy(&root().join("kernels/cuda/gpu/bars.py"))?;
     let commit = Command::new("git")
         .args(["rev-parse", "HEAD"])
         .current_dir(root())

@@ -59,6 +59,7 @@ const EXPECTED: &[(&str, &[&str])] = &[
             "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32",
         ],
     ),
+    ("attention.cu", &["dp4a.s32.s32"]),
 ];
 
 /// Compiles everything and checks the report; with `update`, writes it instead.
@@ -203,10 +204,10 @@ fn number_before(line: &str, what: &str) -> Option<u32> {
 /// Threads of a block, by the naming of the kernels: the tiles of four warps are the smaller ones.
 fn threads(kernel: &str) -> u32 {
     let small = ["_16x64", "_32x64", "_64x64"];
-    if kernel.contains("_tile_") && small.iter().any(|size| kernel.ends_with(size)) {
-        128
-    } else {
-        256
+    match kernel {
+        "sample_rows" => 512,
+        _ if small.iter().any(|size| kernel.ends_with(size)) => 128,
+        _ => 256,
     }
 }
 

@@ -68,6 +68,7 @@ pub fn run(names: &[String]) -> Result<()> {
         Suite::Attention,
         Suite::Rows,
         Suite::Padding,
+        Suite::Sampler,
     ];
     let is_met = |suite: &Suite| mutants.iter().any(|mutant| mutant.suite == *suite);
     for suite in suites.into_iter().filter(is_met) {

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Result, bail};
 
-use crate::{assets, clients, deploy, install, kernels, root, tidy};
+use crate::{assets, clients, deploy, install, kernels, mutants, root, tidy};
 
 struct Stage {
     name: &'static str,
@@ -49,6 +49,11 @@ const STAGES: &[Stage] = &[
         name: "unit",
         what: "every Rust test",
         run: unit,
+    },
+    Stage {
+        name: "mutants",
+        what: "mistakes in the CUDA kernels, each of which a test must notice",
+        run: || mutants::run(&[]),
     },
     Stage {
         name: "clients",

@@ -18,6 +18,7 @@ static ::emu::Entry* EMU_LIST_HEAD = nullptr;
 #include "../norm.cu"
 #include "../quant_rows.cu"
 #include "../rope_store_kv.cu"
+#include "../sample.cu"
 }  // namespace EMU_PROFILE
 
 #define JOIN_(a, b) a##b

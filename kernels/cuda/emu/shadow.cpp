@@ -7,8 +7,9 @@
 #include <cstdlib>
 #include <cstring>
 
-extern "C" char __executable_start;
-extern "C" char end;
+// Where this program, or the library that the emulator is part of, lies in memory.
+extern "C" __attribute__((visibility("hidden"))) char __ehdr_start;
+extern "C" __attribute__((visibility("hidden"))) char end;
 
 namespace emu {
 
@@ -198,7 +199,7 @@ void Shadow::read(const void* at, size_t bytes) {
     if (!checked || current_thread() < 0 || in_stacks(at)) return;
     if (bytes <= 16 && uintptr_t(at) % bytes) fail("misaligned read of %zu bytes", bytes);
     if (in_shared(at)) return read_shared(at, bytes);
-    if (at >= &__executable_start && at < &end) return;
+    if (at >= &__ehdr_start && at < &end) return;
     GlobalCell* c = global_cells(at, bytes, "read");
     for (size_t i = 0; i < bytes; i++) {
         if (!c[i].initialised) fail("global read of uninitialised memory");

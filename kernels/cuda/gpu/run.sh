@@ -4,6 +4,7 @@
 # Results go to the folder `results` beside this file. Ends with 0 when every step did, 3 without a driver.
 set -u
 cd "$(dirname "$0")" || exit 2
+gpu=./gpu
 octet=./octet
 loadtest=./loadtest
 port=${OCTET_PORT:-18123}
@@ -34,13 +35,20 @@ step() {
     fi
 }
 
+# Products and attention to the bits of their definition and of the CPU, then the time of each kernel.
+step check 60 "$gpu" check
+step time 120 "$gpu" time
+if command -v python3 >/dev/null && python3 -c 'import torch' 2>/dev/null; then
+    step bars 60 python3 bars.py
+fi
 # The bundled model's held-out answers in both forms, against the form of the CPU in 32 bits.
 step eval-int8 90 "$octet" eval --device cuda -q int8
 step eval-f16 90 "$octet" eval --device cuda -q f16
 step bench-int8 60 "$octet" bench --device cuda -q int8 --json results/bench-int8.json
 step bench-f16 60 "$octet" bench --device cuda -q f16 --json results/bench-f16.json
 if command -v compute-sanitizer >/dev/null; then
-    step sanitizer 90 compute-sanitizer --error-exitcode 9 "$octet" bench --device cuda -q int8 \
+    step sanitizer-products 60 compute-sanitizer --error-exitcode 9 "$gpu" check
+    step sanitizer 60 compute-sanitizer --error-exitcode 9 "$octet" bench --device cuda -q int8 \
         --prompt-tokens 40 --generate-tokens 4 --repetitions 1
 fi
 

@@ -6,6 +6,7 @@ use backend::{
     AttentionSpec, Backend, Batch, BatchSequence, BlockCopy, HostTensor, Int8Data, KvCacheSpec,
     KvDtype, KvTypes, LinearWeight, Norm, NormKind, ReferenceBackend, WeightData,
 };
+use backend_cpu::{CpuBackend, CpuConfig, CpuTensor};
 use backend_cuda::Precision;
 use cuda_emulation::Profile;
 use quant::{BLOCK, GROUP, Granularity, Quantised};
@@ -55,6 +56,11 @@ fn check_linear(
 ) {
     let (x, w) = (numbers(1, m * k), numbers(2, n * k));
     let bias = (n % 2 == 0).then(|| numbers(3, n));
+    // One group is a whole row.
+    let w_by = match w_by.num_groups(k) {
+        1 => Granularity::Row,
+        _ => w_by,
+    };
     let w = Quantised::new(&w, n, k, w_by).expect("finite");
     let expected = {
         let x = Quantised::new(&x, m, k, x_by).expect("finite");
@@ -230,11 +236,36 @@ struct Case {
     head_dim: usize,
     window: Option<usize>,
     soft_cap: Option<f32>,
-    dtype: KvDtype,
+    types: KvTypes,
+}
+
+const F32: KvTypes = both(KvDtype::F32);
+const BF16: KvTypes = both(KvDtype::Bf16);
+const INT8: KvTypes = both(KvDtype::Int8);
+/// What layers with a large bias of keys have beside 8 bits.
+const INT8_VALUES: KvTypes = KvTypes {
+    keys: KvDtype::Bf16,
+    values: KvDtype::Int8,
+};
+
+const fn both(dtype: KvDtype) -> KvTypes {
+    KvTypes {
+        keys: dtype,
+        values: dtype,
+    }
 }
 
 /// Stores `total` tokens and attends from the last `queries`; the step has one sequence.
 fn attend<B: TestBackend>(target: &mut B, case: &Case, total: usize, queries: usize) -> Vec<f32> {
+    attend_and_read(target, case, [total, queries], B::read)
+}
+
+fn attend_and_read<B: Backend>(
+    target: &mut B,
+    case: &Case,
+    [total, queries]: [usize; 2],
+    read: impl Fn(&mut B, &B::Tensor) -> Vec<f32>,
+) -> Vec<f32> {
     let (heads, kv_heads) = case.heads;
     let (q_width, kv_width) = (heads * case.head_dim, kv_heads * case.head_dim);
     let num_blocks = total.div_ceil(32) + 2;
@@ -242,7 +273,7 @@ fn attend<B: TestBackend>(target: &mut B, case: &Case, total: usize, queries: us
         num_kv_heads: kv_heads,
         head_dim: case.head_dim,
         num_blocks,
-        layers: vec![KvTypes::both(case.dtype); 2],
+        layers: vec![case.types; 2],
     };
     let mut cache = target.alloc_kv_cache(&spec).expect("memory");
     // Blocks in another order than positions.
@@ -250,13 +281,13 @@ fn attend<B: TestBackend>(target: &mut B, case: &Case, total: usize, queries: us
     let all = target
         .begin_step(&tokens(0, total, &table))
         .expect("a step");
-    let k = target.upload(total, kv_width, &numbers(5, total * kv_width));
-    let v = target.upload(total, kv_width, &numbers(6, total * kv_width));
+    let k = tensor(target, total, kv_width, numbers(5, total * kv_width));
+    let v = tensor(target, total, kv_width, numbers(6, total * kv_width));
     target.store_kv(&mut cache, 1, &k, &v, &all).expect("fits");
     let step = target.begin_step(&tokens(total - queries, queries, &table));
     let step = step.expect("a step");
-    let q = &numbers(7, total * q_width)[(total - queries) * q_width..];
-    let q = target.upload(queries, q_width, q);
+    let q = numbers(7, total * q_width)[(total - queries) * q_width..].to_vec();
+    let q = tensor(target, queries, q_width, q);
     let spec = AttentionSpec {
         num_heads: heads,
         num_kv_heads: kv_heads,
@@ -266,37 +297,63 @@ fn attend<B: TestBackend>(target: &mut B, case: &Case, total: usize, queries: us
         soft_cap: case.soft_cap,
     };
     let out = target.attention(&q, &cache, 1, &spec, &step).expect("fits");
-    target.read(&out)
+    read(target, &out)
 }
 
-const CASES: [Case; 4] = [
+fn tensor<B: Backend>(target: &mut B, rows: usize, columns: usize, data: Vec<f32>) -> B::Tensor {
+    let host = HostTensor::new(rows, columns, WeightData::F32(data)).expect("whole rows");
+    target.load_tensor(host).expect("memory")
+}
+
+const CASES: [Case; 7] = [
     Case {
         heads: (4, 1),
         head_dim: 64,
         window: None,
         soft_cap: None,
-        dtype: KvDtype::Bf16,
+        types: BF16,
     },
     Case {
         heads: (7, 1),
         head_dim: 20,
         window: Some(270),
         soft_cap: None,
-        dtype: KvDtype::F32,
+        types: F32,
     },
     Case {
         heads: (2, 2),
         head_dim: 80,
         window: None,
         soft_cap: Some(5.0),
-        dtype: KvDtype::F32,
+        types: F32,
     },
     Case {
         heads: (20, 2),
         head_dim: 8,
         window: None,
         soft_cap: None,
-        dtype: KvDtype::Bf16,
+        types: BF16,
+    },
+    Case {
+        heads: (4, 2),
+        head_dim: 64,
+        window: None,
+        soft_cap: None,
+        types: INT8,
+    },
+    Case {
+        heads: (3, 1),
+        head_dim: 22,
+        window: Some(40),
+        soft_cap: Some(5.0),
+        types: INT8,
+    },
+    Case {
+        heads: (4, 1),
+        head_dim: 20,
+        window: None,
+        soft_cap: None,
+        types: INT8_VALUES,
     },
 ];
 
@@ -332,8 +389,26 @@ fn attention_passes_every_check() {
                 &found,
                 "case {index} {profile:?}"
             );
-            // The whole form: many tokens, few keys.
-            attend(&mut target, case, 70, 70);
+            // The whole form: many tokens, few keys; once over two splits.
+            match (profile, order, case.heads) {
+                (Profile::Checked80, 0, (2, 2)) => attend(&mut target, case, 260, 32),
+                _ => attend(&mut target, case, 70, 70),
+            };
+        }
+    }
+}
+
+/// The bits of the CPU, over every type of keys and values.
+#[test]
+fn attention_gives_the_bits_of_the_cpu() {
+    for (index, case) in CASES.iter().enumerate() {
+        let mut target = Target::new(Profile::Fast80, 1, Precision::Int8);
+        let mut cpu = CpuBackend::new(CpuConfig::default()).expect("a CPU");
+        for (total, queries) in [(40, 12), (260, 1), (290, 9)] {
+            let found = attend(&mut target, case, total, queries);
+            let read = |_: &mut CpuBackend, x: &CpuTensor| x.elements().expect("floats").to_vec();
+            let expected = attend_and_read(&mut cpu, case, [total, queries], read);
+            assert_eq!(bits(&found), bits(&expected), "case {index} of {total}");
         }
     }
 }
@@ -343,12 +418,18 @@ fn attention_passes_every_check() {
 fn attention_follows_the_reference() {
     for (index, case) in CASES.iter().enumerate() {
         let mut target = Target::new(Profile::Checked80, 0, Precision::Int8);
+        // Queries and weights of attention are rounded as keys and values are.
+        let tolerance = match case.types {
+            F32 => 1e-5,
+            BF16 => 1e-2,
+            _ => 2e-2,
+        };
         for (total, queries) in [(40, 40), (260, 1)] {
             let found = attend(&mut target, case, total, queries);
             let expected = attend(&mut ReferenceBackend, case, total, queries);
             for (at, (found, expected)) in found.iter().zip(&expected).enumerate() {
                 assert!(
-                    (found - expected).abs() < 1e-3,
+                    (found - expected).abs() < tolerance,
                     "case {index} of {total}, number {at}: {found}, expected {expected}"
                 );
             }
@@ -404,7 +485,7 @@ fn rows(target: &mut Target, columns: usize) {
         num_kv_heads: 1,
         head_dim: 6,
         num_blocks: 3,
-        layers: vec![KvTypes::both(KvDtype::Bf16); 2],
+        layers: vec![BF16, INT8_VALUES, INT8],
     };
     let mut cache = target.alloc_kv_cache(&spec).expect("memory");
     let table = HostTensor::new(8, 4, WeightData::F32(numbers(11, 32))).expect("a table");
@@ -435,7 +516,7 @@ fn profiles_have_the_same_kernels() {
         names
     };
     let all = names(Profile::Checked80);
-    assert_eq!(all.len(), 32, "{all:?}");
+    assert_eq!(all.len(), 39, "{all:?}");
     assert_eq!(names(Profile::Fast80), all);
     let turing: Vec<_> = all
         .iter()

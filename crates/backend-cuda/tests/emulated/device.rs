@@ -206,7 +206,7 @@ impl TestBackend for Target {
     }
 
     fn keeps(&self, types: KvTypes) -> bool {
-        types.keys == types.values && types.keys != KvDtype::Int8
+        types.keys == types.values || (types.keys, types.values) == (KvDtype::Bf16, KvDtype::Int8)
     }
 }
 

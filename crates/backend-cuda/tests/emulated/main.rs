@@ -6,3 +6,4 @@ mod choice;
 mod conformance;
 mod device;
 mod model;
+mod sampler;

@@ -20,7 +20,9 @@ use crate::{
 };
 
 pub use elementwise::route_row;
-pub use sampler::{ReferenceOps, SamplerOps, sample_row, sample_row_with};
+pub use sampler::{
+    ReferenceOps, SamplerOps, log_probability, sample_row, sample_row_with, uniform,
+};
 
 /// Plain 32-bit loops on one thread.
 #[derive(Debug, Default)]

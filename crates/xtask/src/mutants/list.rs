@@ -19,6 +19,7 @@ pub enum Suite {
     Rows,
     /// A decode step whose rows are padded.
     Padding,
+    Sampler,
 }
 
 impl Suite {
@@ -34,6 +35,7 @@ impl Suite {
                 "copy_blocks",
             ],
             Self::Padding => &[""],
+            Self::Sampler => &["sample"],
         }
     }
 
@@ -45,15 +47,16 @@ impl Suite {
             ],
             Self::Attention => &[
                 "bits::attention_passes_every_check",
-                "bits::attention_follows_the_reference",
+                "bits::attention_gives_the_bits_of_the_cpu",
             ],
             Self::Rows => &["bits::row_kernels_pass_every_check"],
+            Self::Sampler => &["sampler::the_sampler_passes_every_check"],
             Self::Padding => &["model::replayed_steps_give_the_bits_of_computed_ones"],
         }
     }
 }
 
-use Suite::{Attention, Padding, Products, Rows};
+use Suite::{Attention, Padding, Products, Rows, Sampler};
 
 const fn mutant(
     name: &'static str,
@@ -175,14 +178,14 @@ pub const MUTANTS: &[Mutant] = &[
         "barrier-b2",
         "gemm_i8_stream.cu",
         Products,
-        "        block_sync();  // B2\n",
+        "    block_sync();  // B2\n",
         "",
     ),
     mutant(
         "barrier-b3",
         "gemm_i8_stream.cu",
         Products,
-        "            block_sync();  // B3\n",
+        "        block_sync();  // B3\n",
         "",
     ),
     mutant(
@@ -311,8 +314,8 @@ pub const MUTANTS: &[Mutant] = &[
         "block-off-by-one",
         "attention.cu",
         Attention,
-        "i64 block = table[(start + c) / KEY_BLOCK] * record",
-        "i64 block = table[(start + c + 1) / KEY_BLOCK] * record",
+        "return cache + table[position / KEY_BLOCK]",
+        "return cache + table[(position + 1) / KEY_BLOCK]",
     ),
     // Lanes and layouts.
     mutant(
@@ -340,8 +343,8 @@ pub const MUTANTS: &[Mutant] = &[
         "group-cut-short",
         "gemm_i8_tile.cu",
         Products,
-        "if (b % 2 == 0 && b + 1 < blocks) return;  // C6",
-        "if (b % 2 == 0) return;  // C6",
+        "((b + 1) % group_blocks == 0 || b + 1 == blocks)) {  // C6",
+        "(b + 1) % group_blocks == 0) {  // C6",
     ),
     // Shared memory that nobody wrote.
     mutant(
@@ -350,5 +353,183 @@ pub const MUTANTS: &[Mutant] = &[
         Products,
         "for (i32 i = 0; i < STREAM_WARPS; i++) sum +=",
         "for (i32 i = 0; i <= STREAM_WARPS; i++) sum +=",
+    ),
+    // Scales of groups.
+    mutant(
+        "half-out-of-place",
+        "common.cuh",
+        Products,
+        "in_half / 8 * 16 + first % 64 / 32 * 8",
+        "in_half / 8 * 16 + 8 - first % 64 / 32 * 8",
+    ),
+    mutant(
+        "half-behind-the-last",
+        "gemm_i8_tile.cu",
+        Products,
+        "2 * b + s < e.groups) promote",
+        "2 * b + s <= e.groups) promote",
+    ),
+    mutant(
+        "scale-of-another-group",
+        "gemm.cuh",
+        Products,
+        "static_cast<i64>(group) * e.n + channel]",
+        "static_cast<i64>(channel) * e.groups + group]",
+    ),
+    mutant(
+        "groups-share-a-maximum",
+        "common.cuh",
+        Products,
+        "lanes_max(absmax, row.granularity / 4)",
+        "lanes_max(absmax, 32)",
+    ),
+    // Keys and values of fewer bits.
+    mutant(
+        "pairs-in-order",
+        "attention.cu",
+        Attention,
+        "for (i32 c = pair + TOKENS - 1; c >= pair; c--) {",
+        "for (i32 c = pair; c < pair + TOKENS; c++) {",
+    ),
+    mutant(
+        "scale-of-another-token",
+        "attention.cu",
+        Attention,
+        "value_scales<V>(values, a.head_dim)[lane]",
+        "value_scales<V>(values, a.head_dim)[lane ^ 1]",
+    ),
+    mutant(
+        "query-not-scaled",
+        "attention.cu",
+        Attention,
+        "queries.scales[r] = fmul(scale.step, a.scale);",
+        "queries.scales[r] = a.scale;",
+    ),
+    mutant(
+        "weight-not-rounded",
+        "attention.cu",
+        Attention,
+        "sees ? widen(to_operand(weight)) : 0.0f",
+        "sees ? weight : 0.0f",
+    ),
+    // The sampler.
+    mutant(
+        "barrier-s1",
+        "sample.cu",
+        Sampler,
+        "    block_sync();  // S1\n",
+        "",
+    ),
+    mutant(
+        "barrier-s2",
+        "sample.cu",
+        Sampler,
+        "    block_sync();  // S2\n",
+        "",
+    ),
+    mutant(
+        "barrier-s3",
+        "sample.cu",
+        Sampler,
+        "    block_sync();  // S3\n",
+        "",
+    ),
+    mutant(
+        "barrier-s4",
+        "sample.cu",
+        Sampler,
+        "    block_sync();  // S4\n",
+        "",
+    ),
+    mutant(
+        "barrier-s5",
+        "sample.cu",
+        Sampler,
+        "        block_sync();  // S5\n",
+        "",
+    ),
+    mutant(
+        "barrier-s6",
+        "sample.cu",
+        Sampler,
+        "        block_sync();  // S6\n",
+        "",
+    ),
+    mutant(
+        "barrier-s7",
+        "sample.cu",
+        Sampler,
+        "    block_sync();  // S7\n",
+        "",
+    ),
+    mutant(
+        "barrier-s8",
+        "sample.cu",
+        Sampler,
+        "    block_sync();  // S8\n",
+        "",
+    ),
+    mutant(
+        "barrier-s9",
+        "sample.cu",
+        Sampler,
+        "    block_sync();  // S9\n",
+        "",
+    ),
+    mutant(
+        "barrier-s10",
+        "sample.cu",
+        Sampler,
+        "    block_sync();  // S10\n",
+        "",
+    ),
+    mutant(
+        "barrier-s11",
+        "sample.cu",
+        Sampler,
+        "        block_sync();  // S11\n",
+        "",
+    ),
+    mutant(
+        "barrier-s12",
+        "sample.cu",
+        Sampler,
+        "        block_sync();  // S12\n",
+        "",
+    ),
+    mutant(
+        "barrier-s13",
+        "sample.cu",
+        Sampler,
+        "    block_sync();  // S13\n",
+        "",
+    ),
+    mutant(
+        "zero-has-a-sign",
+        "sample.cu",
+        Sampler,
+        "bits_of(fadd(x, 0.0f))",
+        "bits_of(x)",
+    ),
+    mutant(
+        "draw-off-by-one",
+        "sample.cu",
+        Sampler,
+        "index_where(row, mark + 1,",
+        "index_where(row, mark,",
+    ),
+    mutant(
+        "border-counts-all",
+        "sample.cu",
+        Sampler,
+        "row.masses[i] == mass",
+        "row.masses[i] >= mass",
+    ),
+    mutant(
+        "ban-behind-the-last",
+        "sample.cu",
+        Sampler,
+        "if (bans[i].token < size) edited",
+        "if (bans[i].token <= size) edited",
     ),
 ];

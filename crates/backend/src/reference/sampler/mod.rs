@@ -50,8 +50,7 @@ fn outcome(ops: &impl SamplerOps, logits: &[f32], row: &SampleRow) -> Option<Sam
         RowTask::Draw => draw(ops, (logits, max), row, uniform(row.seed, row.position))?,
         RowTask::Distribution => ops.first_of(logits, max),
     };
-    let log_sum = f64::from(max) + ops.sum_exp(logits, max).ln();
-    let logprob = |logit: f32| representable((f64::from(logit) - log_sum) as f32);
+    let logprob = log_probability(max, ops.sum_exp(logits, max));
     let with_id = |id: TokenId| (id, logprob(logits[id as usize]));
     let count = row.params.num_logprobs.unwrap_or(0) as usize;
     Some(Sampled {
@@ -65,6 +64,12 @@ fn outcome(ops: &impl SamplerOps, logits: &[f32], row: &SampleRow) -> Option<Sam
             }
         },
     })
+}
+
+/// The log-probability of a logit of the row whose largest logit and [`SamplerOps::sum_exp`] these are.
+pub fn log_probability(max: f32, sum_exp: f64) -> impl Fn(f32) -> f32 {
+    let log_sum = f64::from(max) + sum_exp.ln();
+    move |logit| representable((f64::from(logit) - log_sum) as f32)
 }
 
 fn representable(logprob: f32) -> f32 {
@@ -139,7 +144,7 @@ fn penalise(logits: &mut [f32], row: &SampleRow) {
 
 /// A number in `[0, 1)` that depends on the request's seed and the token's position only: two rounds
 /// of SplitMix64 (Steele, Lea and Flood 2014), its upper 53 bits.
-fn uniform(seed: u64, position: u32) -> f64 {
+pub fn uniform(seed: u64, position: u32) -> f64 {
     let mixed = splitmix(splitmix(seed) ^ u64::from(position));
     (mixed >> 11) as f64 / (1u64 << 53) as f64
 }
