@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # From a bare Ubuntu with an NVIDIA driver to octet on 127.0.0.1:8000. Run by cloud-init, or by hand as root.
-# A second run downloads nothing and changes nothing. Settings stand in /etc/octet/install.
+# A second run downloads nothing; it looks at the model anew. Settings stand in /etc/octet/install.
 set -euo pipefail
 
 settings=/etc/octet/install

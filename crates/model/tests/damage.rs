@@ -11,7 +11,7 @@ use std::path::Path;
 use entries::Outcome;
 
 /// Far above what the tiny files need, far below what one believed count would ask for.
-const MAX_GROWTH_KIB: u64 = 192 << 10;
+const MAX_GROWTH_KIB: u64 = 1 << 20;
 
 fn fixture(file: &str) -> Vec<u8> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
@@ -173,7 +173,8 @@ fn damaged_files_neither_panic_nor_ask_for_memory() {
         gguf("mixtral.gguf", "gguf-families/mixtral.gguf", 6_000, 2000),
         gguf("sentencepiece.gguf", "gguf/sentencepiece.gguf", 9_000, 2000),
     ];
-    // Threads and their stacks come with the first load.
+    // Threads and their stacks come with the first load. Later ones may still get a pool of memory of
+    // their own from the allocator, 128 MiB of addresses each, whence the limit.
     for kind in &kinds {
         (kind.entry)(&kind.whole);
     }

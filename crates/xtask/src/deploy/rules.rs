@@ -152,7 +152,8 @@ pub fn failed(window: &str) -> String {
     )
 }
 
-/// The events of one window and the share of them that misses each promise.
+/// The events of one window and the share of them that misses each promise. Where there are none there is no
+/// share: one NaN would make an average over thirty days another.
 fn promises(window: &str) -> Vec<Rule> {
     let finished = format!(
         "sum by (model_name) (rate(octet_requests_finished_total{{finish_reason!=\"cancelled\"}}[{window}]))"
@@ -163,13 +164,17 @@ fn promises(window: &str) -> Vec<Rule> {
         record(&events, format!("{finished}\n+ {}", refused(window))),
         record(
             &ERRORS.record(window),
-            format!("({}\n+ {})\n/ {events}", failed(window), refused(window)),
+            format!(
+                "({}\n+ {})\n/ ({events} > 0)",
+                failed(window),
+                refused(window)
+            ),
         ),
         record(
             &SLOW_TTFT.record(window),
             format!(
                 "1 - sum by (model_name) (rate({histogram}_bucket{{le=\"2.5\"}}[{window}]))\n\
-                 / sum by (model_name) (rate({histogram}_count[{window}]))"
+                 / (sum by (model_name) (rate({histogram}_count[{window}])) > 0)"
             ),
         ),
     ]
