@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use clap::Parser;
 use loadtest::app;
 use loadtest::args::{Args, Cli, Command, CompareArgs, SearchArgs, SelfTestArgs, SuiteArgs};
@@ -52,6 +52,15 @@ fn main() -> ExitCode {
 /// Finds a rate; true when one was found and confirmed.
 fn search(args: SearchArgs) -> Result<bool> {
     let json = args.run.json.clone();
+    for (flag, is_given) in [
+        ("--results", args.run.results.is_some()),
+        ("--price-per-hour", args.run.price_per_hour.is_some()),
+    ] {
+        ensure!(
+            !is_given,
+            "{flag} has no use in a search, which keeps its result in --json FILE"
+        );
+    }
     let config = SearchConfig::try_from(args)?;
     let runtime = runtime()?;
     let report = runtime.block_on(search::search(&config, |probe| {
