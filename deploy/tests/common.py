@@ -37,9 +37,9 @@ def process(command, **options):
 
 
 @contextlib.contextmanager
-def server(octet, *flags, host="127.0.0.1"):
-    """An octet server on a free port that is ready; gives the process and its address."""
-    command = [octet, "serve", "--port", "0", "--log-level", "warn", *flags]
+def server(octet, *flags, port=0):
+    """An octet server, on a free port unless told, that is ready; gives the process and its address."""
+    command = [octet, "serve", "--port", port, "--log-level", "warn", *flags]
     with process(command, stdout=subprocess.PIPE, text=True) as child:
         address = None
         for line in child.stdout:

@@ -19,7 +19,8 @@ pub fn run() -> Result<()> {
     script("systemd.py", &[])?;
     install::service("nginx", "nginx-light")?;
     install::service("haproxy", "haproxy")?;
-    script("proxies.py", &[])
+    let loadtest = binary("loadtest");
+    script("proxies.py", &["--loadtest".as_ref(), loadtest.as_os_str()])
 }
 
 /// The configuration, the rules and the boards, by promtool and by a server that scrapes ours.
