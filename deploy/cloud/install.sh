@@ -1,10 +1,15 @@
 #!/usr/bin/env bash
 # From a bare Ubuntu with an NVIDIA driver to octet on 127.0.0.1:8000. Run by cloud-init, or by hand as root.
-# A second run downloads nothing; it looks at the model anew. Settings stand in /etc/octet/install.
+# A second run downloads nothing; it looks at the model anew. Settings stand in /etc/octet/install. With DESTDIR
+# everything goes below that folder.
 set -euo pipefail
 
-settings=/etc/octet/install
-stamp=/var/lib/octet-install/archive.sha256
+destination=${DESTDIR:-}
+settings=$destination/etc/octet/install
+keys=$destination/etc/octet/api-keys
+environment=$destination/etc/octet/environment
+stamp=$destination/var/lib/octet-install/archive.sha256
+octet=$destination/usr/local/bin/octet
 
 fail() {
   echo "octet: $*" >&2
@@ -33,35 +38,38 @@ install_archive() {
   curl --fail --silent --show-error --location --retry 5 --output "$archive" "$OCTET_ARCHIVE_URL"
   echo "$OCTET_ARCHIVE_SHA256  $archive" >"$stamp.new"
   sha256sum --check "$stamp.new" || fail "$OCTET_ARCHIVE_URL is not the archive of that checksum"
-  tar --extract --gzip --file "$archive" --directory /usr/local --strip-components=1 --no-same-owner
+  mkdir -p "$destination/usr/local"
+  tar --extract --gzip --file "$archive" --directory "$destination/usr/local" --strip-components=1 --no-same-owner
+  "$octet" --version || fail "the archive was built on a newer system than this one"
   mv "$stamp.new" "$stamp"
 }
 
 # The key is made on this machine and never leaves it on its own.
 make_key() {
-  if [[ ! -s /etc/octet/api-keys ]]; then
-    (umask 077 && openssl rand -hex 24 >/etc/octet/api-keys)
+  if [[ ! -s $keys ]]; then
+    (umask 077 && openssl rand -hex 24 >"$keys")
   fi
 }
 
-# The service has no network, so the model is fetched here; the measurement also shows that the GPU computes.
+# The service has no network, so the model is fetched here; the measurement also shows that the device computes.
 fetch_model() {
   mkdir -p "$MODELS"
-  octet bench --model "$OCTET_MODEL" --download-dir "$MODELS" --device cuda --max-model-len 2048 \
+  "$octet" bench --model "$OCTET_MODEL" --download-dir "$MODELS" --device "$OCTET_DEVICE" --max-model-len 512 \
     --prompt-tokens 128 --generate-tokens 16 --batch 1 --repetitions 1
   chmod -R a+rX "$MODELS"
 }
 
 configure() {
-  if [[ ! -e /etc/octet/environment ]]; then
-    cat >/etc/octet/environment <<END
+  if [[ ! -e $environment ]]; then
+    cat >"$environment" <<END
 OCTET_MODEL=$OCTET_MODEL
 OCTET_DOWNLOAD_DIR=$MODELS
-OCTET_DEVICE=cuda
+OCTET_DEVICE=$OCTET_DEVICE
 OCTET_SHUTDOWN_TIMEOUT=$OCTET_SHUTDOWN_TIMEOUT
 END
   fi
-  install -D -m 644 /usr/local/share/octet/cuda.conf /etc/systemd/system/octet.service.d/cuda.conf
+  install -D -m 644 "$destination/usr/local/share/octet/cuda.conf" \
+    "$destination/etc/systemd/system/octet.service.d/cuda.conf"
   systemctl daemon-reload
   systemctl enable --now octet.socket octet.service
 }
@@ -70,12 +78,13 @@ END
 # shellcheck source=/dev/null
 . "$settings"
 [[ $OCTET_ARCHIVE_URL != *example.com* ]] || fail "set OCTET_ARCHIVE_URL and OCTET_ARCHIVE_SHA256 in $settings"
+[[ $MODELS != /home/* && $MODELS != /root/* ]] || fail "the service sees nothing below /home or /root: set MODELS elsewhere"
 wait_for_driver
 install_archive
 make_key
 fetch_model
 configure
-octet health
+"$octet" health
 cat <<END
 octet is ready on 127.0.0.1:8000 of this machine. From yours:
   ssh -N -L 8000:127.0.0.1:8000 USER@ADDRESS

@@ -74,8 +74,8 @@ pub fn run() -> Result<()> {
     Ok(())
 }
 
-/// Puts the archive together from built programs, twice, and looks into it.
-pub fn check() -> Result<()> {
+/// Puts the archive together from built programs, twice, and looks into it; returns its path.
+pub fn check() -> Result<PathBuf> {
     let archive = write()?;
     if archive != write()? {
         bail!("two archives of the same files differ");
@@ -83,12 +83,11 @@ pub fn check() -> Result<()> {
     let dir = target_dir().join("dist/unpacked");
     std::fs::remove_dir_all(&dir).ok();
     std::fs::create_dir_all(&dir)?;
-    let path = dir.join("archive");
+    let path = dir.with_file_name("checked.tar.gz");
     std::fs::write(&path, archive)?;
     let mut unpack = Command::new("tar");
-    unpack.args(["-xzf", "archive", "--strip-components=1"]);
+    unpack.args(["--strip-components=1", "-xzf"]).arg(&path);
     install::run(unpack.current_dir(&dir))?;
-    std::fs::remove_file(path)?;
     let mut found = Vec::new();
     files(&dir, &dir, &mut found)?;
     found.sort();
@@ -121,7 +120,7 @@ pub fn check() -> Result<()> {
     let bash = dir.join("share/bash-completion/completions/octet");
     install::run(Command::new("bash").arg("-n").arg(bash))?;
     println!("the archive: {} files, the same bytes twice", found.len());
-    Ok(())
+    Ok(path)
 }
 
 fn name() -> String {

@@ -20,7 +20,8 @@ const PLACES: &[Place] = &[
     Place {
         path: "deploy/cloud/lambda-a10.yaml",
         about: "Lambda Cloud, gpu_1x_a10 (24 GB), image family lambda-stack-24-04, which comes with the driver.\n\
-                # With a file system attached, MODELS below it keeps the model for the next machine.",
+                # With a file system attached, MODELS below where it is mounted keeps the model for the next machine;\n\
+                # not below /home, where the service sees nothing.",
         models: "/srv/models",
         shutdown_timeout: 30,
     },
@@ -71,6 +72,7 @@ write_files:
       OCTET_ARCHIVE_SHA256=
       # A hub id or a folder.
       OCTET_MODEL=Qwen/Qwen2.5-7B-Instruct
+      OCTET_DEVICE=cuda
       MODELS={models}
       OCTET_SHUTDOWN_TIMEOUT={shutdown_timeout}
   - path: /usr/local/sbin/octet-install

@@ -7,20 +7,38 @@ use std::process::Command;
 use anyhow::Result;
 
 use super::{check, deploy, schemas};
-use crate::{assets, dist, install, target_dir};
+use crate::{assets, dist, install, root, target_dir};
 
 /// Runs every check of `deploy/`.
 pub fn run() -> Result<()> {
     check()?;
     schemas::check()?;
-    dist::check()?;
+    rented_machine()?;
     prometheus()?;
     install::debian("systemd-analyze", "systemd")?;
-    script("systemd.py", &[])?;
+    against_server("systemd.py", &[])?;
     install::service("nginx", "nginx-light")?;
     install::service("haproxy", "haproxy")?;
     let loadtest = binary("loadtest");
-    script("proxies.py", &["--loadtest".as_ref(), loadtest.as_os_str()])
+    against_server("proxies.py", &["--loadtest".as_ref(), loadtest.as_ref()])
+}
+
+/// The archive of a release, and the script that installs it.
+fn rented_machine() -> Result<()> {
+    let archive = dist::check()?;
+    let model = root().join("crates/bundled/model");
+    for program in ["curl", "openssl"] {
+        install::debian(program, program)?;
+    }
+    script(
+        "install.py",
+        &[
+            "--archive".as_ref(),
+            archive.as_ref(),
+            "--model".as_ref(),
+            model.as_ref(),
+        ],
+    )
 }
 
 /// The configuration, the rules and the boards, by promtool and by a server that scrapes ours.
@@ -41,20 +59,27 @@ fn prometheus() -> Result<()> {
     ])?;
     promtool(&["test", "rules", "tests/octet.yml", "tests/octet-slow.yml"])?;
     let minilm = assets::fetch()?.join("minilm");
-    script(
+    against_server(
         "prometheus.py",
         &["--embedding-model".as_ref(), minilm.as_os_str()],
     )
 }
 
-/// A test script of `deploy/tests`, against the built server.
+/// A test script that starts the built server.
+fn against_server(name: &str, args: &[&OsStr]) -> Result<()> {
+    let octet = binary("octet");
+    script(
+        name,
+        &[&["--octet".as_ref(), octet.as_ref()], args].concat(),
+    )
+}
+
+/// A test script of `deploy/tests`.
 fn script(name: &str, args: &[&OsStr]) -> Result<()> {
     println!("-- {name}");
     let mut command = Command::new("python3");
     command
         .arg(deploy("tests").join(name))
-        .arg("--octet")
-        .arg(binary("octet"))
         .args(args)
         .env("PYTHONDONTWRITEBYTECODE", "1");
     install::run(&mut command)

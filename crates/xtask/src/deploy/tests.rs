@@ -313,7 +313,7 @@ fn start_up_files_run_the_script_and_know_what_cloud_init_knows() {
             .collect();
         assert_eq!(set, used, "{path}");
     }
-    let flags = Regex::new(r"octet bench (?s:.*?)\n  chmod").expect("a pattern");
+    let flags = Regex::new(r"\$octet. bench (?s:.*?)\n  chmod").expect("a pattern");
     let call = flags.find(&script).expect("a call").as_str();
     for flag in Regex::new("--[a-z-]+").expect("a pattern").find_iter(call) {
         assert!(

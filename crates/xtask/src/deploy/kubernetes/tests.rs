@@ -10,6 +10,8 @@ use super::super::promql::Catalogue;
 use super::super::tests::read;
 use super::*;
 
+mod operators;
+
 /// Objects of an overlay by kind and name.
 struct Cluster(Vec<Value>);
 
@@ -60,6 +62,17 @@ fn number(value: &Value) -> u64 {
     value
         .as_u64()
         .unwrap_or_else(|| panic!("{value} is no number"))
+}
+
+/// A duration in whole seconds or minutes.
+fn seconds(text: &str) -> Option<u64> {
+    let (number, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let number: u64 = number.parse().ok()?;
+    match unit {
+        "s" => Some(number),
+        "m" => Some(60 * number),
+        _ => None,
+    }
 }
 
 #[test]
@@ -311,122 +324,76 @@ fn the_picker_finds_the_metrics_it_reads() {
         text(&backend["kind"]),
         text(&backend["name"])
     ));
-    let timeout = text(&route["timeouts"]["request"])
-        .trim_end_matches('s')
-        .parse::<u64>();
-    assert!(timeout.expect("seconds") > cluster.setting("OCTET_REQUEST_TIMEOUT"));
-}
-
-/// The fields of kinds that come with operators, and what they hold; `*` is any key, `[]` any item.
-/// From the reference of each interface: PodMonitor v1, ScaledObject v1alpha1, InferencePool v1,
-/// HTTPRoute v1.
-const FIELDS: &[(&str, &[&str])] = &[
-    (
-        "monitoring.coreos.com/v1 PodMonitor",
-        &[
-            "spec.selector.matchLabels.*: text",
-            "spec.podMetricsEndpoints[].port: text",
-            "spec.podMetricsEndpoints[].path: text",
-            "spec.podMetricsEndpoints[].interval: text",
-            "spec.podMetricsEndpoints[].scrapeTimeout: text",
-            "spec.podMetricsEndpoints[].relabelings[].action: text",
-            "spec.podMetricsEndpoints[].relabelings[].sourceLabels[]: text",
-            "spec.podMetricsEndpoints[].relabelings[].targetLabel: text",
-            "spec.podMetricsEndpoints[].relabelings[].replacement: text",
-        ],
-    ),
-    (
-        "keda.sh/v1alpha1 ScaledObject",
-        &[
-            "spec.scaleTargetRef.apiVersion: text",
-            "spec.scaleTargetRef.kind: text",
-            "spec.scaleTargetRef.name: text",
-            "spec.minReplicaCount: number",
-            "spec.maxReplicaCount: number",
-            "spec.pollingInterval: number",
-            "spec.fallback.failureThreshold: number",
-            "spec.fallback.replicas: number",
-            "spec.fallback.behavior: text",
-            "spec.advanced.horizontalPodAutoscalerConfig.behavior.scaleUp.stabilizationWindowSeconds: number",
-            "spec.advanced.horizontalPodAutoscalerConfig.behavior.scaleDown.stabilizationWindowSeconds: number",
-            "spec.advanced.horizontalPodAutoscalerConfig.behavior.scaleDown.policies[].type: text",
-            "spec.advanced.horizontalPodAutoscalerConfig.behavior.scaleDown.policies[].value: number",
-            "spec.advanced.horizontalPodAutoscalerConfig.behavior.scaleDown.policies[].periodSeconds: number",
-            "spec.triggers[].type: text",
-            "spec.triggers[].name: text",
-            "spec.triggers[].metricType: text",
-            // Every parameter of a trigger is a text, numbers too.
-            "spec.triggers[].metadata.serverAddress: text",
-            "spec.triggers[].metadata.query: text",
-            "spec.triggers[].metadata.threshold: text",
-            "spec.triggers[].metadata.ignoreNullValues: text",
-        ],
-    ),
-    (
-        "inference.networking.k8s.io/v1 InferencePool",
-        &[
-            "spec.selector.matchLabels.*: text",
-            "spec.targetPorts[].number: number",
-            "spec.endpointPickerRef.name: text",
-            "spec.endpointPickerRef.port.number: number",
-            "spec.endpointPickerRef.failureMode: text",
-        ],
-    ),
-    (
-        "gateway.networking.k8s.io/v1 HTTPRoute",
-        &[
-            "spec.parentRefs[].group: text",
-            "spec.parentRefs[].kind: text",
-            "spec.parentRefs[].name: text",
-            "spec.rules[].matches[].path.type: text",
-            "spec.rules[].matches[].path.value: text",
-            "spec.rules[].backendRefs[].group: text",
-            "spec.rules[].backendRefs[].kind: text",
-            "spec.rules[].backendRefs[].name: text",
-            "spec.rules[].timeouts.request: text",
-        ],
-    ),
-];
-
-/// The leaves of a value as `path: type`.
-fn leaves(path: &str, value: &Value, found: &mut Vec<String>) {
-    match value {
-        Value::Object(fields) => {
-            let any = path.ends_with("matchLabels");
-            for (key, value) in fields {
-                let key = if any { "*" } else { key };
-                leaves(&format!("{path}.{key}"), value, found);
-            }
-        }
-        Value::Array(items) => {
-            let path = format!("{path}[]");
-            items.iter().for_each(|item| leaves(&path, item, found));
-        }
-        Value::String(_) => found.push(format!("{path}: text")),
-        Value::Number(_) => found.push(format!("{path}: number")),
-        Value::Bool(_) => found.push(format!("{path}: switch")),
-        Value::Null => found.push(format!("{path}: nothing")),
-    }
+    let timeout = seconds(text(&route["timeouts"]["request"])).expect("a time");
+    assert!(timeout > cluster.setting("OCTET_REQUEST_TIMEOUT"));
 }
 
 #[test]
-fn objects_of_operators_have_no_other_fields() {
-    let mut seen = BTreeSet::new();
-    for overlay in OVERLAYS {
-        for object in Cluster::of(overlay).0 {
-            let key = format!("{} {}", text(&object["apiVersion"]), text(&object["kind"]));
-            let Some((kind, fields)) = FIELDS.iter().find(|(kind, _)| *kind == key) else {
-                continue;
-            };
-            seen.insert(*kind);
-            let mut found = Vec::new();
-            leaves("spec", &object["spec"], &mut found);
-            for leaf in found {
-                assert!(fields.contains(&&*leaf), "{kind} has no {leaf}");
+fn the_picker_is_asked_what_its_health_service_knows() {
+    let cluster = Cluster::of("overlays/gie");
+    let picker = &cluster.find("Deployment octet-endpoint-picker")["spec"]["template"]["spec"];
+    let container = &picker["containers"][0];
+    let flags: Vec<&str> = list(&container["args"]).map(text).collect();
+    // Of `pkg/epp/server/options.go` of the Inference Extension 1.5, which llm-d 0.8 is built on.
+    for flag in &flags {
+        let name = flag.split('=').next().expect("a name");
+        let known = [
+            "--pool-name",
+            "--pool-namespace",
+            "--pool-group",
+            "--config-file",
+            "--grpc-port",
+            "--grpc-health-port",
+            "--metrics-port",
+        ];
+        assert!(known.contains(&name), "the picker has no {name}");
+    }
+    // With one replica there is no election of a leader, and both probes ask the same.
+    assert!(flags.iter().all(|flag| !flag.contains("leader")));
+    for probe in ["readinessProbe", "livenessProbe"] {
+        let asked = &container[probe]["grpc"];
+        assert_eq!(
+            asked["service"],
+            "envoy.service.ext_proc.v3.ExternalProcessor"
+        );
+        let port = format!("--grpc-health-port={}", asked["port"]);
+        assert!(flags.contains(&&*port), "{probe}");
+    }
+    let file = flags
+        .iter()
+        .find_map(|flag| flag.strip_prefix("--config-file="));
+    let (folder, file) = file.and_then(|path| path.rsplit_once('/')).expect("a path");
+    assert_eq!(container["volumeMounts"][0]["mountPath"], folder);
+    let map = &picker["volumes"][0]["configMap"]["name"];
+    let map = cluster.find(&format!("ConfigMap {}", text(map)));
+    assert!(map["data"][file].is_string(), "the map has no {file}");
+}
+
+#[test]
+fn rates_see_several_scrapes() {
+    let ranges = Regex::new(r"\[(\w+)\]").expect("a pattern");
+    for overlay in OVERLAYS.iter().filter(|overlay| **overlay != "base") {
+        let cluster = Cluster::of(overlay);
+        let scrape = &cluster.find("PodMonitor octet")["spec"]["podMetricsEndpoints"][0];
+        let time = |name: &str| seconds(text(&scrape[name])).expect("a time");
+        let interval = time("interval");
+        assert!(time("scrapeTimeout") <= interval);
+        let scaled = &cluster.find("ScaledObject octet")["spec"];
+        // Asked more often than scraped, it would decide on the same numbers again.
+        assert!(number(&scaled["pollingInterval"]) >= interval);
+        for trigger in list(&scaled["triggers"]) {
+            for range in ranges.captures_iter(text(&trigger["metadata"]["query"])) {
+                let range = seconds(&range[1]).expect("a time");
+                assert!(range >= 4 * interval, "{range} s of {interval} s scrapes");
             }
         }
+        let rules = read("prometheus/rules/octet.yml");
+        for range in ranges.captures_iter(&rules) {
+            // Longer ones are in hours and days.
+            let range = seconds(&range[1]);
+            assert!(range.is_none_or(|range| range >= 4 * interval));
+        }
     }
-    assert_eq!(seen.len(), FIELDS.len());
 }
 
 #[test]
