@@ -4,8 +4,11 @@
 """
 
 import argparse
+import contextlib
+import ctypes
 import json
 import math
+import os
 import pathlib
 import re
 import subprocess
@@ -16,8 +19,9 @@ import urllib.parse
 from common import chat, get, post, process, server, wait_for
 
 DEPLOY = pathlib.Path(__file__).resolve().parents[1]
-# A pipe of four refusals and eight answers fits.
-FLAGS = ["--max-num-seqs", "1", "--max-num-queued-reqs", "1"]
+# One request runs and one waits, so that refusals are easily had; a request that stands still fails soon.
+REQUEST_TIMEOUT = 5
+FLAGS = ["--max-num-seqs", "1", "--max-num-queued-reqs", "1", "--request-timeout", REQUEST_TIMEOUT]
 
 
 def main():
@@ -30,16 +34,19 @@ def main():
         folder = pathlib.Path(folder)
         with prometheus(folder, target) as base:
             wait_for("the first scrape", lambda: value(base, 'up{job="octet"}') == 1)
+            selectors = selectors_find_series(base)
             generated = load(target, pathlib.Path(args.embedding_model).name)
             wait_for("the scrape of the load", lambda: value(base, "octet_generation_tokens_total") == generated)
             panels = panels_have_data(base)
             rules = rules_are_healthy(base)
             wait_for("OctetRejecting", lambda: "OctetRejecting" in firing(base))
             wait_for("its end", lambda: "OctetRejecting" not in firing(base))
+            stall(base, child, target)
             assert "OctetDown" not in firing(base)
             child.kill()
             wait_for("OctetDown", lambda: "OctetDown" in firing(base))
-    print(f"Prometheus: {panels} expressions of panels, {rules} rules, {generated} tokens counted alike, 2 alerts")
+    print(f"Prometheus: {selectors} selectors find series before the first request, {panels} expressions of panels")
+    print(f"and {rules} rules give data, {generated} tokens are counted alike, 4 alerts fire and 3 end")
 
 
 def prometheus(folder, target):
@@ -118,6 +125,71 @@ def expressions_names():
     rules = (DEPLOY / "prometheus/rules/octet.yml").read_text()
     texts = [rules] + [query for _, query in panel_queries()]
     return {name for text in texts for name in re.findall(r"(?<!:)\boctet_[a-z0-9_]+(?=[{\[) ])", text)}
+
+
+def selectors_find_series(base):
+    """What rules and panels select is there before the first request, label by label: the sum of nothing
+    would be nothing, and an alert on it could never fire."""
+    rules = wait_for("the rules", lambda: json.loads(get(base + "/api/v1/rules")[1])["data"]["groups"])
+    texts = [rule["query"] for group in rules for rule in group["rules"]]
+    texts += [filled(query) for _, query in panel_queries()]
+    pattern = re.compile(r"(?<![:\w])(?:octet|process)_\w+(?:{[^}]*})?(?=[\[\s)]|$)")
+    found = {selector for text in texts for selector in pattern.findall(text)}
+    for selector in sorted(found):
+        assert query(base, selector), f"{selector} selects nothing before the first request"
+    return len(found)
+
+
+def stall(base, child, target):
+    """The engine's thread stands still under a running request: its alert fires, the probe fails, the request
+    ends in an error, which is an alert, too; both end."""
+    url = f"http://{target}/v1/chat/completions"
+    while True:
+        client = threading.Thread(target=post, args=(url, chat("Repeat: apple", ignore_eos=True, max_completion_tokens=900)))
+        client.start()
+        wait_for("a running request", lambda: running_requests(target) or not client.is_alive())
+        with stopped(engine_thread(child.pid)):
+            # It may have ended before the engine stood still.
+            if not running_requests(target):
+                continue
+            wait_for("OctetEngineStalled", lambda: "OctetEngineStalled" in firing(base))
+            wait_for("an unready server", lambda: get(f"http://{target}/health/ready")[0] == 503)
+            # When it turns again, the request is older than it may be.
+            age = lambda: value(base, "octet_engine_heartbeat_age_seconds")
+            wait_for("a stall longer than a request may take", lambda: age() > REQUEST_TIMEOUT)
+        break
+    wait_for("OctetStreamErrors", lambda: "OctetStreamErrors" in firing(base))
+    wait_for("the end of both", lambda: not {"OctetEngineStalled", "OctetStreamErrors"} & firing(base))
+    wait_for("a ready server", lambda: get(f"http://{target}/health/ready")[0] == 200)
+
+
+def running_requests(target):
+    found = re.search(r"^octet_requests_running{.*} (\d+)", get(f"http://{target}/metrics")[1], re.M)
+    return int(found.group(1))
+
+
+def engine_thread(pid):
+    tasks = pathlib.Path(f"/proc/{pid}/task").iterdir()
+    return next(int(task.name) for task in tasks if (task / "comm").read_text().strip() == "engine")
+
+
+@contextlib.contextmanager
+def stopped(thread):
+    """Stops one thread of a child process, as a debugger would."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
+
+    def ptrace(request):
+        assert libc.ptrace(request, thread, None, None) == 0, os.strerror(ctypes.get_errno())
+
+    seize, interrupt, detach, any_thread = 0x4206, 0x4207, 17, 0x40000000
+    ptrace(seize)
+    ptrace(interrupt)
+    os.waitpid(thread, any_thread)
+    try:
+        yield
+    finally:
+        ptrace(detach)
 
 
 def load(target, embedding_model):
