@@ -39,59 +39,98 @@ struct Row {
     median: f64,
     #[serde(rename = "tokens_per_second_max")]
     max: f64,
-    /// Of the multiply-adds that the machine can do, for the matrices alone.
+    /// Of the multiply-adds that the machine could do around each repetition, for the matrices alone;
+    /// the median.
     share_of_multiply_adds: Option<f64>,
-    /// Of the bytes that the machine can read, for the weights alone. Prompts are not bound by it.
+    /// Of the bytes that the machine could read, likewise, for the weights alone. Prompts are not bound
+    /// by it.
     share_of_memory_read: Option<f64>,
 }
 
-/// What the median rates are held against. Attention and everything but the matrices is left out of the
-/// work, so that the shares are lower than what the machine does.
-struct Limits {
+/// What rates are held against. Attention and everything but the matrices is left out of the work, so
+/// that the shares are lower than what the machine does.
+struct Limits<'a> {
     weights: ActiveWeights,
-    weight_bytes: u64,
-    /// Multiplications and additions per second in the precision of the model, the better of the two
-    /// measurements.
-    ops: Option<f64>,
-    /// Bytes per second, likewise.
-    read_bytes: f64,
+    target: &'a Target,
 }
 
-impl Limits {
-    fn new(weights: ActiveWeights, target: &Target, peaks: [Peak; 2]) -> Self {
-        let ops = |peak: &Peak| match target.precision {
-            _ if target.is_int8() => peak.int8_ops,
+impl Limits<'_> {
+    /// Multiplications and additions per second in the precision of the model.
+    fn ops(&self, peak: &Peak) -> Option<f64> {
+        match self.target.precision {
+            _ if self.target.is_int8() => peak.int8_ops,
             "bf16" => peak.bf16_ops.or(peak.f32_ops),
             _ => peak.f32_ops,
-        };
-        Self {
-            weights,
-            weight_bytes: target.min_weight_bytes(),
-            ops: peaks.iter().filter_map(ops).reduce(f64::max),
-            read_bytes: peaks.iter().map(|p| p.read_bytes).fold(0.0, f64::max),
         }
     }
 
-    /// Fills in the shares of a row. A step of decoding reads every weight once and multiplies it for
-    /// each sequence; a prompt meets the head once.
-    fn shares(&self, mut row: Row) -> Row {
+    /// The row of some repetitions. A step of decoding reads every weight once and multiplies it for each
+    /// sequence; a prompt meets the head once.
+    fn row(&self, (test, prompt, output): Test, batch: usize, repetitions: &[Repetition]) -> Row {
         let ActiveWeights { layers, head } = self.weights;
-        let weights = match row.test {
-            "prefill" => layers as f64 + head as f64 / row.prompt_tokens as f64,
-            _ => {
-                let bytes = ((layers + head) * self.weight_bytes) as f64;
-                let steps = row.median / row.batch as f64;
-                row.share_of_memory_read = Some(steps * bytes / self.read_bytes);
-                (layers + head) as f64
-            }
+        let is_prefill = test == "prefill";
+        let weights = match is_prefill {
+            true => layers as f64 + head as f64 / prompt as f64,
+            false => (layers + head) as f64,
         };
-        row.share_of_multiply_adds = self.ops.map(|ops| row.median * 2.0 * weights / ops);
-        row
+        let of_compute = |repetition: &Repetition| {
+            let ops = repetition.best(|peak| self.ops(peak))?;
+            Some(repetition.rate * 2.0 * weights / ops)
+        };
+        let of_reading = |repetition: &Repetition| {
+            let read = repetition.best(|peak| Some(peak.read_bytes))?;
+            let bytes = ((layers + head) * self.target.min_weight_bytes()) as f64;
+            (!is_prefill).then_some(repetition.rate / batch as f64 * bytes / read)
+        };
+        let rates = sorted(repetitions.iter().map(|repetition| repetition.rate));
+        Row {
+            test,
+            prompt_tokens: prompt,
+            output_tokens: output,
+            batch,
+            min: rates[0],
+            median: median(&rates),
+            max: rates[rates.len() - 1],
+            share_of_multiply_adds: share(repetitions.iter().map(of_compute)),
+            share_of_memory_read: share(repetitions.iter().map(of_reading)),
+        }
     }
 }
 
-/// Name, prompt and output of the tests that were asked for.
-fn tests(args: &BenchArgs) -> Result<Vec<(&'static str, usize, usize)>> {
+/// Tokens per second, and what the machine could do just before and just after.
+struct Repetition {
+    rate: f64,
+    peaks: [Peak; 2],
+}
+
+impl Repetition {
+    /// The better of the two measurements.
+    fn best(&self, rate: impl Fn(&Peak) -> Option<f64>) -> Option<f64> {
+        self.peaks.iter().filter_map(rate).reduce(f64::max)
+    }
+}
+
+fn sorted(values: impl Iterator<Item = f64>) -> Vec<f64> {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    values
+}
+
+fn median(sorted: &[f64]) -> f64 {
+    sorted[sorted.len() / 2]
+}
+
+/// The median of shares, where there are any.
+fn share(shares: impl Iterator<Item = Option<f64>>) -> Option<f64> {
+    let shares = sorted(shares.flatten());
+    (!shares.is_empty()).then(|| median(&shares))
+}
+
+/// Name, prompt and output.
+type Test = (&'static str, usize, usize);
+
+/// The tests that were asked for.
+fn tests(args: &BenchArgs) -> Result<Vec<Test>> {
     let mut tests = Vec::new();
     if args.prompt_tokens > 0 {
         tests.push(("prefill", args.prompt_tokens, 1));
@@ -117,11 +156,27 @@ struct Report {
     device: String,
     precision: &'static str,
     threads: usize,
-    int8_gops_before_after: [Option<f64>; 2],
-    bf16_gflops_before_after: [Option<f64>; 2],
-    f32_gflops_before_after: [Option<f64>; 2],
-    read_gb_per_second_before_after: [f64; 2],
+    int8_gops: Option<Range>,
+    bf16_gflops: Option<Range>,
+    f32_gflops: Option<Range>,
+    read_gb_per_second: Option<Range>,
     rows: Vec<Row>,
+}
+
+/// What the machine could do, over the measurements between repetitions.
+#[derive(Debug, Clone, Copy, Serialize)]
+struct Range {
+    min: f64,
+    max: f64,
+}
+
+impl Range {
+    /// In units of 10⁹ per second.
+    fn of(peaks: &[Peak], rate: fn(&Peak) -> Option<f64>) -> Option<Self> {
+        let rates = sorted(peaks.iter().filter_map(rate).map(|rate| rate / 1e9));
+        let (&min, &max) = (rates.first()?, rates.last()?);
+        Some(Self { min, max })
+    }
 }
 
 /// Runs every combination and prints the table.
@@ -152,48 +207,45 @@ pub fn run(args: BenchArgs) -> Result<()> {
     let loaded = load(&config, &gateway, &metrics)?;
     let threads = loaded.target.threads;
     let isa = kernels_cpu::Isa::detect();
-    let before = peak::measure(isa, threads);
+    let mut peaks = vec![peak::measure(isa, threads)];
+    let info = loaded.engine.info().context("the model is loaded")?;
+    let limits = Limits {
+        weights: info.active_weights,
+        target: &loaded.target,
+    };
     let mut rows = Vec::new();
     let mut progress = Progress::new("measuring", false);
     let total = (args.batch.len() * tests.len() * args.repetitions) as u64;
     for &batch in &args.batch {
-        for &(test, prompt, output) in &tests {
-            let mut rates = Vec::new();
+        for &test in &tests {
+            let mut repetitions = Vec::new();
             for _ in 0..args.repetitions {
-                rates.push(once(&loaded.engine, test, prompt, output, batch)?);
-                progress.set((rows.len() * args.repetitions + rates.len()) as u64, total);
+                let rate = once(&loaded.engine, test, batch)?;
+                let around = [peaks[peaks.len() - 1], peak::measure(isa, threads)];
+                peaks.push(around[1]);
+                repetitions.push(Repetition {
+                    rate,
+                    peaks: around,
+                });
+                progress.set(peaks.len() as u64 - 1, total);
             }
-            rates.sort_by(f64::total_cmp);
-            rows.push(Row {
-                test,
-                prompt_tokens: prompt,
-                output_tokens: output,
-                batch,
-                min: rates[0],
-                median: rates[rates.len() / 2],
-                max: rates[rates.len() - 1],
-                share_of_multiply_adds: None,
-                share_of_memory_read: None,
-            });
+            rows.push(limits.row(test, batch, &repetitions));
         }
     }
     drop(progress);
-    let after = peak::measure(isa, threads);
-    let info = loaded.engine.info().context("the model is loaded")?;
-    let limits = Limits::new(info.active_weights, &loaded.target, [before, after]);
     let report = Report {
         version: env!("CARGO_PKG_VERSION"),
         model: name,
         device: loaded.target.found.clone(),
         precision: loaded.target.precision,
         threads,
-        int8_gops_before_after: [before, after].map(|p| p.int8_ops.map(|ops| ops / 1e9)),
-        bf16_gflops_before_after: [before, after].map(|p| p.bf16_ops.map(|ops| ops / 1e9)),
-        f32_gflops_before_after: [before, after].map(|p| p.f32_ops.map(|ops| ops / 1e9)),
-        read_gb_per_second_before_after: [before, after].map(|p| p.read_bytes / 1e9),
-        rows: rows.into_iter().map(|row| limits.shares(row)).collect(),
+        int8_gops: Range::of(&peaks, |peak| peak.int8_ops),
+        bf16_gflops: Range::of(&peaks, |peak| peak.bf16_ops),
+        f32_gflops: Range::of(&peaks, |peak| peak.f32_ops),
+        read_gb_per_second: Range::of(&peaks, |peak| Some(peak.read_bytes)),
+        rows,
     };
-    print_table(&report, [before, after]);
+    print_table(&report);
     if let Some(path) = &args.json {
         write_json(path, &report)?;
     }
@@ -201,13 +253,7 @@ pub fn run(args: BenchArgs) -> Result<()> {
 }
 
 /// Tokens per second of one repetition.
-fn once(
-    engine: &EngineHandle,
-    test: &str,
-    prompt: usize,
-    output: usize,
-    batch: usize,
-) -> Result<f64> {
+fn once(engine: &EngineHandle, (test, prompt, output): Test, batch: usize) -> Result<f64> {
     let info = engine.info().context("the model is loaded")?;
     let request = |i: usize| GenerateRequest {
         // Ids spread over the vocabulary, other ones for every sequence.
@@ -268,7 +314,7 @@ async fn read(mut stream: TokenStream) -> Result<Vec<Instant>> {
     Ok(times)
 }
 
-fn print_table(report: &Report, peaks: [Peak; 2]) {
+fn print_table(report: &Report) {
     println!(
         "{} in {}, {}",
         report.model, report.precision, report.device
@@ -298,20 +344,20 @@ fn print_table(report: &Report, peaks: [Peak; 2]) {
             percent(row.share_of_memory_read)
         );
     }
-    let rates = |name: &str, unit: &str, rate: fn(&Peak) -> Option<f64>| {
-        if let (Some(before), Some(after)) = (rate(&peaks[0]), rate(&peaks[1])) {
-            println!(
-                "{name:<28} {:>8.1} {unit} before, {:.1} after",
-                before / 1e9,
-                after / 1e9
-            );
+    println!(
+        "\nThis machine between the tests, on {} threads:",
+        report.threads
+    );
+    for (name, unit, range) in [
+        ("8-bit multiply-add", "Gop/s", report.int8_gops),
+        ("bf16 multiply-add", "Gflop/s", report.bf16_gflops),
+        ("f32 multiply-add", "Gflop/s", report.f32_gflops),
+        ("memory read", "GB/s", report.read_gb_per_second),
+    ] {
+        if let Some(Range { min, max }) = range {
+            println!("  {name:<20} {min:>8.1} to {max:.1} {unit}");
         }
-    };
-    println!("\nThis machine now, on {} threads:", report.threads);
-    rates("  8-bit multiply-add", "Gop/s", |p| p.int8_ops);
-    rates("  bf16 multiply-add", "Gflop/s", |p| p.bf16_ops);
-    rates("  f32 multiply-add", "Gflop/s", |p| p.f32_ops);
-    rates("  memory read", "GB/s", |p| Some(p.read_bytes));
+    }
 }
 
 fn percent(share: Option<f64>) -> String {
