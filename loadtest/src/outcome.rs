@@ -44,6 +44,9 @@ pub enum Outcome {
     Ok,
     /// A complete answer that stopped before the asked length.
     OkShort,
+    /// A complete answer whose tokens are none that a reader sees: the model ended at once, or went on
+    /// with its end token. The server did the work, so this is no failure; it has no latency either.
+    OkEmpty,
     /// Status 429.
     Refused429,
     /// Status 503, with the error code of the body.
@@ -62,7 +65,7 @@ pub enum Outcome {
     Cut,
     /// Not the grammar: bad JSON, an event after the end, no finish reason, not HTTP.
     Protocol,
-    /// A complete answer without a single token-bearing event.
+    /// A complete answer without a single token, by its events and by its usage.
     Empty,
     /// A complete answer without token counts.
     NoUsage,
@@ -75,7 +78,7 @@ pub enum Outcome {
 impl Outcome {
     /// Whether the request counts as a success.
     pub fn is_success(&self) -> bool {
-        matches!(self, Self::Ok | Self::OkShort)
+        matches!(self, Self::Ok | Self::OkShort | Self::OkEmpty)
     }
 
     /// Whether the server refused the request before any work on it.
@@ -88,6 +91,7 @@ impl Outcome {
         Cow::Borrowed(match self {
             Self::Ok => "ok",
             Self::OkShort => "ok_short",
+            Self::OkEmpty => "ok_empty",
             Self::Refused429 => "refused_429",
             Self::Refused503(code) => return Cow::Owned(format!("refused_503_{code}")),
             Self::Http4xx => "http_4xx",
@@ -190,6 +194,10 @@ fn classify_stream(evidence: &Evidence<'_>) -> (Outcome, String) {
     let Some(finish_reason) = &stream.finish_reason else {
         return (Outcome::Protocol, "no finish reason".into());
     };
+    let generated = stream.usage.map_or(0, |usage| usage.completion_tokens);
+    if stream.events == 0 && generated > 0 {
+        return (Outcome::OkEmpty, String::new());
+    }
     if stream.events == 0 {
         return (
             Outcome::Empty,
@@ -403,10 +411,21 @@ mod tests {
                 StreamFacts {
                     events: 0,
                     t_first: None,
+                    usage: zero,
                     ..good()
                 },
                 End::Complete,
                 "empty",
+            ),
+            // Counted, but nothing that is shown: special tokens.
+            (
+                StreamFacts {
+                    events: 0,
+                    t_first: None,
+                    ..good()
+                },
+                End::Complete,
+                "ok_empty",
             ),
             (
                 StreamFacts {

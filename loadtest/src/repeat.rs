@@ -26,40 +26,78 @@ pub async fn run(
 ) -> Result<(PathBuf, Vec<Report>)> {
     let mut made: Option<PathBuf> = None;
     let mut reports = Vec::new();
-    for repeat in 1..=repeats {
-        for side in order(sides.len(), repeat) {
-            let mut config = sides[side].clone();
-            config.seed = config.seed.wrapping_add(u64::from(repeat - 1));
-            let mut report = app::measure(&config, interrupted()).await?;
-            let folder = match &made {
-                Some(folder) => folder.clone(),
-                None => results::new_folder(parent, &report.started, &folder_name(sides, &report))?,
-            };
-            made = Some(folder.clone());
-            if repeats > 1 || sides.len() > 1 {
-                report.series = Some(Series {
-                    id: folder
-                        .file_name()
-                        .unwrap_or_default()
-                        .to_string_lossy()
-                        .into_owned(),
-                    side: u32::try_from(side)?,
-                    repeat,
-                    of: repeats,
-                });
-            }
-            results::write_run(&place(&folder, sides, side, repeat, repeats), &report)?;
-            tell(&report);
-            // Written already; only the counts matter from here on.
-            report.records = Vec::new();
-            let is_stopped = report.window.stopped;
-            reports.push(report);
-            if is_stopped {
-                return finish(folder, reports);
-            }
+    for (repeat, side) in turns(sides.len(), repeats) {
+        let mut report = app::measure(&of_repeat(&sides[side], repeat), interrupted()).await?;
+        let folder = match &made {
+            Some(folder) => folder.clone(),
+            None => results::new_folder(parent, &report.started, &folder_name(sides, &report))?,
+        };
+        made = Some(folder.clone());
+        let id = folder.file_name().unwrap_or_default().to_string_lossy();
+        report.series = series(&id, sides.len(), side, repeat, repeats);
+        results::write_run(&place(&folder, sides, side, repeat, repeats), &report)?;
+        tell(&report);
+        // Written already; only the counts matter from here on.
+        report.records = Vec::new();
+        let is_stopped = report.window.stopped;
+        reports.push(report);
+        if is_stopped {
+            return finish(folder, reports);
         }
     }
     finish(made.unwrap_or_default(), reports)
+}
+
+/// As [`run`], into one folder that may hold some of the runs already: those are not made again. `id` is
+/// what the runs have in common. Gives the folder of every run.
+///
+/// # Errors
+/// As [`run`].
+pub async fn go_on(
+    sides: &[Config],
+    repeats: u32,
+    folder: &Path,
+    id: &str,
+    mut tell: impl FnMut(&Report),
+) -> Result<Vec<PathBuf>> {
+    let mut places = Vec::new();
+    for (repeat, side) in turns(sides.len(), repeats) {
+        let place = place(folder, sides, side, repeat, repeats);
+        if !place.join(results::RUN).is_file() {
+            let config = of_repeat(&sides[side], repeat);
+            let mut report = app::measure(&config, std::future::pending()).await?;
+            report.series = series(id, sides.len(), side, repeat, repeats);
+            results::write_run(&place, &report)?;
+            tell(&report);
+        }
+        places.push(place);
+    }
+    if places.len() > 1 {
+        page::write(&[folder.to_owned()], &folder.join(results::PAGE))?;
+    }
+    Ok(places)
+}
+
+/// Which repeat of which side comes when.
+fn turns(sides: usize, repeats: u32) -> impl Iterator<Item = (u32, usize)> {
+    (1..=repeats).flat_map(move |repeat| order(sides, repeat).into_iter().map(move |s| (repeat, s)))
+}
+
+fn of_repeat(config: &Config, repeat: u32) -> Config {
+    Config {
+        seed: config.seed.wrapping_add(u64::from(repeat - 1)),
+        ..config.clone()
+    }
+}
+
+/// The place among other runs, where there are others.
+fn series(id: &str, sides: usize, side: usize, repeat: u32, of: u32) -> Option<Series> {
+    (of > 1 || sides > 1).then(|| Series {
+        id: id.to_owned(),
+        side: u32::try_from(side).unwrap_or(u32::MAX),
+        repeat,
+        of,
+    })
 }
 
 /// The page over all runs; a single run has its own already.

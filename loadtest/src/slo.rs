@@ -46,11 +46,13 @@ impl Slo {
             (Some(value), Some(limit)) => u128::from(value) <= limit.as_nanos(),
             _ => true,
         };
+        // An answer without text is known to be one when it ends.
+        let ended = || Some(record.t_end.saturating_sub(record.t_plan));
         record.outcome.is_success()
-            && within(record.ttft(), self.ttft)
+            && within(record.ttft().or_else(ended), self.ttft)
             && within(record.tpot(), self.tpot)
             && within(record.longest_stall(), self.stall)
-            && within(record.e2e(), self.e2e)
+            && within(record.e2e().or_else(ended), self.e2e)
     }
 }
 
@@ -214,6 +216,19 @@ mod tests {
             assert!(at(exact), "{name}: the limit itself is kept");
             assert!(!at(exact - 1), "{name}");
         }
+    }
+
+    #[test]
+    fn an_answer_without_text_is_as_late_as_its_end() {
+        let mut record = success(0, 0, 7, 5);
+        record.outcome = Outcome::OkEmpty;
+        (record.stream.t_first, record.stream.t_last) = (None, None);
+        let within = |nanos: u64| {
+            let mut slo: Slo = "ttft=1s".parse().unwrap();
+            slo.ttft = Some(Duration::from_nanos(nanos));
+            slo.is_kept_by(&record)
+        };
+        assert!(within(record.t_end) && !within(record.t_end - 1));
     }
 
     #[test]

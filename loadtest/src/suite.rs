@@ -1,9 +1,12 @@
 //! `loadtest suite`: a server for each model and precision of a file, started, measured and stopped one
-//! after the other. What does not fit into the machine's memory is a result, not an attempt. A cell that
-//! has its `cell.json` is finished: a suite that was killed goes on with the others.
+//! after the other, and comparisons of two of them, which run together and are asked by turns. What does
+//! not fit into the machine's memory is a result, not an attempt. A suite that was killed goes on with the
+//! first run that it has not made.
 
 mod cell;
+mod job;
 mod plan;
+mod serve;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -11,7 +14,8 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
-pub use cell::run;
+pub use cell::{Cell, Figures, SUMMARY, SideName, Summary, run};
+pub use job::{Job, Side};
 pub use plan::{Fit, plan};
 
 /// The version of the format that is read.
@@ -32,6 +36,9 @@ pub struct Suite {
     pub model: Vec<Model>,
     /// What is asked, in this order.
     pub load: Vec<Load>,
+    /// Cells that are held against each other, after all cells.
+    #[serde(default)]
+    pub compare: Vec<Compare>,
 }
 
 /// A machine in the units that its vendor prints.
@@ -60,6 +67,8 @@ pub struct Server {
     pub ready: String,
     /// How long that may take, in seconds.
     pub start_s: f64,
+    /// How long it does take, in seconds, for the plan.
+    pub expected_start_s: f64,
 }
 
 /// A model in its precisions.
@@ -76,6 +85,9 @@ pub struct Model {
     pub precisions: Vec<String>,
     /// Sizes, for the plan.
     pub shape: Option<Shape>,
+    /// A command that measures what a precision costs in quality; it writes JSON to `{json}`.
+    #[serde(default)]
+    pub quality: Vec<String>,
 }
 
 /// Sizes of a decoder with four square attention matrices and two matrices of its MLP, four times as wide:
@@ -101,6 +113,22 @@ pub struct Load {
     pub flags: String,
     /// Runs, each with a seed of its own.
     pub repeats: u32,
+    /// How long one run takes, in seconds, for the plan.
+    pub expected_s: f64,
+}
+
+/// Two cells whose servers run together and are asked by turns.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Compare {
+    /// What it is called.
+    pub name: String,
+    /// The two cells as the plan names them, `MODEL PRECISION on SERVER`.
+    pub cells: [String; 2],
+    /// Flags of a run.
+    pub flags: String,
+    /// Runs of each.
+    pub pairs: u32,
     /// How long one run takes, in seconds, for the plan.
     pub expected_s: f64,
 }
@@ -137,14 +165,9 @@ impl Suite {
                 );
             }
         }
+        for compare in &suite.compare {
+            suite.compared(compare)?;
+        }
         Ok(suite)
-    }
-
-    /// Every model in every precision.
-    pub fn cells(&self) -> impl Iterator<Item = (&Model, &str)> {
-        let each = |model| std::iter::repeat(model);
-        self.model
-            .iter()
-            .flat_map(move |m| each(m).zip(m.precisions.iter().map(String::as_str)))
     }
 }

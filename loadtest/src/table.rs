@@ -124,6 +124,7 @@ fn outcome_line(
 ) -> fmt::Result {
     let detail = match class {
         "ok_short" => "stopped before the asked length",
+        "ok_empty" => "tokens, but none that a reader sees",
         _ => &outcome.first_detail,
     };
     let line = format!("  {class:<24}{:>8}{place}  {detail}", outcome.count);

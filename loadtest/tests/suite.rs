@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 const SUITE: &str = r#"
 schema = 1
@@ -18,16 +18,28 @@ workspace_gib = 0.1
 command = ["octet", "serve", "{source}", "-q", "{precision}", "-a", "{name}", "--port", "{port}", "--threads", "1", "--kv-cache-memory", "64MiB"]
 ready = "/health/ready"
 start_s = 60
+expected_start_s = 1
 [server.absent]
 command = ["no-such-server"]
 ready = "/"
 start_s = 1
+expected_start_s = 1
 [[model]]
-name = "neox"
-source = "FOLDER"
+name = "dolly"
+source = "FOLDER/dolly"
 server = "octet"
 precisions = ["bf16", "int8"]
 shape = { layers = 4, hidden = 60, vocabulary = 96 }
+[[model]]
+name = "stablelm"
+source = "FOLDER/stablelm"
+server = "octet"
+precisions = ["bf16", "int8"]
+[[model]]
+name = "oasst"
+source = "FOLDER/oasst"
+server = "octet"
+precisions = ["bf16", "int8"]
 [[model]]
 name = "12b"
 source = "nowhere"
@@ -40,29 +52,57 @@ source = "nowhere/at/all"
 server = "octet"
 precisions = ["int8"]
 [[model]]
-name = "neox"
+name = "dolly"
 source = ""
 server = "absent"
 precisions = ["q8_0"]
 [[load]]
 name = "solo"
-flags = "--api completions --requests 3 --prompt-tokens 8 --output-tokens 4 --ignore-eos"
+flags = "--requests 3 --prompt-tokens 8 --output-tokens 4 --ignore-eos"
 repeats = 2
+expected_s = 1
+[[compare]]
+name = "8 bits against 16"
+cells = ["dolly bf16 on octet", "dolly int8 on octet"]
+flags = "--requests 3 --prompt-tokens 8 --output-tokens 4 --ignore-eos"
+pairs = 2
 expected_s = 1
 "#;
 
-/// A GPT-NeoX stand-in with room for the client's calibration.
-fn stand_in(folder: &Path) {
+/// The tokens that tell each family's prompt format.
+const FAMILIES: [(&str, &[&str]); 3] = [
+    ("dolly", &["### Instruction:", "### End"]),
+    ("stablelm", &["<|SYSTEM|>", "<|USER|>", "<|ASSISTANT|>"]),
+    ("oasst", &["<|prompter|>", "<|assistant|>"]),
+];
+
+/// A GPT-NeoX stand-in with the tokens of a family and room for the client's calibration.
+fn stand_in(folder: &Path, tokens: &[&str]) {
     let from =
         Path::new(env!("CARGO_MANIFEST_DIR")).join("../crates/model/tests/fixtures/gpt-neox");
     std::fs::create_dir_all(folder).unwrap();
-    for name in ["model.safetensors", "tokenizer.json"] {
-        std::fs::copy(from.join(name), folder.join(name)).unwrap();
-    }
-    let text = std::fs::read_to_string(from.join("parallel.tf5.json")).unwrap();
-    let mut config: Value = serde_json::from_str(&text).unwrap();
+    std::fs::copy(
+        from.join("model.safetensors"),
+        folder.join("model.safetensors"),
+    )
+    .unwrap();
+    let read = |name: &str| -> Value {
+        serde_json::from_str(&std::fs::read_to_string(from.join(name)).unwrap()).unwrap()
+    };
+    let mut config = read("parallel.tf5.json");
     config["max_position_embeddings"] = 1024.into();
     std::fs::write(folder.join("config.json"), config.to_string()).unwrap();
+    let mut tokenizer = read("tokenizer.json");
+    let first = tokenizer["model"]["vocab"].as_object().unwrap().len();
+    let added = tokens.iter().enumerate().map(|(i, token)| {
+        json!({"id": first + i, "content": token, "special": true, "single_word": false,
+               "lstrip": false, "rstrip": false, "normalized": false})
+    });
+    tokenizer["added_tokens"] = added.collect();
+    std::fs::write(folder.join("tokenizer.json"), tokenizer.to_string()).unwrap();
+    // A prompt format needs an end token.
+    let settings = json!({"eos_token": "w2"});
+    std::fs::write(folder.join("tokenizer_config.json"), settings.to_string()).unwrap();
 }
 
 fn suite(file: &Path, out: &Path) -> Command {
@@ -91,21 +131,28 @@ fn files(out: &Path, name: &str) -> Vec<PathBuf> {
 #[test]
 fn a_suite_that_was_killed_goes_on_where_it_was() {
     let folder = tempfile::tempdir().unwrap();
-    let (model, file) = (folder.path().join("neox"), folder.path().join("suite.toml"));
+    let file = folder.path().join("suite.toml");
     let out = folder.path().join("results");
-    stand_in(&model);
-    std::fs::write(&file, SUITE.replace("FOLDER", model.to_str().unwrap())).unwrap();
+    for (name, tokens) in FAMILIES {
+        stand_in(&folder.path().join(name), tokens);
+    }
+    let text = SUITE.replace("FOLDER", folder.path().to_str().unwrap());
+    std::fs::write(&file, text).unwrap();
 
     let mut first = suite(&file, &out).stdout(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(first.stdout.take().unwrap()).lines();
-    let second = "neox int8 on octet: begins";
-    assert!(lines.any(|line| line.unwrap() == second), "{second}");
+    // The first of two runs of the second cell has been made.
+    let second = "  dolly int8 on octet, solo: ";
+    assert!(
+        lines.any(|line| line.unwrap().starts_with(second)),
+        "{second}"
+    );
     first.kill().unwrap();
     first.wait().unwrap();
-    let before = files(&out, "cell.json");
-    assert_eq!(before.len(), 1, "{before:?}");
-    let runs = files(before[0].parent().unwrap(), "run.json");
-    assert_eq!(runs.len(), 2);
+    let cells = files(&out, "cell.json");
+    assert_eq!(cells.len(), 1, "{cells:?}");
+    let runs = files(&out, "run.json");
+    assert!(runs.len() >= 3, "{runs:?}");
     let kept: Vec<Vec<u8>> = runs.iter().map(|run| std::fs::read(run).unwrap()).collect();
 
     let again = suite(&file, &out).output().unwrap();
@@ -116,7 +163,7 @@ fn a_suite_that_was_killed_goes_on_where_it_was() {
         "one cell fails: {told}{}",
         String::from_utf8_lossy(&again.stderr)
     );
-    assert!(told.contains("neox bf16 on octet: done before"), "{told}");
+    assert!(told.contains("dolly bf16 on octet: done before"), "{told}");
     for (run, bytes) in runs.iter().zip(kept) {
         assert_eq!(std::fs::read(run).unwrap(), bytes, "{run:?} was run twice");
     }
@@ -127,21 +174,38 @@ fn a_suite_that_was_killed_goes_on_where_it_was() {
         .iter()
         .map(|cell| cell["status"].as_str().unwrap())
         .collect();
-    let expected = ["done", "done", "does_not_fit", "failed", "not_there"];
+    let expected = [
+        "done",
+        "done",
+        "done",
+        "done",
+        "done",
+        "done",
+        "does_not_fit",
+        "failed",
+        "not_there",
+        "done",
+    ];
     assert_eq!(status, expected, "{told}");
-    assert!(
-        cells[..2]
-            .iter()
-            .all(|cell| cell["runs"].as_array().unwrap().len() == 2)
-    );
-    assert!(
-        cells[2]["reason"]
-            .as_str()
-            .unwrap()
-            .contains("22.1 GiB + KV against 0.9 GiB")
-    );
-    assert!(!cells[3]["reason"].as_str().unwrap().is_empty());
-    assert!(out.join("index.html").exists());
+    let runs = |cell: &Value| cell["runs"].as_array().unwrap().len();
+    assert!(cells[..6].iter().all(|cell| runs(cell) == 2) && runs(&cells[9]) == 4);
+    let refusal = "does not fit: 22.1 GiB + KV against 0.9 GiB";
+    assert_eq!(cells[6]["reason"], refusal);
+    assert!(!cells[7]["reason"].as_str().unwrap().is_empty());
+    let page = std::fs::read_to_string(out.join("index.html")).unwrap();
+    for words in [
+        refusal,
+        "not possible here: no-such-server",
+        "Too few runs to tell",
+        "failed: ",
+    ] {
+        assert!(page.contains(words), "{words} in {page}");
+    }
+    let link = page
+        .split("href=\"")
+        .nth(1)
+        .and_then(|rest| rest.split('"').next());
+    assert!(out.join(link.unwrap()).is_file(), "{link:?}");
     assert_eq!(servers_of(&out), Vec::<PathBuf>::new(), "still running");
 }
 

@@ -17,6 +17,7 @@ mod mutants;
 mod nvrtc;
 mod pictures;
 mod stages;
+mod suite;
 mod tidy;
 
 use std::path::{Path, PathBuf};
@@ -36,6 +37,8 @@ cargo xtask <command>
   tidy            check the rules that the compiler does not
   figures         draw the pictures of docs/quantisation.md from the bundled model and SmolLM2
   pictures        draw the README's pictures from a conversation and load tests on this machine
+  suite           measure the bundled model, SmolLM2 and llama.cpp's server where it is installed, in about
+                  20 minutes, into target/suite/cpu (--out FOLDER, --plan)
   dashboards      write the Grafana boards, Prometheus rules and start-up files of deploy/
   dist            write the archive of a release into target/dist
   assets          fetch the model files that tests use into target/assets";
@@ -49,6 +52,7 @@ fn main() -> ExitCode {
         Some("gpu") if args.get(1).is_some_and(|arg| arg == "pack") => gpu::pack(),
         Some("mutants") => mutants::run(&args[1..]),
         Some("tidy") => tidy::run(),
+        Some("suite") => suite::run(&args[1..]),
         Some("dashboards") => deploy::write(),
         Some("figures") => figures(),
         Some("pictures") => pictures::run(),

@@ -16,6 +16,7 @@ pub enum Scale {
 pub struct Axis {
     pub label: &'static str,
     scale: Scale,
+    is_time: bool,
     low: f64,
     high: f64,
 }
@@ -29,8 +30,26 @@ impl Axis {
         Self {
             label,
             scale,
+            is_time: false,
             low: f64::INFINITY,
             high: f64::NEG_INFINITY,
+        }
+    }
+
+    /// An axis of times, which are labelled with the unit that suits them.
+    pub fn seconds(scale: Scale) -> Self {
+        Self {
+            is_time: true,
+            ..Self::new("seconds", scale)
+        }
+    }
+
+    /// A value for people.
+    pub fn words(&self, value: f64) -> String {
+        if self.is_time {
+            super::milliseconds(Some(value))
+        } else {
+            super::number(value)
         }
     }
 
@@ -50,7 +69,9 @@ impl Axis {
         match self.scale {
             Scale::Linear => {
                 self.low = 0.0;
-                self.high = if self.high > 0.0 { self.high } else { 1.0 };
+                let high = if self.high > 0.0 { self.high } else { 1.0 };
+                let step = linear_step(high);
+                self.high = (high / step).ceil() * step;
             }
             Scale::Log => {
                 let ticks = one_two_five(self.low, self.high);
@@ -96,14 +117,14 @@ impl Axis {
                 (0..)
                     .map(|i| f64::from(i) * step)
                     .take_while(|value| *value <= self.high * 1.000_001)
-                    .map(|value| (value, super::number(value)))
+                    .map(|value| (value, self.words(value)))
                     .collect()
             }
             Scale::Log => one_two_five(self.low, self.high)
                 .into_iter()
                 .filter(|value| (self.low * 0.999..=self.high * 1.001).contains(value))
                 .filter(|value| self.high / self.low < 100.0 || is_power_of_ten(*value))
-                .map(|value| (value, super::milliseconds(Some(value))))
+                .map(|value| (value, self.words(value)))
                 .collect(),
             Scale::Percentile => SHARES
                 .into_iter()

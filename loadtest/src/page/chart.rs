@@ -18,6 +18,8 @@ pub enum Form {
     Line,
     /// One mark each.
     Dots,
+    /// Joined, with a mark and a label at each.
+    Marked,
 }
 
 /// One run in a chart.
@@ -26,6 +28,8 @@ pub struct Series {
     pub name: String,
     pub form: Form,
     pub points: Vec<(f64, f64)>,
+    /// What stands at the points of a marked series.
+    pub labels: Vec<String>,
 }
 
 /// A chart.
@@ -74,7 +78,7 @@ impl Chart {
             if series.points.is_empty() {
                 return format!("{}: no values", series.name);
             }
-            let [low, high] = [low, high].map(|value| super::milliseconds(Some(value)));
+            let [low, high] = [low, high].map(|value| self.y.words(value));
             format!("{}: {low} to {high}", series.name)
         };
         let parts: Vec<String> = self.series.iter().map(part).collect();
@@ -104,12 +108,16 @@ impl Chart {
             .iter()
             .map(|(x, y)| (self.place_x(*x), self.place_y(*y)));
         match series.form {
-            Form::Line => {
-                let points: Vec<String> = places
-                    .map(|(x, y)| format!("{},{}", coordinate(x), coordinate(y)))
-                    .collect();
-                html! { polyline class={ "line s" (index) } points=(points.join(" ")) {} }
-            }
+            Form::Line => polyline(index, places),
+            Form::Marked => html! {
+                (polyline(index, places.clone()))
+                g class={ "dots s" (index) } {
+                    @for ((x, y), label) in places.zip(&series.labels) {
+                        circle cx=(coordinate(x)) cy=(coordinate(y)) r="4" {}
+                        text class="tick" x=(coordinate(x + 7.0)) y=(coordinate(y - 9.0)) { (label) }
+                    }
+                }
+            },
             Form::Dots => html! {
                 g class={ "dots s" (index) } {
                     @for (x, y) in places { circle cx=(coordinate(x)) cy=(coordinate(y)) r="2.2" {} }
@@ -125,6 +133,13 @@ impl Chart {
     fn place_y(&self, value: f64) -> f64 {
         HEIGHT - BOTTOM - self.y.place(value) * (HEIGHT - TOP - BOTTOM)
     }
+}
+
+fn polyline(index: usize, places: impl Iterator<Item = (f64, f64)>) -> Markup {
+    let points: Vec<String> = places
+        .map(|(x, y)| format!("{},{}", coordinate(x), coordinate(y)))
+        .collect();
+    html! { polyline class={ "line s" (index) } points=(points.join(" ")) {} }
 }
 
 /// One digit after the point is finer than any screen.

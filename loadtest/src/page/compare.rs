@@ -170,6 +170,15 @@ pub fn verdicts(groups: &[Group]) -> Markup {
     html! { @for duel in &duels { (verdict(duel)) (bars(duel)) } }
 }
 
+/// The top of the page without its picture.
+pub fn finding(groups: &[Group]) -> Markup {
+    let metrics = Metric::headlines(groups);
+    let duels = groups[1..]
+        .iter()
+        .map(|second| Duel::new(&groups[0], second, &metrics));
+    html! { @for duel in duels { (verdict(&duel)) } }
+}
+
 fn verdict(duel: &Duel) -> Markup {
     let (a, b) = (&duel.first.name, &duel.second.name);
     let class = match duel.finding() {

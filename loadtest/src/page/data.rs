@@ -302,6 +302,14 @@ impl Arrival {
         matches!(self, Self::Closed { .. })
     }
 
+    /// How many users a closed loop has.
+    pub fn users(&self) -> Option<u64> {
+        match self {
+            Self::Closed { users } => Some(*users),
+            _ => None,
+        }
+    }
+
     /// For a table.
     pub fn brief(&self) -> String {
         match self {
@@ -356,6 +364,8 @@ pub fn plain(value: &serde_json::Value) -> String {
 
 /// Three or four digits, as people read numbers.
 pub fn number(value: f64) -> String {
+    // An empty sum of floats is minus zero.
+    let value = value + 0.0;
     let size = value.abs();
     match size {
         _ if value.fract() == 0.0 && size < 1e15 => format!("{value:.0}"),

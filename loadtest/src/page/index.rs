@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::data::milliseconds;
 use super::group::Group;
 use super::metric::{Latency, Metric, Quantile};
-use super::{document, facts};
+use super::{document, facts, suite};
 use crate::results::{self, PAGE, write_whole};
 
 /// Version of `index.json`'s schema.
@@ -77,6 +77,9 @@ pub fn write(folder: &Path) -> Result<()> {
     if !folder.is_dir() {
         bail!("{} is not a folder", folder.display());
     }
+    if let Some(page) = suite::page(folder)? {
+        return write_page(folder, &page);
+    }
     let groups = Group::read(folder)?;
     let mut entries: Vec<Entry> = groups
         .iter()
@@ -90,7 +93,10 @@ pub fn write(folder: &Path) -> Result<()> {
         results: &entries,
     };
     results::write_json(&folder.join("index.json"), &index)?;
-    let page = render(&entries);
+    write_page(folder, &render(&entries))
+}
+
+fn write_page(folder: &Path, page: &str) -> Result<()> {
     write_whole(&folder.join("index.html"), |out| {
         Ok(out.write_all(page.as_bytes())?)
     })

@@ -1,166 +1,178 @@
-//! Cells one after the other, and the summary of those that ended. A cell's folder holds its runs and,
-//! once it is finished, `cell.json`; both appear complete or not at all.
+//! Jobs one after the other, and the summary of those that ended. A job's folder holds its runs and, once it
+//! is finished, `cell.json`; both appear complete or not at all.
 
 use std::fs::File;
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use clap::Parser;
-use hyper::Method;
-use hyper::body::Bytes;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
+use serde_json::Value;
 
-use super::{Fit, Model, Suite};
+use super::serve::{Served, end_left_over, fill, find};
+use super::{Fit, Job, Load, Side, Suite};
 use crate::args::{Args, SuiteArgs};
-use crate::clock::Clock;
 use crate::config::Config;
-use crate::results::{plain, write_json, write_run};
-use crate::target::{HttpUrl, Target};
-use crate::{app, page};
+use crate::page;
+use crate::repeat;
+use crate::results::{RUN, plain, write_json};
 
 const POLL: Duration = Duration::from_millis(100);
-const ANSWER: Duration = Duration::from_secs(2);
-/// How long a server may take to end after SIGTERM.
-const STOP: Duration = Duration::from_secs(40);
-/// Variable of a server's environment: the folder of its suite.
-const MARK: &str = "LOADTEST_SUITE_FOLDER";
-/// Last bytes of a server's log that a failure shows.
-const LOG_TAIL: usize = 2000;
+/// How long a killed suite may go on to hold its lock.
+const LOCKED: Duration = Duration::from_secs(2);
+/// The schema of `summary.json`.
+const SCHEMA: u32 = 2;
+/// Name of the file that says what became of every job.
+pub const SUMMARY: &str = "summary.json";
 
-/// How a cell ended.
+/// What became of a suite.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-struct Cell {
-    model: String,
-    precision: String,
-    server: String,
+pub struct Summary {
+    schema: u32,
+    kind: String,
+    /// What the suite calls itself.
+    pub name: String,
+    /// The machine that it is for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub machine: Option<String>,
+    /// The jobs that ended, in order.
+    pub cells: Vec<Cell>,
+    /// Jobs that have not been run.
+    pub left: usize,
+}
+
+/// How a job ended.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Cell {
+    /// What it is called.
+    pub name: String,
+    /// Where its runs are, below the folder of the suite.
+    pub folder: String,
+    /// What was served: one, or two that were compared.
+    pub sides: Vec<SideName>,
     /// `done`, `does_not_fit`, `not_there` or `failed`.
-    status: String,
+    pub status: String,
+    /// Why it was not done.
     #[serde(default, skip_serializing_if = "String::is_empty")]
-    reason: String,
-    runs: Vec<Figures>,
+    pub reason: String,
+    /// Its memory, where it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fit: Option<Fit>,
+    /// What its precision costs, as the command of the suite says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quality: Option<Value>,
+    /// Its runs.
+    pub runs: Vec<Figures>,
+}
+
+/// A side in words.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct SideName {
+    /// The model.
+    pub model: String,
+    /// The precision.
+    pub precision: String,
+    /// The server.
+    pub server: String,
 }
 
 /// What the summary says of a run; the rest stands in its folder.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-struct Figures {
-    load: String,
-    folder: String,
-    output_tokens_per_second: f64,
-    ttft_p50_seconds: Option<f64>,
-    tpot_p50_seconds: Option<f64>,
-    failed: u64,
-    verdict: String,
+pub struct Figures {
+    /// The load.
+    pub load: String,
+    /// Its folder, below that of the job.
+    pub folder: String,
+    /// Tokens.
+    pub output_tokens_per_second: Option<f64>,
+    /// First token.
+    pub ttft_p50_seconds: Option<f64>,
+    /// Each further token.
+    pub tpot_p50_seconds: Option<f64>,
+    /// Requests that failed.
+    pub failed: u64,
+    /// Whether to believe it.
+    pub verdict: String,
 }
 
-#[derive(Serialize)]
-struct Summary<'a> {
-    schema: u32,
-    kind: &'static str,
-    name: &'a str,
-    cells: Vec<Cell>,
-    /// Cells that have not been run.
-    left: usize,
-}
-
-/// Runs the cells that are not finished, as far as the budget goes. True when every cell was measured or
+/// Does the jobs that are not finished, as far as the budget goes. True when every one was measured or
 /// said why not.
 ///
 /// # Errors
 /// Another suite in the same folder, a file that cannot be written.
 pub async fn run(suite: &Suite, args: &SuiteArgs, mut tell: impl FnMut(&str)) -> Result<bool> {
-    let out = args
-        .out
-        .clone()
-        .unwrap_or_else(|| Path::new("results").join(plain(&suite.name)));
+    let out = args.out.clone();
+    let out = out.unwrap_or_else(|| Path::new("results").join(plain(&suite.name)));
     std::fs::create_dir_all(&out).with_context(|| format!("cannot make {}", out.display()))?;
-    let lock = File::create(out.join(".lock"))?;
-    // A server that a killed suite was just starting holds the lock until it is a program of its own.
-    let begun = Instant::now();
-    while let Err(error) = lock.try_lock() {
-        if begun.elapsed() > ANSWER {
-            return Err(error).context("another suite writes into this folder");
-        }
-        tokio::time::sleep(POLL).await;
-    }
+    let _lock = lock(&out).await?;
     end_left_over(&out)?;
-    let mut left = args.budget;
-    let mut cells = Vec::new();
-    let mut waiting = 0;
-    for (model, precision) in suite.cells() {
-        let folder = out.join(folder_name(suite, model, precision));
-        let name = format!("{} {precision} on {}", model.name, model.server);
+    let mut budget = args.budget;
+    let (mut cells, mut left) = (Vec::new(), 0);
+    for job in suite.jobs() {
+        let folder = out.join(suite.folder_name(&job));
         if let Some(cell) = finished(&folder)? {
-            tell(&format!("{name}: {} before", cell.status));
+            tell(&format!("{}: {} before", job.name, cell.status));
             cells.push(cell);
             continue;
         }
-        let expected = suite.expected(&model.server);
-        let fit = suite.fit(model.shape, precision);
-        let takes = if fit.and_then(|f| f.refusal()).is_some() {
-            Duration::ZERO
-        } else {
-            expected
-        };
-        match left {
-            Some(budget) if takes > budget => {
-                tell(&format!("{name}: left out, it would exceed the budget"));
-                waiting += 1;
-                continue;
-            }
-            Some(budget) => left = Some(budget - takes),
-            None => {}
+        if !takes(&mut budget, suite, &job) {
+            tell(&format!(
+                "{}: left out, it would exceed the budget",
+                job.name
+            ));
+            left += 1;
+            continue;
         }
-        tell(&format!("{name}: begins"));
-        let cell = measure(suite, model, precision, fit, &folder).await?;
+        tell(&format!("{}: begins", job.name));
+        let cell = measure(suite, &job, &out, &folder, &mut tell).await?;
         // What is not there today may be there tomorrow.
         if cell.status != "not_there" {
             write_json(&folder.join("cell.json"), &cell)?;
         }
-        tell(&format!("{name}: {} {}", cell.status, cell.reason));
+        tell(&format!("{}: {} {}", job.name, cell.status, cell.reason));
         cells.push(cell);
     }
-    let is_clean = waiting == 0 && cells.iter().all(|cell| cell.status != "failed");
-    let has_runs = cells.iter().any(|cell| !cell.runs.is_empty());
-    let (kind, name) = ("suite", suite.name.as_str());
-    write_json(
-        &out.join("summary.json"),
-        &Summary {
-            schema: 1,
-            kind,
-            name,
-            cells,
-            left: waiting,
-        },
-    )?;
-    if has_runs {
-        page::index::write(&out)?;
-    }
+    let is_clean = left == 0 && cells.iter().all(|cell| cell.status != "failed");
+    let summary = Summary {
+        schema: SCHEMA,
+        kind: "suite".into(),
+        name: suite.name.clone(),
+        machine: suite.machine.as_ref().map(|machine| machine.name.clone()),
+        cells,
+        left,
+    };
+    write_json(&out.join(SUMMARY), &summary)?;
+    page::index::write(&out)?;
     Ok(is_clean)
 }
 
-/// A change of the command or of the loads makes another cell.
-fn folder_name(suite: &Suite, model: &Model, precision: &str) -> String {
-    let mut hash = Sha256::new();
-    for word in &suite.server[&model.server].command {
-        hash.update(word);
-        hash.update([0]);
+async fn lock(out: &Path) -> Result<File> {
+    let lock = File::create(out.join(".lock"))?;
+    // A server that a killed suite was just starting holds the lock until it is a program of its own.
+    let begun = Instant::now();
+    while let Err(error) = lock.try_lock() {
+        if begun.elapsed() > LOCKED {
+            return Err(error).context("another suite writes into this folder");
+        }
+        tokio::time::sleep(POLL).await;
     }
-    hash.update(&model.source);
-    for load in &suite.load {
-        hash.update(format!("\0{}\0{}\0{}", load.name, load.flags, load.repeats));
+    Ok(lock)
+}
+
+/// Whether the budget has room for a job, whose time is then taken from it.
+fn takes(budget: &mut Option<Duration>, suite: &Suite, job: &Job<'_>) -> bool {
+    let time = match suite.refusal(job) {
+        Some(_) => Duration::ZERO,
+        None => suite.expected(job),
+    };
+    match budget {
+        Some(left) if time > *left => return false,
+        Some(left) => *left -= time,
+        None => {}
     }
-    let digest = hash.finalize();
-    let (model, server) = (plain(&model.name), plain(&model.server));
-    format!(
-        "{model}-{}-{server}-{:02x}{:02x}",
-        plain(precision),
-        digest[0],
-        digest[1]
-    )
+    true
 }
 
 fn finished(folder: &Path) -> Result<Option<Cell>> {
@@ -175,207 +187,210 @@ fn finished(folder: &Path) -> Result<Option<Cell>> {
 
 async fn measure(
     suite: &Suite,
-    model: &Model,
-    precision: &str,
-    fit: Option<Fit>,
+    job: &Job<'_>,
+    out: &Path,
     folder: &Path,
+    tell: &mut impl FnMut(&str),
 ) -> Result<Cell> {
+    let fit = |side: &Side<'_>| suite.fit(side.model.shape, side.precision);
     let mut cell = Cell {
-        model: model.name.clone(),
-        precision: precision.to_owned(),
-        server: model.server.clone(),
+        name: job.name.clone(),
+        folder: suite.folder_name(job),
+        sides: job.sides.iter().map(SideName::new).collect(),
         status: "done".into(),
         reason: String::new(),
+        fit: job.sides.first().and_then(fit),
+        quality: None,
         runs: Vec::new(),
     };
     std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
-    if let Some(refusal) = fit.and_then(|fit| fit.refusal()) {
+    if let Some(refusal) = suite.refusal(job) {
         (cell.status, cell.reason) = ("does_not_fit".into(), refusal);
         return Ok(cell);
     }
-    let program = &suite.server[&model.server].command[0];
-    let Some(program) = find(program) else {
-        (cell.status, cell.reason) = ("not_there".into(), format!("{program} is not installed"));
-        return Ok(cell);
-    };
-    let log = tempfile::NamedTempFile::new()?;
-    if let Err(error) = serve(
-        suite,
-        model,
-        precision,
-        &program,
-        &log,
-        folder,
-        &mut cell.runs,
-    )
-    .await
-    {
-        let text = std::fs::read(log.path()).unwrap_or_default();
-        let tail = String::from_utf8_lossy(&text[text.len().saturating_sub(LOG_TAIL)..]);
-        (cell.status, cell.reason) = ("failed".into(), format!("{error:#}; {}", tail.trim()));
+    let mut programs = Vec::new();
+    for side in &job.sides {
+        let program = &suite.server[&side.model.server].command[0];
+        match find(program) {
+            Some(found) => programs.push(found),
+            None => {
+                let reason = format!("{program} is not installed");
+                (cell.status, cell.reason) = ("not_there".into(), reason);
+                return Ok(cell);
+            }
+        }
     }
+    let mut served = Vec::new();
+    if let Err(error) = all(suite, job, &programs, out, folder, &mut served, tell).await {
+        let words: Vec<String> = served.iter().map(Served::last_words).collect();
+        let reason = format!("{error:#}; {}", words.join("; "));
+        (cell.status, cell.reason) = ("failed".into(), reason);
+    }
+    cell.quality = quality_of(folder)?;
+    cell.runs = figures(job, folder)?;
     Ok(cell)
 }
 
-/// Beside this program, where a release puts both, else where the shell looks.
-fn find(program: &str) -> Option<PathBuf> {
-    let here = std::env::current_exe()
-        .ok()
-        .and_then(|p| Some(p.parent()?.to_owned()));
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let folders = here.into_iter().chain(std::env::split_paths(&path));
-    folders
-        .map(|folder| folder.join(program))
-        .find(|file| file.is_file())
-}
-
-async fn serve(
+/// Quality first, then every load on servers that are all up.
+async fn all(
     suite: &Suite,
-    model: &Model,
-    precision: &str,
-    program: &Path,
-    log: &tempfile::NamedTempFile,
+    job: &Job<'_>,
+    programs: &[PathBuf],
+    out: &Path,
     folder: &Path,
-    runs: &mut Vec<Figures>,
+    served: &mut Vec<Served>,
+    tell: &mut impl FnMut(&str),
 ) -> Result<()> {
-    let server = &suite.server[&model.server];
-    let port = TcpListener::bind("127.0.0.1:0")?
-        .local_addr()?
-        .port()
-        .to_string();
-    let pairs = [
-        ("{source}", model.source.as_str()),
-        ("{precision}", precision),
-        ("{name}", &model.name),
-        ("{port}", &port),
-    ];
-    let filled = |word: &String| {
-        pairs
-            .iter()
-            .fold(word.clone(), |w, (key, value)| w.replace(key, value))
-    };
-    let words = server.command[1..]
-        .iter()
-        .map(filled)
-        .filter(|word| !word.is_empty());
-    let mut child = Command::new(program)
-        .args(words)
-        .env(MARK, mark(folder.parent().unwrap_or(folder))?)
-        .stdin(Stdio::null())
-        .stdout(log.reopen()?)
-        .stderr(log.reopen()?)
-        .spawn()
-        .map(Served)?;
-    let url = format!("http://127.0.0.1:{port}");
-    ready(
-        &mut child.0,
-        &url,
-        &server.ready,
-        Duration::from_secs_f64(server.start_s),
-    )
-    .await?;
-    for load in &suite.load {
-        for repeat in 1..=load.repeats {
-            let place = if load.repeats > 1 {
-                folder.join(plain(&load.name)).join(repeat.to_string())
-            } else {
-                folder.join(plain(&load.name))
-            };
-            let name = format!(
-                "{} {precision} on {}, {}",
-                model.name, model.server, load.name
-            );
-            let seed = repeat.to_string();
-            let fixed = [
-                "loadtest", "--quiet", "--url", &url, "--name", &name, "--seed", &seed,
-            ];
-            let args = Args::try_parse_from(fixed.into_iter().chain(load.flags.split_whitespace()))
-                .with_context(|| format!("the load {}", load.name))?;
-            let report = app::measure(&Config::try_from(args)?, std::future::pending()).await?;
-            write_run(&place, &report)?;
-            let verdict = serde_json::to_value(report.verdict)?;
-            let json = serde_json::to_value(&report.latency)?;
-            runs.push(Figures {
-                load: load.name.clone(),
-                folder: place
-                    .strip_prefix(folder)
-                    .unwrap_or(&place)
-                    .display()
-                    .to_string(),
-                output_tokens_per_second: report.rates.output_tokens,
-                ttft_p50_seconds: json["ttft"]["p50"].as_f64(),
-                tpot_p50_seconds: json["tpot"]["p50"].as_f64(),
-                failed: report.requests.failed,
-                verdict: verdict.as_str().unwrap_or_default().to_owned(),
-            });
-        }
+    if let [side] = job.sides[..] {
+        score(side, folder)?;
+    }
+    for (side, program) in job.sides.iter().zip(programs) {
+        let server = &suite.server[&side.model.server];
+        served.push(Served::start(server, *side, program, out)?);
+    }
+    for (side, served) in job.sides.iter().zip(served.iter_mut()) {
+        served.ready(&suite.server[&side.model.server]).await?;
+    }
+    for load in &job.loads {
+        let sides = configs(suite, job, load, served)?;
+        let id = format!("{}/{}", suite.folder_name(job), load.name);
+        let place = place(job, folder, load);
+        repeat::go_on(&sides, load.repeats, &place, &id, |report| {
+            let rate = report.rates.output_tokens;
+            tell(&format!("  {}: {rate:.1} tokens/s", report.name));
+        })
+        .await
+        .with_context(|| format!("the load {}", load.name))?;
     }
     Ok(())
 }
 
-/// What marks the servers of a suite, so that the next one over the same folder finds those that were
-/// left when it was killed, at whatever moment that was.
-fn mark(out: &Path) -> Result<String> {
-    let out = std::path::absolute(out)?;
-    Ok(out.display().to_string())
+/// A comparison is one load: its folder is that of the comparison.
+fn place(job: &Job<'_>, folder: &Path, load: &Load) -> PathBuf {
+    match job.sides.len() {
+        1 => folder.join(plain(&load.name)),
+        _ => folder.to_owned(),
+    }
 }
 
-/// Ends the servers of a suite that was killed.
-fn end_left_over(out: &Path) -> Result<()> {
-    let wanted = format!("{MARK}={}", mark(out)?);
-    let Ok(processes) = std::fs::read_dir("/proc") else {
+fn configs(suite: &Suite, job: &Job<'_>, load: &Load, served: &[Served]) -> Result<Vec<Config>> {
+    let price = suite
+        .machine
+        .as_ref()
+        .and_then(|m| Some((m.price_per_hour?, &m.name)));
+    let each = job
+        .side_names()
+        .into_iter()
+        .zip(served)
+        .map(|(name, served)| {
+            let name = match job.sides.len() {
+                1 => format!("{name}, {}", load.name),
+                _ => name,
+            };
+            let fixed = [
+                "loadtest",
+                "--quiet",
+                "--seed",
+                "1",
+                "--url",
+                &served.url,
+                "--name",
+                &name,
+            ];
+            let words = fixed.into_iter().chain(load.flags.split_whitespace());
+            let mut args = Args::try_parse_from(words)?;
+            args.command = format!("loadtest {}", load.flags);
+            if let Some((price, machine)) = price {
+                (args.price_per_hour, args.price_note) = (Some(price), Some(machine.clone()));
+            }
+            Config::try_from(args)
+        });
+    each.collect::<Result<_>>()
+        .with_context(|| format!("the load {}", load.name))
+}
+
+/// Runs the command that measures quality, unless its result is there.
+fn score(side: Side<'_>, folder: &Path) -> Result<()> {
+    let file = folder.join(QUALITY);
+    let [program, words @ ..] = &side.model.quality[..] else {
         return Ok(());
     };
-    for process in processes.flatten() {
-        // Those of other users cannot be read, and are not ours.
-        let variables = std::fs::read(process.path().join("environ")).unwrap_or_default();
-        if variables.split(|b| *b == 0).any(|v| v == wanted.as_bytes()) {
-            let _ = Command::new("kill")
-                .arg("-9")
-                .arg(process.file_name())
-                .status();
+    let Some(program) = find(program).filter(|_| !file.is_file()) else {
+        return Ok(());
+    };
+    let partial = folder.join("quality.part");
+    let json = partial.display().to_string();
+    let words = words.iter().map(|word| fill(word, side, ("{json}", &json)));
+    let run = Command::new(program)
+        .args(words.filter(|word| !word.is_empty()))
+        .stdin(Stdio::null())
+        .output()?;
+    if !run.status.success() {
+        bail!("quality: {}", String::from_utf8_lossy(&run.stderr).trim());
+    }
+    Ok(std::fs::rename(partial, file)?)
+}
+
+const QUALITY: &str = "quality.json";
+
+fn quality_of(folder: &Path) -> Result<Option<Value>> {
+    let path = folder.join(QUALITY);
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let text = std::fs::read_to_string(&path)?;
+    let value = serde_json::from_str(&text).with_context(|| path.display().to_string())?;
+    Ok(Some(value))
+}
+
+/// The runs that are there.
+fn figures(job: &Job<'_>, folder: &Path) -> Result<Vec<Figures>> {
+    let mut found = Vec::new();
+    for load in &job.loads {
+        let mut places = Vec::new();
+        runs_in(&place(job, folder, load), &mut places)?;
+        for place in places {
+            found.push(Figures::read(&load.name, folder, &place)?);
+        }
+    }
+    Ok(found)
+}
+
+fn runs_in(folder: &Path, places: &mut Vec<PathBuf>) -> Result<()> {
+    if folder.join(RUN).is_file() {
+        places.push(folder.to_owned());
+    } else if folder.is_dir() {
+        for below in page::subfolders(folder)? {
+            runs_in(&below, places)?;
         }
     }
     Ok(())
 }
 
-async fn ready(child: &mut Child, url: &str, path: &str, limit: Duration) -> Result<()> {
-    let begun = Instant::now();
-    let clock = Clock::start();
-    loop {
-        if let Some(status) = child.try_wait()? {
-            bail!("the server ended before it was ready ({status})");
-        }
-        if let Ok(target) = Target::resolve(HttpUrl::parse_base(url)?, None, clock).await {
-            let answer = target
-                .fetch(Method::GET, path, "*/*", Bytes::new(), ANSWER)
-                .await;
-            if matches!(answer, Ok((200, _))) {
-                return Ok(());
-            }
-        }
-        if begun.elapsed() > limit {
-            bail!("the server was not ready within {} s", limit.as_secs());
-        }
-        tokio::time::sleep(POLL).await;
+impl Figures {
+    fn read(load: &str, folder: &Path, place: &Path) -> Result<Self> {
+        let path = place.join(RUN);
+        let text = std::fs::read_to_string(&path)?;
+        let run: Value = serde_json::from_str(&text).with_context(|| path.display().to_string())?;
+        let below = place.strip_prefix(folder).unwrap_or(place);
+        Ok(Self {
+            load: load.to_owned(),
+            folder: below.display().to_string(),
+            output_tokens_per_second: run["rates"]["output_tokens"].as_f64(),
+            ttft_p50_seconds: run["latency"]["ttft"]["p50"].as_f64(),
+            tpot_p50_seconds: run["latency"]["tpot"]["p50"].as_f64(),
+            failed: run["requests"]["failed"].as_u64().unwrap_or(0),
+            verdict: run["verdict"].as_str().unwrap_or_default().to_owned(),
+        })
     }
 }
 
-/// A running server: asked to end when dropped, and made to when it does not.
-struct Served(Child);
-
-impl Drop for Served {
-    fn drop(&mut self) {
-        let pid = self.0.id().to_string();
-        let _ = Command::new("kill").arg(&pid).status();
-        let begun = Instant::now();
-        while begun.elapsed() < STOP {
-            if !matches!(self.0.try_wait(), Ok(None)) {
-                return;
-            }
-            std::thread::sleep(POLL);
+impl SideName {
+    fn new(side: &Side<'_>) -> Self {
+        Self {
+            model: side.model.name.clone(),
+            precision: side.precision.to_owned(),
+            server: side.model.server.clone(),
         }
-        let _ = self.0.kill();
-        let _ = self.0.wait();
     }
 }

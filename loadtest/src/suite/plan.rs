@@ -1,14 +1,13 @@
 //! What a suite will take, computed before anything starts.
 
 use std::fmt::Write;
-use std::time::Duration;
 
 use super::{Machine, Shape, Suite};
 
 const GIB: f64 = (1u64 << 30) as f64;
 
 /// Memory of a cell, in GiB.
-#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Fit {
     /// Weights.
     pub weights_gib: f64,
@@ -59,31 +58,23 @@ impl Suite {
     pub fn fit(&self, shape: Option<Shape>, precision: &str) -> Option<Fit> {
         Some(Fit::new(self.machine.as_ref()?, shape?, precision))
     }
-
-    /// How long a cell takes.
-    pub fn expected(&self, server: &str) -> Duration {
-        let start = self.server.get(server).map_or(0.0, |s| s.start_s);
-        let loads = self
-            .load
-            .iter()
-            .map(|l| l.expected_s * f64::from(l.repeats));
-        Duration::from_secs_f64(start + loads.sum::<f64>())
-    }
 }
 
 /// All cells with their expected time, memory and cost.
 pub fn plan(suite: &Suite) -> String {
     let mut text = String::new();
     let mut total = 0.0;
-    for (model, precision) in suite.cells() {
-        let fit = suite.fit(model.shape, precision);
-        let cell = format!("{} {precision} on {}", model.name, model.server);
-        let what = if let Some(refusal) = fit.and_then(|fit| fit.refusal()) {
+    for job in suite.jobs() {
+        let what = if let Some(refusal) = suite.refusal(&job) {
             refusal
         } else {
-            let minutes = suite.expected(&model.server).as_secs_f64() / 60.0;
+            let minutes = suite.expected(&job).as_secs_f64() / 60.0;
             total += minutes;
-            let memory = fit.map_or(String::new(), |f| {
+            let memory = match &job.sides[..] {
+                [side] => suite.fit(side.model.shape, side.precision),
+                _ => None,
+            };
+            let memory = memory.map_or(String::new(), |f| {
                 let (weights, tokens) = (f.weights_gib, f.kv_tokens);
                 format!(
                     ", weights {weights:.1} GiB, KV room {:.1} GiB for {tokens} tokens",
@@ -92,7 +83,7 @@ pub fn plan(suite: &Suite) -> String {
             });
             format!("{minutes:.1} min{memory}")
         };
-        let _ = writeln!(text, "{cell:<52} {what}");
+        let _ = writeln!(text, "{:<52} {what}", job.name);
     }
     let _ = write!(text, "expected in all: {total:.0} min");
     let price = suite.machine.as_ref().and_then(|m| m.price_per_hour);
@@ -111,16 +102,16 @@ mod tests {
     #[test]
     fn twelve_billion_weights_in_16_bits_do_not_fit_an_a10() {
         let suite = Suite::parse(A10).unwrap();
-        let refused = |(model, precision): &(&super::super::Model, &str)| {
-            suite
-                .fit(model.shape, precision)
-                .unwrap()
-                .refusal()
-                .is_some()
+        let refused = |side: &crate::suite::Side<'_>| {
+            let fit = suite.fit(side.model.shape, side.precision);
+            fit.unwrap().refusal().is_some()
         };
         let all: Vec<_> = suite.cells().collect();
         let not: Vec<_> = all.iter().filter(|c| refused(c)).collect();
-        let names: Vec<_> = not.iter().map(|(m, p)| (m.name.as_str(), *p)).collect();
+        let names: Vec<_> = not
+            .iter()
+            .map(|s| (s.model.name.as_str(), s.precision))
+            .collect();
         assert_eq!(
             names,
             [("dolly-v2-12b", "f16"), ("oasst-pythia-12b", "f16")]
@@ -148,9 +139,13 @@ mod tests {
         let text = A10.replace("memory_gib", "memory_gb");
         let error = format!("{:#}", Suite::parse(&text).unwrap_err());
         assert!(error.contains("memory_gb"), "{error}");
+        let cpu = include_str!("../../../deploy/suites/cpu.toml");
+        assert!(Suite::parse(cpu).is_ok());
+        let text = cpu.replace("auto on octet\"", "auto on octopus\"");
+        let error = format!("{:#}", Suite::parse(&text).unwrap_err());
+        assert!(error.contains("auto on octopus"), "{error}");
         let text = A10.replace("[server.octet]", "[server.other]");
         let error = format!("{:#}", Suite::parse(&text).unwrap_err());
         assert!(error.contains("[server.octet]"), "{error}");
-        assert!(Suite::parse(include_str!("../../../deploy/suites/cpu.toml")).is_ok());
     }
 }

@@ -1,0 +1,151 @@
+//! Everything about a configuration that is not on the first screen.
+
+use maud::{Markup, html};
+
+use super::data::{Cost, Run, milliseconds, number};
+use super::facts;
+use super::group::Group;
+use crate::stats::Percentile;
+
+/// Everything else about a configuration.
+pub fn details(group: &Group, named: bool) -> Markup {
+    let first = &group.runs[0];
+    html! {
+        section {
+            h2 { "What was run" @if named { ": " (group.name) } }
+            @if !first.tool.command.is_empty() { pre { (first.tool.command) } }
+            dl { @for (name, value) in facts::of_run(first) { dt { (name) } dd { (value) } } }
+            dl {
+                dt { "started" } dd { (first.started) }
+                dt { "window" } dd { (number(first.window.seconds)) " s" }
+                dt { "lengths" } dd {
+                    "mean prompt " (number(first.lengths.prompt_mean.unwrap_or(0.0))) ", mean output "
+                    (number(first.lengths.output_mean.unwrap_or(0.0))) " tokens"
+                }
+                dt { "digest of the requests" } dd { code { (first.load.workload_sha256) } }
+            }
+            (cost(group))
+            @if let [run] = &group.runs[..] {
+                (latency_table(run))
+                (outcome_table(run))
+                (checks_table(run))
+            } @else {
+                (all_gaps(group))
+                @for (i, run) in group.runs.iter().enumerate() {
+                    details { summary { "Run " (i + 1) } (latency_table(run)) (outcome_table(run)) (checks_table(run)) }
+                }
+            }
+        }
+    }
+}
+
+/// What a million tokens cost, as the mean over runs.
+fn cost(group: &Group) -> Markup {
+    let counted = group.counted();
+    let costs: Vec<&Cost> = counted.iter().filter_map(|run| run.cost.as_ref()).collect();
+    let Some(first) = costs.first().filter(|_| costs.len() == counted.len()) else {
+        return html! {};
+    };
+    let mean = |of: &dyn Fn(&Cost) -> f64| {
+        number(costs.iter().map(|cost| of(cost)).sum::<f64>() / costs.len() as f64)
+    };
+    let price = &first.price;
+    html! {
+        h3 { "Cost of a million tokens" }
+        @if let Some(reason) = costs.iter().find_map(|cost| cost.not_stated.as_ref()) {
+            p { "Not stated: " (reason) "." }
+        } @else {
+            table {
+                thead { tr { th { "machine in use" } th { "output tokens" } th { "prompt and output tokens" } } }
+                tbody { @for (i, line) in first.uses.iter().enumerate() { tr {
+                    th { (number(line.share * 100.0)) " %" }
+                    td { (mean(&|cost| cost.uses[i].per_million_output_tokens)) }
+                    td { (mean(&|cost| cost.uses[i].per_million_total_tokens)) }
+                } } }
+            }
+        }
+        p class="note" { "At " (number(price.per_hour)) " an hour" @if !price.note.is_empty() { " (" (price.note) ")" } ", at this load." }
+    }
+}
+
+/// Gaps between events over all runs: their histograms are added, their percentiles are not averaged.
+fn all_gaps(group: &Group) -> Markup {
+    let gaps = group.gaps().summary();
+    let value = |p: Percentile| match p {
+        Percentile::Seconds(value) => milliseconds(Some(value)),
+        _ => "–".to_owned(),
+    };
+    let row = [
+        ("p50", gaps.p50),
+        ("p90", gaps.p90),
+        ("p99", gaps.p99),
+        ("p99.9", gaps.p999),
+    ];
+    html! {
+        @if gaps.n > 0 {
+            p {
+                "Gaps between events, all runs in one histogram of " (gaps.n) ":"
+                @for (name, p) in row { " " (name) " " (value(p)) "," }
+                " longest " (milliseconds(gaps.max)) "."
+            }
+        }
+    }
+}
+
+fn latency_table(run: &Run) -> Markup {
+    let l = &run.latency;
+    let rows = [
+        ("time to first token", &l.ttft),
+        ("time per output token", &l.tpot),
+        ("gap between events", &l.chunk_gap),
+        ("longest stall", &l.longest_stall),
+        ("whole answer", &l.e2e),
+        ("send lag of the client", &run.client.send_lag),
+    ];
+    html! {
+        h3 { "Latency" }
+        div class="wide" {
+            table {
+                thead { tr { th { "" } @for name in ["n", "mean", "p50", "p90", "p95", "p99", "max"] { th { (name) } } } }
+                tbody {
+                    @for (name, s) in rows {
+                        tr {
+                            th { (name) } td { (s.n) }
+                            @for value in [s.mean, s.p50, s.p90, s.p95, s.p99, s.max] { td { (milliseconds(value)) } }
+                        }
+                    }
+                }
+            }
+        }
+        p class="note" { "A percentile that so few samples cannot bound is shown as –." }
+    }
+}
+
+fn outcome_table(run: &Run) -> Markup {
+    html! {
+        h3 { "Outcomes" }
+        table { tbody { @for (name, outcome) in &run.outcomes { tr { th { (name) } td { (outcome.count) } } } } }
+    }
+}
+
+fn checks_table(run: &Run) -> Markup {
+    html! {
+        h3 { "Counts of the client against counts of the server" }
+        @if let Some(reason) = &run.server.not_available {
+            p { "Not compared: " (reason) }
+        }
+        div class="wide" {
+            table {
+                tbody {
+                    @for check in &run.server.checks {
+                        tr class=(check.verdict) {
+                            th { (check.id) " " (check.what) }
+                            td { (check.client_words()) } td { (check.server.map_or("–".into(), number)) }
+                            td { (check.verdict) }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! The top of a page about one configuration.
+
+use maud::{Markup, html};
+
+use super::data::{Run, Sample};
+use super::ends;
+use super::group::Group;
+use super::metric::{Latency, Metric, Quantile};
+use crate::interval::{Interval, within_run};
+
+/// What came out, in words, and whether to believe it.
+pub fn verdict(group: &Group) -> Markup {
+    let run = &group.runs[0];
+    let (counted, excluded) = (group.counted(), group.excluded().count());
+    let warned = counted.iter().any(|run| run.verdict == "warning");
+    let (word, class) = match (group.is_valid(), warned || excluded > 0) {
+        (true, false) => ("valid", "good"),
+        (true, true) => ("valid, with warnings", "fair"),
+        (false, _) => ("not valid", "bad"),
+    };
+    let [failed, measured] = [|r: &&Run| r.requests.failed, |r: &&Run| r.requests.measured]
+        .map(|of| counted.iter().map(of).sum::<u64>());
+    let value = |metric: Metric| group.summary(metric).map(|(value, _)| metric.words(value));
+    let rate = value(Metric::OutputTokens).unwrap_or_default();
+    let ttft = value(Metric::Latency(Latency::Ttft, Quantile::P50));
+    html! {
+        section class={ "verdict " (class) } {
+            p class="headline" {
+                (run.target.model) " gave " strong { (rate) }
+                " to " (run.load.arrival.words())
+                @if let Some(ttft) = ttft { "; half of the first tokens came within " strong { (ttft) } }
+                "."
+            }
+            p {
+                (measured - failed) " of " (measured) " requests succeeded. The measurement is " strong { (word) }
+                @if group.runs.len() > 1 { ": " (counted.len()) " of " (group.runs.len()) " runs count" }
+                @else { ": one run, which says nothing about the next one (" code { "--repeats 5" } " does)" }
+                "."
+            }
+            (reasons(group))
+        }
+    }
+}
+
+/// What speaks against runs, each reason once.
+fn reasons(group: &Group) -> Markup {
+    let mut seen: Vec<(&str, Vec<String>)> = Vec::new();
+    for (i, run) in group.runs.iter().enumerate() {
+        for reason in &run.reasons {
+            match seen.iter_mut().find(|(known, _)| known == reason) {
+                Some((_, runs)) => runs.push((i + 1).to_string()),
+                None => seen.push((reason, vec![(i + 1).to_string()])),
+            }
+        }
+    }
+    html! {
+        @if !seen.is_empty() {
+            ul { @for (reason, runs) in &seen {
+                li { (reason) @if group.runs.len() > 1 { " (run " (runs.join(", ")) ")" } }
+            } }
+        }
+    }
+}
+
+pub fn tiles(group: &Group) -> Markup {
+    let groups = std::slice::from_ref(group);
+    let latencies = [Latency::Ttft, Latency::Tpot, Latency::E2e];
+    html! {
+        section class="tiles" {
+            (tile(group, Metric::OutputTokens, None))
+            @if group.runs[0].goodput.is_some() { (tile(group, Metric::Goodput, None)) }
+            @for latency in latencies {
+                (tile(group, Metric::Latency(latency, Quantile::P50), Some(latency.highest(groups))))
+            }
+        }
+    }
+}
+
+/// A metric with its interval, and one of its tail.
+fn tile(group: &Group, metric: Metric, tail: Option<Metric>) -> Markup {
+    let words = |metric: Metric| match group.summary(metric) {
+        Some((value, _)) => metric.words(value),
+        None => "–".to_owned(),
+    };
+    let interval = match group.summary(metric) {
+        Some((_, Some(interval))) => {
+            format!(
+                "{}, 95 % over {} runs",
+                ends(metric, interval),
+                group.counted().len()
+            )
+        }
+        _ => match median_within(group, metric) {
+            Some(interval) => format!("{}, 95 % within this run only", ends(metric, interval)),
+            None => "one run, no interval".to_owned(),
+        },
+    };
+    html! {
+        div class="tile" {
+            p class="name" { (metric.name()) }
+            p class="value" { (words(metric)) }
+            p class="note" { (interval) }
+            @if let (Metric::Goodput, [run]) = (metric, &group.runs[..]) { p class="note" { (kept(run)) } }
+            @if let Some(tail) = tail.filter(|tail| *tail != metric) {
+                p class="note" { (tail.name()) ": " (words(tail)) }
+            }
+        }
+    }
+}
+
+/// The share of the requests that kept the limits.
+fn kept(run: &Run) -> String {
+    let percent = |share: f64| format!("{:.1} %", share * 100.0);
+    let Some(goodput) = &run.goodput else {
+        return String::new();
+    };
+    let share = &goodput.attainment;
+    let value = share.value.map_or_else(|| "–".to_owned(), percent);
+    format!(
+        "limits kept by {value} ({} to {})",
+        percent(share.low),
+        percent(share.high)
+    )
+}
+
+/// The interval of a median as far as one run knows it.
+fn median_within(group: &Group, metric: Metric) -> Option<Interval> {
+    let (Metric::Latency(latency, Quantile::P50), [run]) = (metric, &group.runs[..]) else {
+        return None;
+    };
+    let value = |s: &Sample| match latency {
+        Latency::Ttft => s.ttft,
+        Latency::Tpot => s.tpot,
+        Latency::E2e => s.e2e,
+    };
+    let moments = run.samples.iter().filter_map(|s| Some((s.t, value(s)?)));
+    let moments: Vec<(f64, f64)> = moments.collect();
+    let answer = run.latency.e2e.p95.or(run.latency.e2e.max)?;
+    within_run(&moments, run.window.seconds, answer, 0.5)
+}

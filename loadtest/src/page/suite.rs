@@ -1,0 +1,294 @@
+//! The page of a suite: who was faster, every cell with its figures or the reason why it has none, and what
+//! more load makes of speed and latency.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use maud::{Markup, html};
+use serde_json::Value;
+
+use super::axis::{Axis, Scale};
+use super::chart::{Chart, Form, Series};
+use super::data::number;
+use super::group::Group;
+use super::metric::{Latency, Metric, Quantile};
+use super::{compare, document};
+use crate::results::PAGE;
+use crate::suite::{Cell, SUMMARY, Summary};
+
+/// A job with the runs of each of its loads, or of each of its sides.
+struct Row {
+    cell: Cell,
+    loads: Vec<Group>,
+}
+
+/// The page of the suite whose results lie in `folder`; none where there is no suite.
+///
+/// # Errors
+/// A summary or a result that cannot be read.
+pub fn page(folder: &Path) -> Result<Option<String>> {
+    let path = folder.join(SUMMARY);
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let text = std::fs::read_to_string(&path)?;
+    let summary: Summary =
+        serde_json::from_str(&text).with_context(|| path.display().to_string())?;
+    let mut rows = Vec::new();
+    for cell in &summary.cells {
+        let place = folder.join(&cell.folder);
+        let mut loads = match cell.runs.is_empty() {
+            true => Vec::new(),
+            false => Group::read(&place)?,
+        };
+        for run in loads.iter().flat_map(|group| &group.runs) {
+            if run.place.strip_prefix(folder).is_err() {
+                bail!("{} lies outside of the suite", run.place.display());
+            }
+        }
+        if cell.sides.len() == 1 {
+            loads.sort_by_key(|group| position(cell, group));
+        }
+        rows.push(Row {
+            cell: cell.clone(),
+            loads,
+        });
+    }
+    Ok(Some(render(&summary, &rows)))
+}
+
+/// Loads in the order in which they were run.
+fn position(cell: &Cell, group: &Group) -> usize {
+    let name = load_of(cell, group);
+    cell.runs
+        .iter()
+        .position(|run| run.load == name)
+        .unwrap_or(usize::MAX)
+}
+
+/// The load of a group: what its runs are called by after the name of the cell.
+fn load_of<'a>(cell: &Cell, group: &'a Group) -> &'a str {
+    let name = group.name.strip_prefix(&cell.name).unwrap_or(&group.name);
+    name.trim_start_matches([',', ' '])
+}
+
+fn render(summary: &Summary, rows: &[Row]) -> String {
+    let (cells, compared): (Vec<&Row>, Vec<&Row>) =
+        rows.iter().partition(|row| row.cell.sides.len() == 1);
+    let body = html! {
+        @if let Some(machine) = &summary.machine { p { "For: " (machine) } }
+        @for row in &compared { (comparison(row)) }
+        h2 { "Every cell" }
+        (table(&cells, "Output tokens per second", Metric::OutputTokens))
+        (table(&cells, "Time to first token, median", Metric::Latency(Latency::Ttft, Quantile::P50)))
+        (table(&cells, "Time per further token, median", Metric::Latency(Latency::Tpot, Quantile::P50)))
+        @if summary.left > 0 { p { (summary.left) " more were left out by the budget." } }
+        p class="note" {
+            "± is half of the 95 % interval of the mean over runs; a number without it is of one run. A number leads to its page."
+        }
+        (quality(&cells))
+        (charts(&cells))
+    };
+    document(&format!("Suite {}", summary.name), &body)
+}
+
+/// The finding of a comparison, and its page.
+fn comparison(row: &Row) -> Markup {
+    let cell = &row.cell;
+    html! {
+        h2 { (cell.name) }
+        @if row.loads.len() == 2 {
+            (compare::finding(&row.loads))
+            p { a href={ (cell.folder) "/" (PAGE) } { "The comparison" } ": " @for (i, side) in cell.sides.iter().enumerate() {
+                @if i > 0 { " and " } (side.model) " " (side.precision) " on " (side.server)
+            } }
+        } @else { p { (status(cell)) } }
+    }
+}
+
+/// Why a cell has no numbers.
+fn status(cell: &Cell) -> String {
+    match (cell.status.as_str(), cell.reason.split("; ").next()) {
+        ("done", _) => "nothing was run".into(),
+        ("does_not_fit", Some(reason)) => reason.to_owned(),
+        ("not_there", Some(reason)) => format!("not possible here: {reason}"),
+        (_, reason) => format!("failed: {}", reason.unwrap_or_default()),
+    }
+}
+
+fn table(cells: &[&Row], title: &str, metric: Metric) -> Markup {
+    let mut loads: Vec<&str> = Vec::new();
+    for run in cells.iter().flat_map(|row| &row.cell.runs) {
+        if !loads.contains(&run.load.as_str()) {
+            loads.push(&run.load);
+        }
+    }
+    html! {
+        h3 { (title) }
+        div class="wide" tabindex="0" { table {
+            thead { tr { th { "model" } th { "precision" } th { "server" } @for load in &loads { th { (load) } } } }
+            tbody { @for row in cells {
+                @let side = &row.cell.sides[0];
+                tr class=(if row.cell.status == "failed" { "fail" } else { "" }) {
+                    th { (side.model) } td { (side.precision) } td { (side.server) }
+                    @if row.loads.is_empty() {
+                        td class="why" colspan=(loads.len().max(1)) { (status(&row.cell)) }
+                    } @else {
+                        @for load in &loads { td { (value(row, load, metric)) } }
+                    }
+                }
+            } }
+        } }
+    }
+}
+
+fn value(row: &Row, load: &str, metric: Metric) -> Markup {
+    let Some(group) = row
+        .loads
+        .iter()
+        .find(|group| load_of(&row.cell, group) == load)
+    else {
+        return html! { "–" };
+    };
+    let words = match group.summary(metric) {
+        None => "–".to_owned(),
+        Some((value, None)) => metric.bare(value),
+        Some((value, Some(interval))) => metric.bare_plus_minus(value, value - interval.low),
+    };
+    let run = row.cell.runs.iter().find(|run| run.load == load);
+    let page = run.map(|run| match group.runs.len() {
+        1 => format!("{}/{}/{PAGE}", row.cell.folder, run.folder),
+        _ => {
+            let above = Path::new(&run.folder).parent().unwrap_or(Path::new(""));
+            format!("{}/{}/{PAGE}", row.cell.folder, above.display())
+        }
+    });
+    html! {
+        @match page { Some(page) => a href=(page) { (words) }, None => (words) }
+        @if !group.is_valid() { " (invalid)" }
+    }
+}
+
+/// What a precision costs against the model's 32-bit form.
+fn quality(cells: &[&Row]) -> Markup {
+    let known: Vec<(&Cell, &Value)> = cells
+        .iter()
+        .filter_map(|row| Some((&row.cell, &row.cell.quality.as_ref()?["summary"])))
+        .collect();
+    let with_error = |value: &Value, digits: usize| match (
+        value["value"].as_f64(),
+        value["standard_error"].as_f64(),
+    ) {
+        (Some(value), Some(error)) => format!("{value:.digits$} ± {error:.digits$}"),
+        _ => "–".to_owned(),
+    };
+    html! {
+        @if !known.is_empty() {
+            h3 { "Quality against the model's 32-bit form" }
+            div class="wide" tabindex="0" { table {
+                thead { tr { th { "model" } th { "precision" } th { "perplexity ratio" } th { "KL divergence, nats" } th { "same first choice" } th { "tokens" } } }
+                tbody { @for (cell, summary) in &known { tr {
+                    th { (cell.sides[0].model) } td { (cell.sides[0].precision) }
+                    td { (with_error(&summary["perplexity_ratio"], 4)) }
+                    td { (with_error(&summary["divergence"]["mean"], 5)) }
+                    td { (with_error(&summary["same_top"], 3)) }
+                    td { (summary["tokens"].as_u64().map_or("–".into(), |n| n.to_string())) }
+                } } }
+            } }
+            p class="note" { "± is one standard error. A ratio of 1 and a divergence of 0 are no loss." }
+        }
+    }
+}
+
+/// For each model what more load makes of it.
+fn charts(cells: &[&Row]) -> Markup {
+    let mut models: Vec<&str> = cells
+        .iter()
+        .map(|row| row.cell.sides[0].model.as_str())
+        .collect();
+    models.dedup();
+    html! {
+        @for model in models {
+            @let rows: Vec<&&Row> = cells.iter().filter(|row| row.cell.sides[0].model == model && row.loads.len() > 1).collect();
+            @if !rows.is_empty() {
+                h2 { (model) }
+                div class="charts" { (speeds(&rows)) (knee(&rows)) }
+                p class="note" { "The numbers are those of users, each with one request at a time." }
+            }
+        }
+    }
+}
+
+/// The closed loops of a cell, each with its number of users.
+fn series(row: &Row, place: impl Fn(&Group) -> Option<(f64, f64)>) -> Series {
+    let side = &row.cell.sides[0];
+    let mut points = Vec::new();
+    for group in row.loads.iter().filter(|group| group.is_valid()) {
+        let users = group.runs[0].load.arrival.users();
+        if let (Some(users), Some(point)) = (users, place(group)) {
+            points.push((users.to_string(), point));
+        }
+    }
+    points.sort_by(|a, b| a.1.0.total_cmp(&b.1.0));
+    let (labels, points) = points.into_iter().unzip();
+    Series {
+        name: format!("{} on {}", side.precision, side.server),
+        form: Form::Marked,
+        labels,
+        points,
+    }
+}
+
+/// What all get against what each gets: the trade that more users make.
+fn speeds(rows: &[&&Row]) -> Markup {
+    let place = |group: &Group| {
+        let tpot = group
+            .summary(Metric::Latency(Latency::Tpot, Quantile::P50))?
+            .0;
+        Some((1.0 / tpot, group.summary(Metric::OutputTokens)?.0))
+    };
+    Chart {
+        title: "Output of the server against what one user sees".into(),
+        x: Axis::new(
+            "tokens per second of one user, once its answer has begun",
+            Scale::Linear,
+        ),
+        y: Axis::new("tokens per second", Scale::Linear),
+        series: rows.iter().map(|row| series(row, place)).collect(),
+    }
+    .draw()
+}
+
+/// The wait for the first token against what is served.
+fn knee(rows: &[&&Row]) -> Markup {
+    let place = |group: &Group| {
+        let ttft = group
+            .summary(Metric::Latency(Latency::Ttft, Quantile::P50))?
+            .0;
+        Some((group.summary(Metric::CompletedRequests)?.0, ttft))
+    };
+    Chart {
+        title: "Time to first token (median) against answers per second".into(),
+        x: Axis::new("answers per second", Scale::Linear),
+        y: Axis::seconds(Scale::Log),
+        series: rows.iter().map(|row| series(row, place)).collect(),
+    }
+    .draw()
+}
+
+/// A figure with its digits, for places without room.
+impl Metric {
+    fn bare(self, value: f64) -> String {
+        match self {
+            Self::Latency(..) => self.words(value),
+            _ => number(value),
+        }
+    }
+
+    fn bare_plus_minus(self, value: f64, half: f64) -> String {
+        match self {
+            Self::Latency(..) => self.plus_minus(value, half),
+            _ => format!("{} ± {}", number(value), number(half)),
+        }
+    }
+}

@@ -1,0 +1,79 @@
+//! Numbers of configurations beside each other, and of their runs one by one.
+
+use maud::{Markup, html};
+
+use super::group::Group;
+use super::metric::{Latency, Metric, Quantile};
+
+/// The numbers of all groups in one table.
+pub fn side_by_side(groups: &[Group]) -> Markup {
+    let mut metrics = vec![Metric::OutputTokens, Metric::CompletedRequests];
+    if groups.iter().any(|group| group.runs[0].goodput.is_some()) {
+        metrics.push(Metric::Goodput);
+    }
+    for latency in [Latency::Ttft, Latency::Tpot, Latency::E2e] {
+        for quantile in [Quantile::P50, Quantile::P95, Quantile::P99] {
+            metrics.push(Metric::Latency(latency, quantile));
+        }
+    }
+    let failed = |group: &Group| -> u64 { group.runs.iter().map(|r| r.requests.failed).sum() };
+    html! {
+        section {
+            h2 { "Side by side" }
+            div class="wide" { table {
+                thead { tr { th {} @for group in groups { th { (group.name) } } } }
+                tbody {
+                    @for metric in metrics {
+                        tr { th { (metric.name()) } @for group in groups { td { (cell(group, metric)) } } }
+                    }
+                    tr { th { "Failed requests" } @for group in groups { td { (failed(group)) } } }
+                    tr { th { "Runs counted" } @for group in groups { td { (group.counted().len()) " of " (group.runs.len()) } } }
+                }
+            } }
+            p class="note" { "± is half of the 95 % interval of the mean over runs." }
+        }
+    }
+}
+
+fn cell(group: &Group, metric: Metric) -> String {
+    match group.summary(metric) {
+        None => "–".to_owned(),
+        Some((value, None)) => metric.words(value),
+        Some((value, Some(i))) => metric.plus_minus(value, value - i.low),
+    }
+}
+
+/// The runs of a group one by one: no mean hides the worst of them.
+pub fn run_table(group: &Group) -> Markup {
+    let metrics = [
+        Metric::OutputTokens,
+        Metric::Latency(Latency::Ttft, Quantile::P50),
+        Metric::Latency(Latency::Ttft, Quantile::P99),
+        Metric::Latency(Latency::Tpot, Quantile::P50),
+        Metric::Latency(Latency::E2e, Quantile::P50),
+    ];
+    let counted = group.counted();
+    let slowest = counted
+        .iter()
+        .min_by(|a, b| a.rates.output_tokens.total_cmp(&b.rates.output_tokens));
+    html! {
+        section {
+            h2 { "Run by run: " (group.name) }
+            div class="wide" { table {
+                thead { tr { th { "run" } th { "seed" } @for metric in metrics { th { (metric.name()) } } th { "failed" } th { "verdict" } } }
+                tbody { @for (i, run) in group.runs.iter().enumerate() {
+                    tr class=(if run.is_valid() { "" } else { "fail" }) {
+                        th {
+                            @match &run.link { Some(link) => a href=(link) { "run " (i + 1) }, None => { "run " (i + 1) } }
+                            @if slowest.is_some_and(|slowest| std::ptr::eq(*slowest, run)) { " (least output)" }
+                        }
+                        td { (run.load.seed) }
+                        @for metric in metrics { td { (metric.of(run).map_or("–".to_owned(), |v| metric.words(v))) } }
+                        td { (run.requests.failed) }
+                        td { (run.verdict) @if !run.is_valid() { ", left out" } }
+                    }
+                } }
+            } }
+        }
+    }
+}

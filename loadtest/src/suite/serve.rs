@@ -1,0 +1,153 @@
+//! Servers of a suite: found, started, waited for and ended, also those that a killed suite left.
+
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+use hyper::Method;
+use hyper::body::Bytes;
+
+use super::{Server, Side};
+use crate::clock::Clock;
+use crate::target::{HttpUrl, Target};
+
+const POLL: Duration = Duration::from_millis(100);
+const ANSWER: Duration = Duration::from_secs(2);
+/// How long a server may take to end after SIGTERM.
+const STOP: Duration = Duration::from_secs(40);
+/// Variable of a server's environment: the folder of its suite.
+const MARK: &str = "LOADTEST_SUITE_FOLDER";
+/// Last bytes of a server's log that a failure shows.
+const LOG_TAIL: usize = 2000;
+
+/// A running server: asked to end when dropped, and made to when it does not.
+pub struct Served {
+    child: Child,
+    log: tempfile::NamedTempFile,
+    /// Where it answers.
+    pub url: String,
+}
+
+impl Served {
+    /// Starts `program`; the suite that it belongs to writes into `out`.
+    pub fn start(server: &Server, side: Side<'_>, program: &Path, out: &Path) -> Result<Self> {
+        let port = TcpListener::bind("127.0.0.1:0")?
+            .local_addr()?
+            .port()
+            .to_string();
+        let words = server.command[1..]
+            .iter()
+            .map(|word| fill(word, side, ("{port}", &port)));
+        let log = tempfile::NamedTempFile::new()?;
+        let child = Command::new(program)
+            .args(words.filter(|word| !word.is_empty()))
+            .env(MARK, mark(out)?)
+            .stdin(Stdio::null())
+            .stdout(log.reopen()?)
+            .stderr(log.reopen()?)
+            .spawn()?;
+        let url = format!("http://127.0.0.1:{port}");
+        Ok(Self { child, log, url })
+    }
+
+    /// Waits until the server answers that it is ready.
+    pub async fn ready(&mut self, server: &Server) -> Result<()> {
+        let begun = Instant::now();
+        let clock = Clock::start();
+        loop {
+            if let Some(status) = self.child.try_wait()? {
+                bail!("the server ended before it was ready ({status})");
+            }
+            if let Ok(target) = Target::resolve(HttpUrl::parse_base(&self.url)?, None, clock).await
+            {
+                let path = &server.ready;
+                let answer = target
+                    .fetch(Method::GET, path, "*/*", Bytes::new(), ANSWER)
+                    .await;
+                if matches!(answer, Ok((200, _))) {
+                    return Ok(());
+                }
+            }
+            if begun.elapsed() > Duration::from_secs_f64(server.start_s) {
+                bail!("the server was not ready within {} s", server.start_s);
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    /// The end of what it said.
+    pub fn last_words(&self) -> String {
+        let text = std::fs::read(self.log.path()).unwrap_or_default();
+        let tail = &text[text.len().saturating_sub(LOG_TAIL)..];
+        String::from_utf8_lossy(tail).trim().to_owned()
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        let pid = self.child.id().to_string();
+        let _ = Command::new("kill").arg(&pid).status();
+        let begun = Instant::now();
+        while begun.elapsed() < STOP {
+            if !matches!(self.child.try_wait(), Ok(None)) {
+                return;
+            }
+            std::thread::sleep(POLL);
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A word of a command with what it stands for.
+pub fn fill(word: &str, side: Side<'_>, more: (&str, &str)) -> String {
+    let pairs = [
+        ("{source}", side.model.source.as_str()),
+        ("{precision}", side.precision),
+        ("{name}", &side.model.name),
+        more,
+    ];
+    pairs
+        .iter()
+        .fold(word.to_owned(), |w, (key, value)| w.replace(key, value))
+}
+
+/// Beside this program, where a release puts both, else where the shell looks.
+pub fn find(program: &str) -> Option<PathBuf> {
+    let here = std::env::current_exe()
+        .ok()
+        .and_then(|p| Some(p.parent()?.to_owned()));
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let folders = here.into_iter().chain(std::env::split_paths(&path));
+    folders
+        .map(|folder| folder.join(program))
+        .find(|file| file.is_file())
+}
+
+/// What marks the servers of a suite, so that the next one over the same folder finds those that were
+/// left when it was killed, at whatever moment that was.
+fn mark(out: &Path) -> Result<String> {
+    let out = std::path::absolute(out)?;
+    Ok(out.display().to_string())
+}
+
+/// Ends the servers of a suite that was killed.
+pub fn end_left_over(out: &Path) -> Result<()> {
+    let wanted = format!("{MARK}={}", mark(out)?);
+    let Ok(processes) = std::fs::read_dir("/proc") else {
+        return Ok(());
+    };
+    for process in processes.flatten() {
+        // Those of other users cannot be read, and are not ours.
+        let variables = std::fs::read(process.path().join("environ")).unwrap_or_default();
+        if variables.split(|b| *b == 0).any(|v| v == wanted.as_bytes()) {
+            let _ = Command::new("kill")
+                .arg("-9")
+                .arg(process.file_name())
+                .status();
+        }
+    }
+    Ok(())
+}
