@@ -11,7 +11,7 @@ use ::backend::{
 use crate::CudaBackend;
 use crate::device::{Arg, Device, Launch};
 use crate::kv_cache::CudaKvCache;
-use crate::linear::{CudaLinear, Store, int, rounded};
+use crate::linear::{CudaLinear, Store, int};
 use crate::pack::padded;
 use crate::sampler::sample;
 use crate::step::{Column, CudaStep, SPLIT};
@@ -67,7 +67,7 @@ impl<D: Device> CudaBackend<D> {
         let bytes = rows * padded(columns * form.size());
         let groups = match form {
             Form::Int8(granularity) => Some(granularity.num_groups(columns)),
-            Form::F16 | Form::Bf16 => None,
+            Form::F32 | Form::F16 | Form::Bf16 => None,
         };
         let alloc = |bytes: usize| self.device.scratch(bytes.max(16), "activations");
         Ok(Twin {
@@ -88,6 +88,9 @@ impl<D: Device> CudaBackend<D> {
         let shape = [int(x.pitch)?, int(x.columns)?, int(pitch)?];
         let [x_pitch, columns, pitch] = shape;
         match (form, &twin.steps) {
+            (Form::F32, _) => {
+                return Err(BackendError::Unsupported("a form of floats".into()));
+            }
             (Form::F16, _) => self.launch_rows(
                 "round_rows_f16",
                 [x.rows, 1],
@@ -126,9 +129,31 @@ impl<D: Device> CudaBackend<D> {
         expect_equal("linear input", x.columns, linear.inputs)?;
         expect_equal("linear output", y.columns, linear.outputs)?;
         expect_equal("linear rows", y.rows, x.rows)?;
+        if linear.form == Form::F32 {
+            return self.multiply_f32(x, linear, y, store);
+        }
         let twin = self.twin(x, linear.form)?;
         y.twin.replace(None);
         linear.multiply(&self.device, &mut self.workspace, &twin, y, store)
+    }
+
+    fn multiply_f32(
+        &mut self,
+        x: &CudaTensor<D>,
+        linear: &CudaLinear<D>,
+        y: &CudaTensor<D>,
+        store: Store,
+    ) -> Result<()> {
+        if x.rows == 0 {
+            return Ok(());
+        }
+        if store == Store::Replace {
+            y.twin.replace(None);
+            return linear.multiply_f32(&self.device, x, y);
+        }
+        let product = CudaTensor::new(&self.device, y.rows, y.columns)?;
+        linear.multiply_f32(&self.device, x, &product)?;
+        self.combine("add", y, &product)
     }
 
     /// Output rows, and the pointers and sizes that kernels with an 8-bit twin end with.
@@ -217,10 +242,28 @@ impl<D: Device> CudaBackend<D> {
             return Err(BackendError::Shape(format!("row {max} of {}", table.rows)));
         }
         let out = CudaTensor::new(&self.device, rows, table.columns)?;
+        if let Some(packed) = &table.packed {
+            let args = [
+                Arg::Buffer(table.data.as_ref(), 0),
+                Arg::Buffer(packed.scales.as_ref(), 0),
+                step.arg(column),
+                out.arg()?,
+                int(table.columns)?,
+                int(table.rows)?,
+                int(packed.k_bytes)?,
+                int(packed.group_len)?,
+                Arg::Int(i32::from(packed.in_halves)),
+            ];
+            self.launch_rows("embed_i8", [rows, 1], &args)?;
+            return Ok(out);
+        }
         let (kernel, size) = match table.element {
             Element::F32 => ("embed_f32", 4),
             Element::Bf16 => ("embed_bf16", 2),
             Element::F16 => ("embed_f16", 2),
+            Element::Int8 => {
+                return Err(BackendError::Unsupported("a view of a packed table".into()));
+            }
         };
         let args = [
             Arg::Buffer(table.data.as_ref(), table.offset * size),
@@ -445,12 +488,17 @@ impl<D: Device> Backend for CudaBackend<D> {
         CudaLinear::load(&self.device, self.precision, weight)
     }
 
-    /// Tokens have the embeddings of the quantised matrix, as on every target; a table in floats holds
-    /// them.
+    /// With 8 bits there is one table: tokens get the rows that the head multiplies with.
     fn load_tied(&mut self, table: HostTensor) -> Result<(CudaTensor<D>, CudaLinear<D>)> {
-        let head = LinearWeight::new(table.clone(), None)?.into_head();
-        let head = self.load_linear(head)?;
-        Ok((self.load_tensor(rounded(self.precision, table)?)?, head))
+        if !self.precision.is_int8() {
+            let head = LinearWeight::new(table.clone(), None)?.into_head();
+            return Ok((self.load_tensor(table)?, self.load_linear(head)?));
+        }
+        let head = self.load_linear(LinearWeight::new(table, None)?.into_head())?;
+        let table = head
+            .table()
+            .ok_or_else(|| BackendError::Shape("a head in floats".into()))?;
+        Ok((table, head))
     }
 
     fn alloc_kv_cache(&mut self, spec: &KvCacheSpec) -> Result<CudaKvCache<D>> {

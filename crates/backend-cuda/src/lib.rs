@@ -7,6 +7,7 @@
 
 mod backend;
 pub mod choice;
+mod conformance;
 pub mod device;
 pub mod driver;
 mod graphs;
@@ -71,7 +72,7 @@ impl Precision {
     /// Which activations of a product share a scale, where they have 8 bits and weights leave the choice.
     fn activations(self, role: LinearRole) -> Option<Granularity> {
         match (self, role) {
-            (Self::F16 | Self::Bf16, _) => None,
+            (Self::F16 | Self::Bf16, _) | (_, LinearRole::Router) => None,
             (Self::Int8Fast, LinearRole::Projection) => Some(Granularity::Row),
             (Self::Int8Blocks, _) => Some(Granularity::Groups(BLOCK)),
             (Self::Int8 | Self::Int8Guarded | Self::Int8Fast, _) => {
@@ -98,6 +99,12 @@ impl<D: Device> CudaBackend<D> {
             workspace: None,
             graphs: None,
         }
+    }
+
+    /// From now on loads weights in `precision` and produces the operands of its products.
+    pub fn with_precision(mut self, precision: Precision) -> Self {
+        self.precision = precision;
+        self
     }
 
     /// Captures decode steps and replays them. Between the beginning of a step and its sample nothing may

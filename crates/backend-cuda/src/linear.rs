@@ -1,20 +1,22 @@
 //! Packed weight matrices, and which matrix kernel multiplies how many tokens with them.
 
-use backend::{BackendError, HostTensor, LinearRole, LinearWeight, Result, WeightData};
+use std::rc::Rc;
+
+use backend::{BackendError, LinearRole, LinearWeight, Result, WeightData};
 use half::{bf16, f16};
 use quant::{BLOCK, GROUP, Granularity, MAX_INPUTS, QuantError, Quantised, guard, quantise_row};
 
 use crate::Precision;
 use crate::device::{Arg, Device, Launch};
-use crate::pack::{halves, pack, padded};
-use crate::tensor::{CudaTensor, Form, Twin, bytes_of};
+use crate::pack::{PANEL_CHANNELS, halves, pack, padded};
+use crate::tensor::{CudaTensor, Form, PackedRows, Twin, bytes_of};
 
 /// A packed matrix with its bias.
 pub struct CudaLinear<D: Device> {
-    weight: D::Buffer,
+    weight: Rc<D::Buffer>,
     /// One for each output, or for each group and output.
-    scales: Option<D::Buffer>,
-    grouped_weights: bool,
+    scales: Option<Rc<D::Buffer>>,
+    weights_by: Granularity,
     bias: Option<D::Buffer>,
     pub(crate) outputs: usize,
     pub(crate) inputs: usize,
@@ -122,6 +124,12 @@ impl<D: Device> CudaLinear<D> {
                 let form = Form::Int8(activations);
                 (form, matrix.granularity(), packed, Some(scales))
             }
+            None if linear.role == LinearRole::Router => {
+                let wide = linear.weight.data.into_f32();
+                let by_input = (0..columns).flat_map(|k| wide.iter().skip(k).step_by(columns));
+                let by_input: Vec<f32> = by_input.copied().collect();
+                (Form::F32, Granularity::Row, bytes_of(&by_input), None)
+            }
             None => {
                 let (form, bytes) = match precision {
                     Precision::Bf16 => (Form::Bf16, to_bf16(linear.weight.data)),
@@ -137,14 +145,93 @@ impl<D: Device> CudaLinear<D> {
             Ok::<_, BackendError>(buffer)
         };
         Ok(Self {
-            weight: upload(&packed)?,
-            scales: scales.map(|s| upload(&bytes_of(&s))).transpose()?,
-            grouped_weights: weights != Granularity::Row,
+            weight: Rc::new(upload(&packed)?),
+            scales: match scales {
+                Some(scales) => Some(Rc::new(upload(&bytes_of(&scales))?)),
+                None => None,
+            },
+            weights_by: weights,
             bias: linear.bias.map(|b| upload(&bytes_of(&b))).transpose()?,
             outputs: rows,
             inputs: columns,
             form,
         })
+    }
+
+    /// A matrix of random weights that are made on the device, for measurements: bytes of any value in 8 bits,
+    /// in half precision numbers below 0.04.
+    ///
+    /// # Errors
+    /// [`BackendError::OutOfMemory`], or a shape that is not whole panels and blocks.
+    pub fn random(
+        device: &D,
+        precision: Precision,
+        [outputs, inputs]: [usize; 2],
+        seed: u32,
+    ) -> Result<Self> {
+        let activations = precision.activations(LinearRole::Projection);
+        let form = match (activations, precision) {
+            (Some(by), _) => Form::Int8(by),
+            (None, Precision::Bf16) => Form::Bf16,
+            (None, _) => Form::F16,
+        };
+        let bytes = outputs * inputs * form.size();
+        if bytes == 0 || !outputs.is_multiple_of(16) || !inputs.is_multiple_of(GROUP) {
+            return Err(BackendError::Shape(format!(
+                "random weights of [{outputs}, {inputs}]"
+            )));
+        }
+        let (keep, set) = match form {
+            Form::Int8(_) | Form::F32 => (u32::MAX, 0),
+            Form::F16 => (0x83ff_83ff, 0x2400_2400),
+            Form::Bf16 => (0x807f_807f, 0x3c80_3c80),
+        };
+        let weight = device.alloc(bytes, "weights")?;
+        let args = [
+            Arg::Buffer(&weight, 0),
+            int(bytes / 4)?,
+            Arg::Int(seed.cast_signed()),
+            Arg::Int(u32::cast_signed(keep)),
+            Arg::Int(u32::cast_signed(set)),
+        ];
+        device.launch(&Launch {
+            kernel: "fill_random",
+            threads: 256,
+            grid: [(bytes / 4).div_ceil(256) as u32, 1, 1],
+            dynamic_bytes: 0,
+            args: &args,
+        })?;
+        let weights_by = match precision {
+            Precision::Int8Blocks => Granularity::Groups(BLOCK),
+            _ => Granularity::Row,
+        };
+        let scales = match form {
+            Form::Int8(_) => {
+                let scale = 1.0 / (127.0 * (inputs as f32).sqrt());
+                let scales = vec![scale; outputs * weights_by.num_groups(inputs)];
+                let buffer = device.alloc(scales.len() * 4, "weights")?;
+                device.upload(&buffer, 0, &bytes_of(&scales))?;
+                Some(Rc::new(buffer))
+            }
+            _ => None,
+        };
+        Ok(Self {
+            weight: Rc::new(weight),
+            scales,
+            weights_by,
+            bias: None,
+            outputs,
+            inputs,
+            form,
+        })
+    }
+
+    /// Bytes of the weights and their scales, which a product reads.
+    pub fn bytes(&self) -> usize {
+        let scales = self.scales.as_ref().map_or(0, |_| {
+            4 * self.outputs * self.weights_by.num_groups(self.inputs)
+        });
+        self.outputs.next_multiple_of(PANEL_CHANNELS) * self.k_bytes() + scales
     }
 
     /// `x · Wᵀ + bias` into or onto `y`; the shapes fit and the twin has the matrix's form.
@@ -165,7 +252,7 @@ impl<D: Device> CudaLinear<D> {
                 self.multiply_16(device, choose(&BF16_TILES, y.rows), twin, y, store)
             }
             (_, Some(steps), Some(scales)) => {
-                let scales = (steps, scales);
+                let scales = (steps, scales.as_ref());
                 if y.rows <= 16 {
                     return self.stream(device, twin, scales, y, store);
                 }
@@ -175,6 +262,56 @@ impl<D: Device> CudaLinear<D> {
                 "8-bit operands without their scales".into(),
             )),
         }
+    }
+
+    /// The matrix as a table of its rows, in the same memory, where it has 8 bits.
+    pub(crate) fn table(&self) -> Option<CudaTensor<D>> {
+        let Form::Int8(activations) = self.form else {
+            return None;
+        };
+        let packed = PackedRows {
+            scales: Rc::clone(self.scales.as_ref()?),
+            k_bytes: self.k_bytes(),
+            group_len: self.weights_by.group_len(self.inputs),
+            in_halves: activations == Granularity::Groups(BLOCK),
+        };
+        let shape = [self.outputs, self.inputs];
+        Some(CudaTensor::of_matrix(
+            Rc::clone(&self.weight),
+            shape,
+            packed,
+        ))
+    }
+
+    /// `x · Wᵀ + bias` of floats into `y`; the shapes fit.
+    pub(crate) fn multiply_f32(
+        &self,
+        device: &D,
+        x: &CudaTensor<D>,
+        y: &CudaTensor<D>,
+    ) -> Result<()> {
+        let threads = 256;
+        let args = [
+            x.arg()?,
+            Arg::Buffer(&self.weight, 0),
+            self.bias_arg(),
+            y.arg()?,
+            int(x.pitch)?,
+            int(self.inputs)?,
+            int(self.outputs)?,
+            int(y.pitch)?,
+        ];
+        device.launch(&Launch {
+            kernel: "linear_f32",
+            threads,
+            grid: [
+                x.rows as u32,
+                self.outputs.div_ceil(threads as usize) as u32,
+                1,
+            ],
+            dynamic_bytes: 0,
+            args: &args,
+        })
     }
 
     fn k_bytes(&self) -> usize {
@@ -213,7 +350,7 @@ impl<D: Device> CudaLinear<D> {
             int(self.k_bytes())?,
             int(self.groups()[0])?,
             int(self.groups()[1])?,
-            Arg::Int(i32::from(self.grouped_weights)),
+            Arg::Int(i32::from(self.weights_by != Granularity::Row)),
             int(y.pitch)?,
             Arg::Int(i32::from(store == Store::Add)),
         ])
@@ -261,9 +398,9 @@ impl<D: Device> CudaLinear<D> {
             y.rows.div_ceil(tile.tokens),
         );
         let slots = 2 * device.properties().multiprocessors as usize;
-        let split = match self.grouped_weights {
-            true => 1,
-            false => division(groups, across * down, slots, self.k_bytes() / 64),
+        let split = match self.weights_by {
+            Granularity::Groups(_) => 1,
+            Granularity::Row => division(groups, across * down, slots, self.k_bytes() / 64),
         };
         if split > 1 {
             if workspace
@@ -436,16 +573,6 @@ fn by_group(matrix: &Quantised) -> Vec<f32> {
         .flat_map(|group| scales.iter().skip(group).step_by(groups))
         .copied()
         .collect()
-}
-
-/// The numbers that the 8-bit form of a matrix stands for; floats where there is none.
-pub(crate) fn rounded(precision: Precision, table: HostTensor) -> Result<HostTensor> {
-    let Some(wished) = precision.activations(LinearRole::Head) else {
-        return Ok(table);
-    };
-    let (rows, columns) = (table.rows, table.columns);
-    let matrix = quantise(precision, table.data, [rows, columns], wished)?;
-    HostTensor::new(rows, columns, WeightData::F32(matrix.dequantise()))
 }
 
 fn to_f16(data: WeightData) -> Vec<u8> {

@@ -14,6 +14,19 @@ pub(crate) enum Element {
     F32,
     Bf16,
     F16,
+    /// The packed matrix of a head; only gathering reads it.
+    Int8,
+}
+
+/// What is needed to read rows of a packed 8-bit matrix.
+pub(crate) struct PackedRows<D: Device> {
+    pub scales: Rc<D::Buffer>,
+    /// Bytes of a row.
+    pub k_bytes: usize,
+    /// Columns that share a scale.
+    pub group_len: usize,
+    /// Whether rows are permuted for scales of half a block.
+    pub in_halves: bool,
 }
 
 /// How rows are written for a product.
@@ -21,6 +34,8 @@ pub(crate) enum Element {
 pub(crate) enum Form {
     /// 8 bits, which of them share a scale: a row, or 32, 64 or 128 columns.
     Int8(Granularity),
+    /// As they are: for routers.
+    F32,
     /// Half precision.
     F16,
     /// bfloat16.
@@ -45,6 +60,8 @@ pub struct CudaTensor<D: Device> {
     pub(crate) pitch: usize,
     pub(crate) rows: usize,
     pub(crate) columns: usize,
+    /// Beside [`Element::Int8`].
+    pub(crate) packed: Option<Rc<PackedRows<D>>>,
     pub(crate) twin: RefCell<Option<Rc<Twin<D>>>>,
 }
 
@@ -54,6 +71,7 @@ impl Form {
         match self {
             Self::Int8(_) => 1,
             Self::F16 | Self::Bf16 => 2,
+            Self::F32 => 4,
         }
     }
 
@@ -62,7 +80,7 @@ impl Form {
         match form {
             Some(Self::Int8(Granularity::Row)) => 1,
             Some(Self::Int8(Granularity::Groups(len))) => len as i32,
-            Some(Self::F16 | Self::Bf16) | None => 0,
+            Some(Self::F32 | Self::F16 | Self::Bf16) | None => 0,
         }
     }
 }
@@ -78,6 +96,7 @@ impl<D: Device> CudaTensor<D> {
             pitch: columns,
             rows,
             columns,
+            packed: None,
             twin: RefCell::new(None),
         })
     }
@@ -111,8 +130,27 @@ impl<D: Device> CudaTensor<D> {
             pitch: columns,
             rows,
             columns,
+            packed: None,
             twin: RefCell::new(None),
         })
+    }
+
+    /// The rows of a head's packed matrix.
+    pub(crate) fn of_matrix(
+        matrix: Rc<D::Buffer>,
+        shape: [usize; 2],
+        packed: PackedRows<D>,
+    ) -> Self {
+        Self {
+            data: matrix,
+            element: Element::Int8,
+            offset: 0,
+            pitch: packed.k_bytes,
+            rows: shape[0],
+            columns: shape[1],
+            packed: Some(Rc::new(packed)),
+            twin: RefCell::new(None),
+        }
     }
 
     /// Columns `first … first + columns` of the same rows.
@@ -124,6 +162,7 @@ impl<D: Device> CudaTensor<D> {
             pitch: self.pitch,
             rows: self.rows,
             columns,
+            packed: None,
             twin: RefCell::new(None),
         }
     }
@@ -137,6 +176,7 @@ impl<D: Device> CudaTensor<D> {
             pitch: self.pitch,
             rows,
             columns: self.columns,
+            packed: self.packed.clone(),
             twin: RefCell::new(None),
         }
     }
@@ -145,7 +185,7 @@ impl<D: Device> CudaTensor<D> {
     pub(crate) fn arg(&self) -> Result<Arg<'_, D::Buffer>> {
         if self.element != Element::F32 {
             return Err(BackendError::Unsupported(
-                "computing on a 16-bit table".into(),
+                "computing on a table of 8 or 16 bits".into(),
             ));
         }
         Ok(Arg::Buffer(&self.data, self.offset * size_of::<f32>()))
@@ -164,7 +204,7 @@ impl<D: Device> CudaTensor<D> {
     /// The elements of activations, row-major, on the host.
     ///
     /// # Errors
-    /// [`BackendError::Device`], or [`BackendError::Unsupported`] for a 16-bit table.
+    /// [`BackendError::Device`], or [`BackendError::Unsupported`] for a table of 8 or 16 bits.
     pub fn read(&self, device: &D) -> Result<Vec<f32>> {
         self.arg()?;
         let mut values = Vec::with_capacity(self.rows * self.columns);

@@ -11,7 +11,7 @@ use backend_cuda::Precision;
 use cuda_emulation::Profile;
 use quant::{BLOCK, GROUP, Granularity, Quantised};
 
-use crate::device::Target;
+use crate::device::{Target, target};
 
 const CHECKED: [(Profile, u32); 4] = [
     (Profile::Checked80, 0),
@@ -145,7 +145,7 @@ const FORMS: [(Precision, Granularity, Granularity); 6] = {
 fn products_follow_the_definition() {
     for (profile, order) in FAST {
         for (precision, x_by, w_by) in FORMS {
-            let mut target = Target::new(profile, order, precision);
+            let mut target = target(profile, order, precision);
             for shape in SHAPES {
                 let case = format!("{profile:?} {precision:?} {w_by:?}");
                 check_linear(&mut target, (x_by, w_by), shape, &case);
@@ -162,7 +162,7 @@ fn products_pass_every_check() {
             if index > 1 && order > 0 {
                 continue;
             }
-            let mut target = Target::new(profile, order, precision);
+            let mut target = target(profile, order, precision);
             for shape in &SHAPES[..20] {
                 let case = format!("{profile:?} order {order} {precision:?} {w_by:?}");
                 check_linear(&mut target, (x_by, w_by), *shape, &case);
@@ -176,7 +176,7 @@ fn products_pass_every_check() {
 fn what_is_not_finite_surfaces() {
     for (precision, ..) in FORMS {
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-            let mut target = Target::new(Profile::Checked80, 0, precision);
+            let mut target = target(Profile::Checked80, 0, precision);
             let (m, n, k) = (3, 20, 300);
             let weight = HostTensor::new(n, k, WeightData::F32(numbers(2, n * k)));
             let weight = LinearWeight::new(weight.expect("a matrix"), None).expect("no bias");
@@ -206,7 +206,7 @@ fn sixteen_bit_products_pass_every_check() {
         (Profile::Checked75, 3, Precision::F16),
     ];
     for (profile, order, precision) in checked {
-        let mut target = Target::new(profile, order, precision);
+        let mut target = target(profile, order, precision);
         let (n, k) = (70, 100);
         let weight = HostTensor::new(n, k, WeightData::F32(numbers(2, n * k)));
         let weight = LinearWeight::new(weight.expect("a matrix"), Some(numbers(3, n)));
@@ -362,7 +362,7 @@ const CASES: [Case; 7] = [
 fn attention_in_parts_equals_attention_whole() {
     for (profile, order) in FAST {
         for (index, case) in CASES.iter().enumerate() {
-            let mut target = Target::new(profile, order, Precision::Int8);
+            let mut target = target(profile, order, Precision::Int8);
             for total in [257, 520] {
                 let width = case.heads.0 * case.head_dim;
                 let whole = attend(&mut target, case, total, 80);
@@ -382,7 +382,7 @@ fn attention_passes_every_check() {
         let (total, queries) = (260, 2);
         let mut known = None;
         for (profile, order) in CHECKED {
-            let mut target = Target::new(profile, order, Precision::Int8Fast);
+            let mut target = target(profile, order, Precision::Int8Fast);
             let found = bits(&attend(&mut target, case, total, queries));
             assert_eq!(
                 known.get_or_insert(found.clone()),
@@ -402,7 +402,7 @@ fn attention_passes_every_check() {
 #[test]
 fn attention_gives_the_bits_of_the_cpu() {
     for (index, case) in CASES.iter().enumerate() {
-        let mut target = Target::new(Profile::Fast80, 1, Precision::Int8);
+        let mut target = target(Profile::Fast80, 1, Precision::Int8);
         let mut cpu = CpuBackend::new(CpuConfig::default()).expect("a CPU");
         for (total, queries) in [(40, 12), (260, 1), (290, 9)] {
             let found = attend(&mut target, case, total, queries);
@@ -417,7 +417,7 @@ fn attention_gives_the_bits_of_the_cpu() {
 #[test]
 fn attention_follows_the_reference() {
     for (index, case) in CASES.iter().enumerate() {
-        let mut target = Target::new(Profile::Checked80, 0, Precision::Int8);
+        let mut target = target(Profile::Checked80, 0, Precision::Int8);
         // Queries and weights of attention are rounded as keys and values are.
         let tolerance = match case.types {
             F32 => 1e-5,
@@ -448,7 +448,7 @@ fn row_kernels_pass_every_check() {
             Precision::F16,
         ];
         for precision in precisions {
-            let mut target = Target::new(profile, order, precision);
+            let mut target = target(profile, order, precision);
             rows(&mut target, 300);
             rows(&mut target, 1030);
         }
@@ -516,7 +516,7 @@ fn profiles_have_the_same_kernels() {
         names
     };
     let all = names(Profile::Checked80);
-    assert_eq!(all.len(), 39, "{all:?}");
+    assert_eq!(all.len(), 42, "{all:?}");
     assert_eq!(names(Profile::Fast80), all);
     let turing: Vec<_> = all
         .iter()
@@ -525,4 +525,118 @@ fn profiles_have_the_same_kernels() {
         .collect();
     assert_eq!(names(Profile::Fast75), turing);
     assert_eq!(names(Profile::Checked75), turing);
+}
+
+/// A head that is the embedding as well is there once: tokens get the rows that it multiplies with, under
+/// every check, to the bits of the CPU.
+#[test]
+fn a_tied_table_gives_the_rows_of_the_head() {
+    let (n, k) = (45, 200);
+    let table = || HostTensor::new(n, k, WeightData::F32(numbers(2, n * k))).expect("a table");
+    let mut batch = tokens(0, 3, &[0]);
+    batch.token_ids = vec![0, 44, 33];
+    for (precision, granularity) in [
+        (Precision::Int8, Granularity::Row),
+        (Precision::Int8Blocks, Granularity::Groups(BLOCK)),
+        (Precision::F16, Granularity::Row),
+    ] {
+        let mut target = target(Profile::Checked80, 0, precision);
+        let (embedding, head) = target.load_tied(table()).expect("memory");
+        let step = target.begin_step(&batch).expect("a step");
+        let x = target.embed(&embedding, backend::Ids::Tokens, &step);
+        let x = x.expect("rows of the table");
+        let wide = match precision.is_int8() {
+            true => Quantised::new(&numbers(2, n * k), n, k, granularity)
+                .expect("finite")
+                .dequantise(),
+            false => numbers(2, n * k),
+        };
+        let rows = [0, 44, 33].map(|row| wide[row * k..][..k].to_vec());
+        assert_eq!(
+            bits(&target.read(&x)),
+            bits(&rows.concat()),
+            "{precision:?}"
+        );
+        target.linear(&x, &head, &step).expect("the same matrix");
+    }
+}
+
+fn matrix(rows: usize, columns: usize, seed: u32) -> LinearWeight {
+    let data = WeightData::F32(numbers(seed, rows * columns));
+    LinearWeight::new(
+        HostTensor::new(rows, columns, data).expect("a matrix"),
+        None,
+    )
+    .expect("fits")
+}
+
+/// Router logits, the experts they choose and what these make of 20 tokens.
+fn experts<B: Backend>(
+    target: &mut B,
+    precision_of_cpu: &str,
+    read: impl Fn(&mut B, &B::Tensor) -> Vec<f32>,
+) -> [Vec<u32>; 2] {
+    let (m, k, width, count) = (20, 300, 64, 6);
+    let step = target.begin_step(&tokens(0, m, &[0])).expect("a step");
+    let x = tensor(target, m, k, numbers(1, m * k));
+    let router = LinearWeight::new(
+        HostTensor::new(count, k, WeightData::F32(numbers(2, count * k))).expect("a matrix"),
+        Some(numbers(3, count)),
+    );
+    let router = router.expect("a bias").into_router();
+    let router = target.load_linear(router).expect("memory");
+    let logits = target.linear(&x, &router, &step).expect("fits");
+    let found = bits(&read(target, &logits));
+    let routing = backend::Routing {
+        top_k: 2,
+        renormalise: true,
+    };
+    let weights = target.route(logits, &routing).expect("two of six");
+    let mut load = |expert: u32| backend::Expert {
+        gate_up: target
+            .load_linear(matrix(2 * width, k, 10 + expert))
+            .expect("memory"),
+        down: target
+            .load_linear(matrix(k, width, 20 + expert))
+            .expect("memory"),
+    };
+    let experts = backend::Experts {
+        experts: (0..count as u32).map(&mut load).collect(),
+        width,
+        activation: backend::Activation::Silu,
+    };
+    let mixed = target.mix_experts(&x, &weights, &experts, &step);
+    let mixed = mixed.unwrap_or_else(|error| panic!("{precision_of_cpu}: {error}"));
+    [found, bits(&read(target, &mixed))]
+}
+
+/// Routers are floats on every target: the same experts, to the last bit of their weights.
+#[test]
+fn experts_give_the_bits_of_the_cpu() {
+    for (precision, cpu) in [
+        (Precision::Int8, backend_cpu::Precision::Int8),
+        (Precision::Int8Blocks, backend_cpu::Precision::Int8Blocks),
+    ] {
+        let mut on_cpu = CpuBackend::new(CpuConfig {
+            precision: cpu,
+            ..CpuConfig::default()
+        })
+        .expect("a CPU");
+        let expected = experts(&mut on_cpu, cpu.name(), |_, x| {
+            x.elements().expect("floats").to_vec()
+        });
+        for profile in [Profile::Fast80, Profile::Checked75] {
+            let mut target = target(profile, 1, precision);
+            let found = experts(&mut target, cpu.name(), |target, x| target.read(x));
+            assert_eq!(found, expected, "{precision:?} {profile:?}");
+        }
+    }
+    // Half precision keeps a router's floats, too.
+    let mut half = target(Profile::Fast80, 0, Precision::F16);
+    let mut cpu = CpuBackend::new(CpuConfig::default()).expect("a CPU");
+    let [found, _] = experts(&mut half, "f16", |target, x| target.read(x));
+    let [expected, _] = experts(&mut cpu, "f32", |_, x| {
+        x.elements().expect("floats").to_vec()
+    });
+    assert_eq!(found, expected);
 }

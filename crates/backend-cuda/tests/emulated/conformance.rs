@@ -4,7 +4,7 @@ use backend::conformance::Tolerances;
 use backend_cuda::Precision;
 use cuda_emulation::Profile;
 
-use crate::device::Target;
+use crate::device::target;
 
 /// Over 16-bit keys and values, queries and weights are in 16 bits too.
 const EXACT: Tolerances = Tolerances {
@@ -30,20 +30,20 @@ const F16: Tolerances = Tolerances {
 
 mod int8 {
     use super::*;
-    backend::conformance_suite!(Target::new(Profile::Fast80, 0, Precision::Int8), INT8);
+    backend::conformance_suite!(target(Profile::Fast80, 0, Precision::Int8), INT8);
 }
 
 mod int8_fast_turing {
     use super::*;
-    backend::conformance_suite!(Target::new(Profile::Fast75, 1, Precision::Int8Fast), INT8);
+    backend::conformance_suite!(target(Profile::Fast75, 1, Precision::Int8Fast), INT8);
 }
 
 mod int8_blocks {
     use super::*;
-    backend::conformance_suite!(Target::new(Profile::Fast80, 1, Precision::Int8Blocks), INT8);
+    backend::conformance_suite!(target(Profile::Fast80, 1, Precision::Int8Blocks), INT8);
 }
 
 mod f16 {
     use super::*;
-    backend::conformance_suite!(Target::new(Profile::Fast80, 7, Precision::F16), F16);
+    backend::conformance_suite!(target(Profile::Fast80, 7, Precision::F16), F16);
 }

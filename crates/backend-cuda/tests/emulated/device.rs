@@ -1,16 +1,11 @@
-//! The emulated device, and a backend on it whose tensors tests can fill and read.
+//! The emulated device.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
-use backend::conformance::TestBackend;
-use backend::{
-    Activation, AttentionSpec, Backend, BackendError, Batch, BlockCopy, Experts, HostTensor, Ids,
-    KvCacheSpec, KvDtype, KvTypes, LinearWeight, Norm, Result, Rope, Routing, SampleBatch,
-    SampleOutput,
-};
+use backend::{BackendError, Result};
 use backend_cuda::device::{self, Arg, Device, Launch, Properties};
-use backend_cuda::{CudaBackend, CudaKvCache, CudaLinear, CudaStep, CudaTensor, Precision};
+use backend_cuda::{CudaBackend, Precision};
 use cuda_emulation::{Memory, Profile};
 
 /// Kernels of one profile, threads in one order.
@@ -187,138 +182,8 @@ impl Device for Emulated {
 }
 
 /// The backend under test.
-pub struct Target(pub CudaBackend<Emulated>);
+pub type Target = CudaBackend<Emulated>;
 
-impl Target {
-    pub fn new(profile: Profile, order: u32, precision: Precision) -> Self {
-        Self(CudaBackend::new(Emulated::new(profile, order), precision))
-    }
-}
-
-type Tensor = CudaTensor<Emulated>;
-type Linear = CudaLinear<Emulated>;
-type KvCache = CudaKvCache<Emulated>;
-type Step = CudaStep<Emulated>;
-
-impl TestBackend for Target {
-    fn read(&mut self, x: &Tensor) -> Vec<f32> {
-        x.read(self.0.device()).expect("activations")
-    }
-
-    fn keeps(&self, types: KvTypes) -> bool {
-        types.keys == types.values || (types.keys, types.values) == (KvDtype::Bf16, KvDtype::Int8)
-    }
-}
-
-/// Hands every method on, the overridden fusions included.
-impl Backend for Target {
-    type Tensor = Tensor;
-    type Linear = Linear;
-    type KvCache = KvCache;
-    type Step = Step;
-
-    fn load_tensor(&mut self, tensor: HostTensor) -> Result<Tensor> {
-        self.0.load_tensor(tensor)
-    }
-    fn load_linear(&mut self, weight: LinearWeight) -> Result<Linear> {
-        self.0.load_linear(weight)
-    }
-    fn alloc_kv_cache(&mut self, spec: &KvCacheSpec) -> Result<KvCache> {
-        self.0.alloc_kv_cache(spec)
-    }
-    fn begin_step(&mut self, batch: &Batch) -> Result<Step> {
-        self.0.begin_step(batch)
-    }
-    fn copy_blocks(&mut self, cache: &mut KvCache, copies: &[BlockCopy]) -> Result<()> {
-        self.0.copy_blocks(cache, copies)
-    }
-    fn embed(&mut self, table: &Tensor, ids: Ids, step: &Step) -> Result<Tensor> {
-        self.0.embed(table, ids, step)
-    }
-    fn select(&mut self, x: &Tensor, step: &Step) -> Result<Tensor> {
-        self.0.select(x, step)
-    }
-    fn norm(&mut self, x: &Tensor, norm: &Norm<Tensor>, step: &Step) -> Result<Tensor> {
-        self.0.norm(x, norm, step)
-    }
-    fn linear(&mut self, x: &Tensor, linear: &Linear, step: &Step) -> Result<Tensor> {
-        self.0.linear(x, linear, step)
-    }
-    fn split(&mut self, x: Tensor, widths: &[usize]) -> Result<Vec<Tensor>> {
-        self.0.split(x, widths)
-    }
-    fn rope(&mut self, x: &mut Tensor, rope: &Rope<Tensor>, step: &Step) -> Result<()> {
-        self.0.rope(x, rope, step)
-    }
-    fn store_kv(
-        &mut self,
-        cache: &mut KvCache,
-        layer: usize,
-        k: &Tensor,
-        v: &Tensor,
-        step: &Step,
-    ) -> Result<()> {
-        self.0.store_kv(cache, layer, k, v, step)
-    }
-    fn attention(
-        &mut self,
-        q: &Tensor,
-        cache: &KvCache,
-        layer: usize,
-        spec: &AttentionSpec,
-        step: &Step,
-    ) -> Result<Tensor> {
-        self.0.attention(q, cache, layer, spec, step)
-    }
-    fn activate(&mut self, x: &mut Tensor, activation: Activation) -> Result<()> {
-        self.0.activate(x, activation)
-    }
-    fn mul(&mut self, x: &mut Tensor, y: &Tensor) -> Result<()> {
-        self.0.mul(x, y)
-    }
-    fn add(&mut self, x: &mut Tensor, y: &Tensor) -> Result<()> {
-        self.0.add(x, y)
-    }
-    fn route(&mut self, logits: Tensor, routing: &Routing) -> Result<Tensor> {
-        self.0.route(logits, routing)
-    }
-    fn mix_experts(
-        &mut self,
-        x: &Tensor,
-        weights: &Tensor,
-        experts: &Experts<Linear>,
-        step: &Step,
-    ) -> Result<Tensor> {
-        self.0.mix_experts(x, weights, experts, step)
-    }
-    fn sample(&mut self, logits: Tensor, batch: &SampleBatch, step: Step) -> Result<SampleOutput> {
-        self.0.sample(logits, batch, step)
-    }
-    fn norm_quant(&mut self, x: &Tensor, norm: &Norm<Tensor>, step: &Step) -> Result<Tensor> {
-        self.0.norm_quant(x, norm, step)
-    }
-    fn linear_add(
-        &mut self,
-        residual: &mut Tensor,
-        x: &Tensor,
-        linear: &Linear,
-        step: &Step,
-    ) -> Result<()> {
-        self.0.linear_add(residual, x, linear, step)
-    }
-    fn rope_store_kv(
-        &mut self,
-        cache: &mut KvCache,
-        layer: usize,
-        q: &mut Tensor,
-        k: &mut Tensor,
-        v: &Tensor,
-        rope: Option<&Rope<Tensor>>,
-        step: &Step,
-    ) -> Result<()> {
-        self.0.rope_store_kv(cache, layer, q, k, v, rope, step)
-    }
-    fn gated(&mut self, gate_up: Tensor, width: usize, activation: Activation) -> Result<Tensor> {
-        self.0.gated(gate_up, width, activation)
-    }
+pub fn target(profile: Profile, order: u32, precision: Precision) -> Target {
+    CudaBackend::new(Emulated::new(profile, order), precision)
 }

@@ -2,6 +2,7 @@
 //! bundled model's answers. Every kernel runs from the files that the device compiler reads.
 
 mod bits;
+mod bundle;
 mod choice;
 mod conformance;
 mod device;

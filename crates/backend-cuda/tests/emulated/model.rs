@@ -20,7 +20,7 @@ use engine::{Engine, EngineConfig, EngineError, EngineStatus, GenerateRequest, S
 use metrics::Metrics;
 use model::{CausalLm, Checkpoint, LoadOptions};
 
-use crate::device::{Emulated, Target};
+use crate::device::{Emulated, target};
 
 fn load<B: Backend>(backend: B) -> model::Decoder<B> {
     load_over(KvDtype::Bf16, backend)
@@ -178,7 +178,7 @@ fn answers_are_the_cpus_token_for_token_and_bit_for_bit() {
         for kv_dtype in [KvDtype::F32, KvDtype::Bf16, KvDtype::Int8] {
             let cpu = CpuBackend::new(config.clone()).expect("a CPU");
             let expected = answers(&mut load_over(kv_dtype, cpu), &prompts, 12);
-            let emulated = Target::new(Profile::Fast80, order, precision).0;
+            let emulated = target(Profile::Fast80, order, precision);
             let found = answers(&mut load_over(kv_dtype, emulated), &prompts, 12);
             assert_eq!(found, expected, "{precision:?} over {kv_dtype:?}");
         }

@@ -10,7 +10,7 @@ use backend::{
 use backend_cuda::Precision;
 use cuda_emulation::Profile;
 
-use crate::device::Target;
+use crate::device::target;
 
 const NEG: f32 = f32::NEG_INFINITY;
 /// Two ids behind the vocabulary are padding.
@@ -99,7 +99,7 @@ fn check((profile, order): (Profile, u32), size: usize, seeds: u64, num_params: 
             num_generated,
         })
         .collect();
-    let mut target = Target::new(profile, order, Precision::Int8);
+    let mut target = target(profile, order, Precision::Int8);
     let rows = rows(size);
     let columns = size + PADDING;
     let padding = [f32::NAN; PADDING];
@@ -144,7 +144,7 @@ fn check((profile, order): (Profile, u32), size: usize, seeds: u64, num_params: 
 /// A draw that falls on the very border between two shares: 2⁻³⁰ of all seeds do, this one by search.
 fn check_border(profile: Profile) {
     let (size, seed) = (64, 102_736_342);
-    let mut target = Target::new(profile, 0, Precision::Int8);
+    let mut target = target(profile, 0, Precision::Int8);
     let row = vec![1.25; size];
     let task = SampleRow {
         params: Arc::default(),

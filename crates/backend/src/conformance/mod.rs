@@ -4,7 +4,7 @@
 //! test of every body. Bodies that compare with the reference take their bounds from the target's
 //! [`Tolerances`]; bodies about a target agreeing with itself (a row alone and in a batch, a prompt
 //! whole and in chunks, a fusion and its primitives) compare bits. A broken promise is a panic that
-//! names the operation and the case. Nothing here is called outside tests.
+//! names the operation and the case. Tests call it, and the program that does on a machine with a GPU.
 
 mod attention;
 mod bits;
@@ -120,44 +120,75 @@ impl Tolerances {
 #[macro_export]
 macro_rules! conformance_suite {
     ($target:expr, $tolerances:expr $(,)?) => {
-        $crate::conformance_suite!(@compared $target, $tolerances;
-            activations_match_reference,
-            attention_matches_reference,
-            embed_matches_reference,
-            experts_match_reference,
-            linear_matches_reference,
-            mul_and_add_match_reference,
-            norm_matches_reference,
-            rope_matches_reference,
-            sample_matches_reference,
-        );
-        $crate::conformance_suite!(@exact $target;
-            block_copies_are_complete_and_ordered,
-            chunks_equal_the_whole,
-            fusions_equal_primitives,
-            operands_that_do_not_fit_are_errors,
-            placement_does_not_matter,
-            rows_alone_equal_rows_in_a_batch,
-            sampled_rows_do_not_depend_on_each_other,
-            select_and_split_are_exact,
-            sequences_do_not_see_each_other,
-            stale_slots_are_never_read,
-        );
+        $crate::conformance_bodies!(conformance_suite, $target, $tolerances);
     };
-    (@compared $target:expr, $tolerances:expr; $($body:ident,)*) => {
+    (@bodies $target:expr, $tolerances:expr; [$($compared:ident,)*] [$($exact:ident,)*]) => {
         $(
             #[test]
-            fn $body() {
-                $crate::conformance::$body(&mut $target, &$tolerances);
+            fn $compared() {
+                $crate::conformance::$compared(&mut $target, &$tolerances);
+            }
+        )*
+        $(
+            #[test]
+            fn $exact() {
+                $crate::conformance::$exact(&mut $target);
             }
         )*
     };
-    (@exact $target:expr; $($body:ident,)*) => {
-        $(
-            #[test]
-            fn $body() {
-                $crate::conformance::$body(&mut $target);
-            }
-        )*
+}
+
+/// Hands the names of all bodies to another macro: those that compare with the reference, and the others.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! conformance_bodies {
+    ($callback:ident $(, $args:expr)*) => {
+        $crate::$callback! {
+            @bodies $($args),*;
+            [
+                activations_match_reference,
+                attention_matches_reference,
+                embed_matches_reference,
+                experts_match_reference,
+                linear_matches_reference,
+                mul_and_add_match_reference,
+                norm_matches_reference,
+                rope_matches_reference,
+                sample_matches_reference,
+            ]
+            [
+                block_copies_are_complete_and_ordered,
+                chunks_equal_the_whole,
+                fusions_equal_primitives,
+                operands_that_do_not_fit_are_errors,
+                placement_does_not_matter,
+                rows_alone_equal_rows_in_a_batch,
+                sampled_rows_do_not_depend_on_each_other,
+                select_and_split_are_exact,
+                sequences_do_not_see_each_other,
+                stale_slots_are_never_read,
+            ]
+        }
+    };
+}
+
+/// A body of the suite.
+type Body<B> = fn(&mut B, &Tolerances);
+
+/// The suite for programs that are not tests: every body by its name.
+pub fn bodies<B: TestBackend>() -> Vec<(&'static str, Body<B>)> {
+    crate::conformance_bodies!(conformance_table)
+}
+
+#[doc(hidden)]
+#[macro_export]
+macro_rules! conformance_table {
+    (@bodies ; [$($compared:ident,)*] [$($exact:ident,)*]) => {
+        vec![
+            $((stringify!($compared), $crate::conformance::$compared as Body<B>),)*
+            $((stringify!($exact), |target: &mut B, _: &Tolerances| {
+                $crate::conformance::$exact(target);
+            }),)*
+        ]
     };
 }

@@ -1,0 +1,78 @@
+//! On a real GPU: whether it answers as the definition and the CPU do, and how fast it is. Runs from the
+//! archive of `cargo xtask gpu pack`; needs the driver and nothing else.
+//!
+//! `gpu conform` runs the conformance suite and `gpu guard` runs it again with every buffer poisoned and fenced;
+//! `gpu check` compares bits; `gpu time` times kernels and `gpu step` whole steps of three models whose weights
+//! are made on the device. Without a GPU all end with 3 and say why. The tests of this crate run the same code
+//! on the emulated device.
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "the figures are what the program is for"
+)]
+
+mod check;
+mod clock;
+mod guarded;
+mod inputs;
+mod step;
+mod time;
+
+use std::process::ExitCode;
+
+use backend::Result;
+use backend_cuda::driver::{Gpu, find};
+
+use clock::Clock;
+
+const COMMANDS: &str = "conform|guard|check|time|step";
+
+fn main() -> ExitCode {
+    let command = std::env::args().nth(1).unwrap_or_default();
+    if !COMMANDS.split('|').any(|known| known == command) {
+        eprintln!("gpu {COMMANDS}, not {command:?}");
+        return ExitCode::from(2);
+    }
+    let gpu = match find().map(|found| found.into_iter().next()) {
+        Ok(Some(gpu)) => gpu,
+        Ok(None) => return none("the NVIDIA driver lists no GPU"),
+        Err(reason) => return none(&reason),
+    };
+    let open = || Gpu::open(&gpu);
+    let say = &mut |line: String| println!("{line}");
+    match run(&command, &open, say) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: &str, open: &dyn Fn() -> Result<Gpu>, say: &mut dyn FnMut(String)) -> Result<bool> {
+    match command {
+        "conform" => check::conform(open, say),
+        "guard" => guarded::conform(open, say),
+        "check" => check::check(open, &check::PRODUCTS, say),
+        "time" => {
+            time::time(open()?, &Clock::watch(), &time::Sizes::REAL, say)?;
+            Ok(true)
+        }
+        _ => {
+            step::steps(
+                open,
+                &Clock::watch(),
+                &step::MODELS,
+                &step::Sizes::REAL,
+                say,
+            )?;
+            Ok(true)
+        }
+    }
+}
+
+fn none(reason: &str) -> ExitCode {
+    eprintln!("no GPU to run on: {reason}");
+    ExitCode::from(3)
+}

@@ -1,0 +1,207 @@
+//! The program that runs on a machine with a GPU, here on the emulated device: everything that it does
+//! happens, with small sizes.
+
+#[path = "../../examples/gpu/check.rs"]
+#[expect(
+    dead_code,
+    reason = "the program alone uses the real sizes and the real clock"
+)]
+mod check;
+#[path = "../../examples/gpu/clock.rs"]
+#[expect(
+    dead_code,
+    reason = "the program alone uses the real sizes and the real clock"
+)]
+mod clock;
+#[path = "../../examples/gpu/guarded.rs"]
+mod guarded;
+#[path = "../../examples/gpu/inputs.rs"]
+mod inputs;
+#[path = "../../examples/gpu/step.rs"]
+#[expect(
+    dead_code,
+    reason = "the program alone uses the real sizes and the real clock"
+)]
+mod step;
+#[path = "../../examples/gpu/time.rs"]
+mod time;
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use backend::{Backend, Result};
+use backend_cuda::device::Device;
+use backend_cuda::{CudaBackend, Precision};
+use cuda_emulation::Profile;
+
+use crate::device::Emulated;
+
+const MEMORY: time::Sizes = time::Sizes {
+    tokens: &[1, 17],
+    matrices: Some(&[[64, 128]]),
+    rotated: 3 * 64 * 128,
+    seconds: 0.0,
+    attention: &[[40, 1], [300, 1]],
+    memory: [2, 64],
+};
+
+fn open() -> Result<Emulated> {
+    Ok(Emulated::new(Profile::Fast80, 0))
+}
+
+/// What the program would print.
+fn lines(run: impl FnOnce(&mut dyn FnMut(String)) -> Result<bool>) -> (bool, Vec<String>) {
+    let mut lines = Vec::new();
+    let is_right = run(&mut |line| lines.push(line)).expect("the device works");
+    (is_right, lines)
+}
+
+#[test]
+fn the_comparisons_find_this_device_right() {
+    let products = check::Products {
+        tokens: &[1, 9, 33],
+        matrices: &[[20, 300]],
+    };
+    let (is_right, found) = lines(|say| check::check(&open, &products, say));
+    assert!(is_right, "{found:#?}");
+    assert_eq!(found.len(), 4 * 3 + 3 * 4);
+}
+
+/// A device with a wrong matrix instruction is found wrong, by products and by the suite.
+#[test]
+fn the_comparisons_find_a_wrong_device_wrong() {
+    let wrong = || {
+        let mut device = open()?;
+        device.swapped_lanes = true;
+        Ok(device)
+    };
+    let products = check::Products {
+        tokens: &[9],
+        matrices: &[[20, 300]],
+    };
+    let (is_right, found) = lines(|say| check::check(&wrong, &products, say));
+    assert!(!is_right);
+    assert_eq!(
+        found
+            .iter()
+            .filter(|line| line.starts_with("WRONG product"))
+            .count(),
+        4
+    );
+}
+
+#[test]
+fn the_suite_passes_between_fences() {
+    let (is_right, found) = lines(|say| guarded::conform(&open, say));
+    assert!(is_right, "{found:#?}");
+    assert_eq!(found.len(), check::SUITES.len() * 19);
+}
+
+/// One number too many, which the emulator's own fences behind the whole allocation do not see.
+#[test]
+fn a_kernel_that_writes_beside_its_buffer_is_found() {
+    let broken = Rc::new(RefCell::new(Vec::new()));
+    let device = guarded::Guarded::new(open().expect("emulated"), Rc::clone(&broken));
+    let mut target = CudaBackend::new(device, Precision::Int8);
+    let mut x = inputs::tensor(&mut target, 2, 64, 1).expect("memory");
+    let y = inputs::tensor(&mut target, 2, 64, 2).expect("memory");
+    target.add(&mut x, &y).expect("fits");
+    drop((x, y));
+    assert!(broken.borrow().is_empty());
+    let device = target.device();
+    let (inside, behind) = (
+        device.alloc(256, "a buffer that is kept").expect("memory"),
+        device
+            .alloc(256, "a buffer that is overrun")
+            .expect("memory"),
+    );
+    device.upload(&inside, 0, &[1; 256]).expect("fits");
+    device
+        .upload(&behind, 252, &[1; 8])
+        .expect("into the fence");
+    drop((inside, behind));
+    assert_eq!(*broken.borrow(), ["a buffer that is overrun"]);
+}
+
+#[test]
+fn every_kernel_is_timed() {
+    let (_, found) = lines(|say| {
+        time::time(open()?, &clock::Clock::none(), &MEMORY, say)?;
+        Ok(true)
+    });
+    let of = |word: &str| found.iter().filter(|line| line.contains(word)).count();
+    assert_eq!(
+        (of("product"), of("norm"), of("attention")),
+        (6, 2, 4),
+        "{found:#?}"
+    );
+    assert_eq!(of("clock unknown"), 4);
+}
+
+/// Both kinds of layers, decoding by graphs, and a prompt.
+#[test]
+fn whole_steps_are_timed_with_weights_made_on_the_device() {
+    let models = [true, false].map(|gated| step::Model {
+        name: "small",
+        hidden: 128,
+        heads: [4, 2, 32],
+        width: 256,
+        gated,
+        layers: 2,
+        vocab: 64,
+    });
+    let sizes = step::Sizes {
+        batches: &[1, 9],
+        context: 40,
+        steps: 2,
+        prompt: 20,
+        memory: &MEMORY,
+    };
+    let (_, found) = lines(|say| {
+        step::steps(&open, &clock::Clock::none(), &models, &sizes, say)?;
+        Ok(true)
+    });
+    let of = |word: &str| found.iter().filter(|line| line.contains(word)).count();
+    assert_eq!((of("ms a step"), of("prompt of 20")), (8, 4), "{found:#?}");
+}
+
+#[test]
+fn random_weights_are_finite_and_differ() {
+    for precision in [
+        Precision::Int8,
+        Precision::Int8Blocks,
+        Precision::F16,
+        Precision::Bf16,
+    ] {
+        let mut target = CudaBackend::new(Emulated::new(Profile::Checked80, 0), precision);
+        let step = target.begin_step(&inputs::tokens(0, 3)).expect("a step");
+        let x = inputs::tensor(&mut target, 3, 128, 1).expect("memory");
+        let linear =
+            |seed| backend_cuda::CudaLinear::random(target.device(), precision, [32, 128], seed);
+        let linears = [linear(1), linear(2)].map(|linear| linear.expect("whole panels"));
+        let [a, b] = linears.map(|linear| {
+            let y = target.linear(&x, &linear, &step).expect("fits");
+            y.read(target.device()).expect("floats")
+        });
+        assert!(
+            a.iter().all(|y| y.is_finite() && *y != 0.0),
+            "{precision:?}"
+        );
+        assert!(a.iter().zip(&b).all(|(a, b)| a != b), "{precision:?}");
+    }
+}
+
+#[test]
+fn what_the_drivers_tool_prints_is_read() {
+    let seen = clock::read("1695, 148.20").expect("a clock");
+    assert_eq!((seen.hertz, seen.watts), (1.695e9, 148.2));
+    assert!(clock::read("1695, [N/A]").expect("a clock").watts.is_nan());
+    assert!(clock::read("[N/A], 1").is_none());
+    let a10 = backend_cuda::device::Properties {
+        name: "A10".to_owned(),
+        capability: (8, 6),
+        multiprocessors: 72,
+        shared_memory: 101_376,
+    };
+    assert!((clock::int8_peak(&a10, 1.695e9) * 1e-12 - 250.0).abs() < 1.0);
+}
