@@ -54,7 +54,14 @@ const VLLM: &[(&str, &[&str])] = &[
         &["request_decode_time_seconds"],
     ),
     ("request_prompt_tokens", &["request_prompt_tokens"]),
-    ("request_generation_tokens", &["request_generation_tokens"]),
+    (
+        "request_generation_tokens",
+        // The second is the longest of a request's choices there, which is the same for one choice.
+        &[
+            "request_generation_tokens",
+            "request_max_num_generation_tokens",
+        ],
+    ),
     ("request_max_tokens", &["request_params_max_tokens"]),
     ("step_tokens", &["iteration_tokens_total"]),
 ];

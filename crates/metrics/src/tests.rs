@@ -44,7 +44,41 @@ fn aliases_are_off_when_not_asked_for_and_name_existing_families() {
         .iter()
         .filter(|n| n.starts_with("vllm:"))
         .count();
-    assert_eq!(aliases, 24, "one of the aliased families does not exist");
+    assert_eq!(aliases, 25, "one of the aliased families does not exist");
+}
+
+#[test]
+fn the_dashboard_of_vllm_finds_its_series() {
+    let text = Metrics::new("m").render(true);
+    // What its example board for Grafana selects, by model, as of 2026.
+    for series in [
+        "e2e_request_latency_seconds_bucket",
+        "e2e_request_latency_seconds_count",
+        "e2e_request_latency_seconds_sum",
+        "generation_tokens_total",
+        "inter_token_latency_seconds_bucket",
+        "inter_token_latency_seconds_count",
+        "inter_token_latency_seconds_sum",
+        "kv_cache_usage_perc",
+        "num_requests_running",
+        "num_requests_waiting",
+        "prompt_tokens_total",
+        "request_decode_time_seconds_sum",
+        "request_generation_tokens_bucket",
+        "request_max_num_generation_tokens_sum",
+        "request_prefill_time_seconds_sum",
+        "request_prompt_tokens_bucket",
+        "request_queue_time_seconds_sum",
+        "request_success_total",
+        "time_to_first_token_seconds_bucket",
+        "time_to_first_token_seconds_count",
+        "time_to_first_token_seconds_sum",
+    ] {
+        let start = format!("vllm:{series}{{");
+        let mut lines = text.lines().filter(|line| line.starts_with(&start));
+        let is_of_the_model = lines.any(|line| line.contains("model_name=\"m\""));
+        assert!(is_of_the_model, "{series} is missing");
+    }
 }
 
 #[test]
