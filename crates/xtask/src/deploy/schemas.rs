@@ -32,6 +32,10 @@ pub fn check() -> Result<()> {
             .args(schema)
             .args(compose),
     )?;
+    // Versions of Debian's packages are those of the base image.
+    let image = deploy("docker/Dockerfile");
+    let lint = ["--ignore", "DL3008"];
+    install::run(Command::new(program("hadolint")).args(lint).arg(image))?;
     manifests(&program("kubernetes-validate"))?;
     start_up_files(&program("check-jsonschema"))?;
     install::run(Command::new(program("shellcheck")).arg(deploy("cloud/install.sh")))

@@ -15,6 +15,8 @@ pub fn run() -> Result<()> {
     schemas::check()?;
     rented_machine()?;
     prometheus()?;
+    install::debian("bwrap", "bubblewrap")?;
+    against_server("image.py", &[])?;
     install::debian("systemd-analyze", "systemd")?;
     against_server("systemd.py", &[])?;
     install::service("nginx", "nginx-light")?;

@@ -7,6 +7,8 @@ use super::panels::Form;
 use super::promql::Catalogue;
 use super::{boards, check, deploy, manual};
 
+mod pages;
+
 /// Families that no board draws, and why.
 const UNDRAWN: &[(&str, &str)] = &[
     (
