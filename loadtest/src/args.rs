@@ -78,6 +78,18 @@ pub enum Command {
     },
     /// Start servers, measure and stop them one after the other, as a file says; goes on where it was stopped
     Suite(SuiteArgs),
+    /// Put the figures of a suite into the tables of pages in Markdown
+    WriteUp {
+        /// The suite
+        #[arg(value_name = "FILE")]
+        suite: PathBuf,
+        /// Folder of its results; left out, the tables say that nothing is measured
+        #[arg(long, value_name = "DIR")]
+        results: Option<PathBuf>,
+        /// The pages
+        #[arg(required = true, value_name = "PAGE")]
+        pages: Vec<PathBuf>,
+    },
     /// Make the page index.html, and index.json, of all results in a folder
     Index {
         /// The folder

@@ -50,3 +50,4 @@ pub mod trace;
 pub mod transport;
 pub mod workload;
 pub mod workload_file;
+pub mod write_up;

@@ -19,6 +19,7 @@ use loadtest::search::{self, SearchConfig, StopReason};
 use loadtest::self_test::{self, Ladder};
 use loadtest::suite::{self, Suite};
 use loadtest::table::{Line, Table};
+use loadtest::write_up;
 
 fn main() -> ExitCode {
     let mut cli = Cli::parse();
@@ -35,6 +36,13 @@ fn main() -> ExitCode {
             compare(&args)
         }
         Some(Command::Suite(args)) => suite(&args),
+        Some(Command::WriteUp {
+            suite,
+            results,
+            pages,
+        }) => Suite::read(&suite)
+            .and_then(|suite| write_up::run(&suite, results.as_deref(), &pages))
+            .map(|()| true),
         Some(Command::Index { folder }) => page::index::write(&folder).map(|()| true),
         Some(Command::Report { runs, output }) => page::write(&runs, &output).map(|()| true),
         None => run(cli.run),

@@ -137,7 +137,7 @@ pub(crate) fn render(groups: &[Group]) -> String {
         @else { (single::verdict(&groups[0])) (single::tiles(&groups[0])) }
         @if groups.len() > 1 { (tables::side_by_side(groups)) (compare::differences(groups)) }
         @for group in groups { @if group.runs.len() > 1 { (tables::run_table(group)) } }
-        (plots::all(groups))
+        (plots::all(groups)) (plots::server(groups))
         @for group in groups { (details::details(group, groups.len() > 1)) }
     };
     document(&title, &body)

@@ -14,7 +14,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
-pub use cell::{Cell, Figures, SUMMARY, SideName, Summary, run};
+pub use cell::{Cell, Figures, Found, SUMMARY, SideName, Summary, run};
 pub use job::{Job, Side};
 pub use plan::{Fit, plan};
 
@@ -111,6 +111,9 @@ pub struct Load {
     pub name: String,
     /// Flags of a run.
     pub flags: String,
+    /// Flags of `loadtest search` instead: the highest rate that keeps `--slo`.
+    #[serde(default)]
+    pub search: bool,
     /// Runs, each with a seed of its own.
     pub repeats: u32,
     /// How long one run takes, in seconds, for the plan.
@@ -164,6 +167,10 @@ impl Suite {
                     model.server
                 );
             }
+        }
+        for load in suite.load.iter().filter(|load| load.search && load.repeats != 1) {
+            let (name, n) = (&load.name, load.repeats);
+            bail!("load {name}: a search confirms its rate itself, repeats = {n} has no use");
         }
         for compare in &suite.compare {
             suite.compared(compare)?;

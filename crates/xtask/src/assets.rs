@@ -113,6 +113,18 @@ const PACKAGES: &[Package] = &[
             "fe282a57094ed62e7144fb7c804a9748fc1c909bf3b49d06e7276015f9f67240",
         )],
     },
+    // Rules of accessibility (MPL-2.0), run on the pages of load tests.
+    Package {
+        registry: Registry::Npm,
+        name: "axe-core",
+        version: "4.14.1",
+        folder: "package",
+        files: &[asset(
+            "axe.min.js",
+            "axe/axe.min.js",
+            "29348999450cdf2849a8e70b7912fc2da85a849da39c0d0d5394f51d4a9ed95c",
+        )],
+    },
     // llama.cpp as its Python binding carries it: chat templates and vocabularies of real models.
     Package {
         registry: Registry::PythonSource,

@@ -125,11 +125,11 @@ pub fn run() -> Result<()> {
             )?;
         }
     }
-    report_pages(&python, &clients)
+    report_pages(&python, &clients, &assets.join("axe/axe.min.js"))
 }
 
 /// Pages of a comparison of a server with itself, and of an index, in a browser.
-fn report_pages(python: &Path, clients: &Path) -> Result<()> {
+fn report_pages(python: &Path, clients: &Path, axe: &Path) -> Result<()> {
     println!("-- pages of load tests");
     let server = Server::start(&[])?;
     let results = target_dir().join("tmp/load-test-pages");
@@ -152,6 +152,8 @@ fn report_pages(python: &Path, clients: &Path) -> Result<()> {
             .arg(clients.join("report_pages.py"))
             .arg("--results")
             .arg(&results)
+            .arg("--axe")
+            .arg(axe)
             .env("PYTHONDONTWRITEBYTECODE", "1"),
     )
 }

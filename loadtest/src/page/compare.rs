@@ -278,7 +278,7 @@ fn bars(duel: &Duel) -> Markup {
         (ratio::draw(&duel.first.name, &duel.second.name, &bars))
         details {
             summary { "The numbers, and what p says" }
-            div class="wide" { table {
+            div class="wide" tabindex="0" { table {
                 thead { tr { th {} th { (duel.first.name) } th { (duel.second.name) } th { "times as fast" } th { "95 % interval" } th { "finding" } th { "p" } } }
                 tbody { @for bar in &bars { tr {
                     th { (bar.name) } td { (bar.values[0]) } td { (bar.values[1]) }
@@ -340,14 +340,14 @@ pub fn differences(groups: &[Group]) -> Markup {
             h2 { "What differs between them" }
             @if different.is_empty() { p { "Nothing that is known." } }
             @else {
-                div class="wide" { table class="facts" {
+                div class="wide" tabindex="0" { table class="facts" {
                     thead { tr { th {} @for group in groups { th { (group.name) } } } }
                     tbody { @for (name, values) in &different { tr { th { (name) } @for value in values { td { (value) } } } } }
                 } }
             }
             details {
                 summary { "What is the same" }
-                div class="wide" { table class="facts" { tbody { @for (name, values) in &same { tr { th { (name) } td { (values[0]) } } } } } }
+                div class="wide" tabindex="0" { table class="facts" { tbody { @for (name, values) in &same { tr { th { (name) } td { (values[0]) } } } } } }
             }
         }
     }

@@ -204,6 +204,14 @@ pub struct Server {
     pub build: BTreeMap<String, String>,
     #[serde(default)]
     pub checks: Vec<Check>,
+    pub timeline: Option<Timeline>,
+}
+
+/// What the server said of itself over the run; `t` is in seconds after the beginning of the window.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Timeline {
+    pub t: Vec<f64>,
+    pub series: BTreeMap<String, Vec<Option<f64>>>,
 }
 
 #[derive(Debug, Clone, Deserialize)]

@@ -104,7 +104,7 @@ fn latency_table(run: &Run) -> Markup {
     ];
     html! {
         h3 { "Latency" }
-        div class="wide" {
+        div class="wide" tabindex="0" {
             table {
                 thead { tr { th { "" } @for name in ["n", "mean", "p50", "p90", "p95", "p99", "max"] { th { (name) } } } }
                 tbody {
@@ -134,7 +134,7 @@ fn checks_table(run: &Run) -> Markup {
         @if let Some(reason) = &run.server.not_available {
             p { "Not compared: " (reason) }
         }
-        div class="wide" {
+        div class="wide" tabindex="0" {
             table {
                 tbody {
                     @for check in &run.server.checks {

@@ -202,7 +202,7 @@ fn table(entries: &[&Entry]) -> Markup {
         .filter_map(|e| e.output_tokens_per_second.mean)
         .fold(0.0, f64::max);
     html! {
-        div class="wide" { table {
+        div class="wide" tabindex="0" { table {
             thead { tr { @for name in HEADS { th { (name) } } } }
             tbody { @for entry in entries { tr class=(if entry.verdict == "invalid" { "fail" } else { "" }) {
                 th {

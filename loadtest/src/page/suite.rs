@@ -78,6 +78,7 @@ fn render(summary: &Summary, rows: &[Row]) -> String {
     let body = html! {
         @if let Some(machine) = &summary.machine { p { "For: " (machine) } }
         @for row in &compared { (comparison(row)) }
+        @for (model, groups) in repeated(&cells, &compared) { h2 { (model) } (compare::finding(&groups)) }
         h2 { "Every cell" }
         (table(&cells, "Output tokens per second", Metric::OutputTokens))
         (table(&cells, "Time to first token, median", Metric::Latency(Latency::Ttft, Quantile::P50)))
@@ -86,6 +87,7 @@ fn render(summary: &Summary, rows: &[Row]) -> String {
         p class="note" {
             "± is half of the 95 % interval of the mean over runs; a number without it is of one run. A number leads to its page."
         }
+        (rates(&cells))
         (quality(&cells))
         (charts(&cells))
     };
@@ -104,6 +106,32 @@ fn comparison(row: &Row) -> Markup {
             } }
         } @else { p { (status(cell)) } }
     }
+}
+
+/// Precisions of one model on one server under a load that was repeated, the first of them first, unless two of
+/// them were asked by turns, which says more.
+fn repeated(cells: &[&Row], compared: &[&Row]) -> Vec<(String, Vec<Group>)> {
+    let mut found: Vec<(String, Vec<Group>)> = Vec::new();
+    for row in cells {
+        let side = &row.cell.sides[0];
+        let by_turns = |other: &&Row| other.cell.sides.iter().all(|s| s.model == side.model);
+        let most = row.loads.iter().max_by_key(|group| group.runs.len());
+        let Some(group) = most.filter(|group| group.runs.len() > 1) else {
+            continue;
+        };
+        if compared.iter().any(by_turns) {
+            continue;
+        }
+        let title = format!("{}, {} on {}", side.model, load_of(&row.cell, group), side.server);
+        let mut group = group.clone();
+        group.name.clone_from(&side.precision);
+        match found.iter_mut().find(|(known, _)| *known == title) {
+            Some((_, groups)) => groups.push(group),
+            None => found.push((title, vec![group])),
+        }
+    }
+    found.retain(|(_, groups)| groups.len() > 1);
+    found
 }
 
 /// Why a cell has no numbers.
@@ -166,6 +194,30 @@ fn value(row: &Row, load: &str, metric: Metric) -> Markup {
     html! {
         @match page { Some(page) => a href=(page) { (words) }, None => (words) }
         @if !group.is_valid() { " (invalid)" }
+    }
+}
+
+/// The highest rates within limits; one that was not confirmed is "at least".
+fn rates(cells: &[&Row]) -> Markup {
+    let has_some = |row: &&&Row| !row.cell.searches.is_empty();
+    let rows: Vec<&&Row> = cells.iter().filter(has_some).collect();
+    html! {
+        @if !rows.is_empty() {
+            h3 { "Highest rate within the limits" }
+            div class="wide" tabindex="0" { table {
+                thead { tr { th { "model" } th { "precision" } th { "server" } th { "search" } th { "requests per second" } th { "ended" } } }
+                tbody { @for row in rows { @for found in &row.cell.searches { tr {
+                    @let side = &row.cell.sides[0];
+                    th { (side.model) } td { (side.precision) } td { (side.server) } td { (found.load) }
+                    td { @match found.rate {
+                        Some(rate) if found.stop == "converged" => (number(rate)),
+                        Some(rate) => { "at least " (number(rate)) }
+                        None => "none",
+                    } }
+                    td { (found.stop.replace('_', " ")) }
+                } } } }
+            } }
+        }
     }
 }
 

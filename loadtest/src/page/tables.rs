@@ -20,7 +20,7 @@ pub fn side_by_side(groups: &[Group]) -> Markup {
     html! {
         section {
             h2 { "Side by side" }
-            div class="wide" { table {
+            div class="wide" tabindex="0" { table {
                 thead { tr { th {} @for group in groups { th { (group.name) } } } }
                 tbody {
                     @for metric in metrics {
@@ -59,7 +59,7 @@ pub fn run_table(group: &Group) -> Markup {
     html! {
         section {
             h2 { "Run by run: " (group.name) }
-            div class="wide" { table {
+            div class="wide" tabindex="0" { table {
                 thead { tr { th { "run" } th { "seed" } @for metric in metrics { th { (metric.name()) } } th { "failed" } th { "verdict" } } }
                 tbody { @for (i, run) in group.runs.iter().enumerate() {
                     tr class=(if run.is_valid() { "" } else { "fail" }) {

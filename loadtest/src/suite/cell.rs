@@ -13,11 +13,12 @@ use serde_json::Value;
 
 use super::serve::{Served, end_left_over, fill, find};
 use super::{Fit, Job, Load, Side, Suite};
-use crate::args::{Args, SuiteArgs};
+use crate::args::{Args, SearchArgs, SuiteArgs};
 use crate::config::Config;
 use crate::page;
 use crate::repeat;
 use crate::results::{RUN, plain, write_json};
+use crate::search::{SearchConfig, search};
 
 const POLL: Duration = Duration::from_millis(100);
 /// How long a killed suite may go on to hold its lock.
@@ -63,8 +64,22 @@ pub struct Cell {
     /// What its precision costs, as the command of the suite says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quality: Option<Value>,
+    /// The rates that were searched for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub searches: Vec<Found>,
     /// Its runs.
     pub runs: Vec<Figures>,
+}
+
+/// What a search found.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Found {
+    /// The load.
+    pub load: String,
+    /// Requests per second; none when no rate passed.
+    pub rate: Option<f64>,
+    /// Why it ended.
+    pub stop: String,
 }
 
 /// A side in words.
@@ -201,6 +216,7 @@ async fn measure(
         reason: String::new(),
         fit: job.sides.first().and_then(fit),
         quality: None,
+        searches: Vec::new(),
         runs: Vec::new(),
     };
     std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
@@ -227,6 +243,7 @@ async fn measure(
         (cell.status, cell.reason) = ("failed".into(), reason);
     }
     cell.quality = quality_of(folder)?;
+    cell.searches = searches(job, folder)?;
     cell.runs = figures(job, folder)?;
     Ok(cell)
 }
@@ -252,6 +269,10 @@ async fn all(
         served.ready(&suite.server[&side.model.server]).await?;
     }
     for load in &job.loads {
+        if load.search {
+            search_once(job, load, &served[0], &place(job, folder, load), tell).await?;
+            continue;
+        }
         let sides = configs(suite, job, load, served)?;
         let id = format!("{}/{}", suite.folder_name(job), load.name);
         let place = place(job, folder, load);
@@ -274,9 +295,12 @@ fn place(job: &Job<'_>, folder: &Path, load: &Load) -> PathBuf {
 }
 
 fn configs(suite: &Suite, job: &Job<'_>, load: &Load, served: &[Served]) -> Result<Vec<Config>> {
+    // A cost is stated only of a load that has limits to keep.
+    let has_limits = load.flags.contains("--slo");
     let price = suite
         .machine
         .as_ref()
+        .filter(|_| has_limits)
         .and_then(|m| Some((m.price_per_hour?, &m.name)));
     let each = job
         .side_names()
@@ -309,6 +333,47 @@ fn configs(suite: &Suite, job: &Job<'_>, load: &Load, served: &[Served]) -> Resu
         .with_context(|| format!("the load {}", load.name))
 }
 
+/// Searches for a rate, unless the result is there.
+async fn search_once(
+    job: &Job<'_>,
+    load: &Load,
+    served: &Served,
+    place: &Path,
+    tell: &mut impl FnMut(&str),
+) -> Result<()> {
+    let file = place.join(SEARCH);
+    if file.is_file() {
+        return Ok(());
+    }
+    let name = format!("{}, {}", job.name, load.name);
+    let fixed = ["search", "--quiet", "--url", &served.url, "--name", &name];
+    let words = fixed.into_iter().chain(load.flags.split_whitespace());
+    let config = SearchArgs::try_parse_from(words)
+        .map_err(anyhow::Error::from)
+        .and_then(SearchConfig::try_from)
+        .with_context(|| format!("the load {}", load.name))?;
+    let report = search(&config, |probe| tell(&format!("  {name}: {probe}"))).await?;
+    std::fs::create_dir_all(place)?;
+    write_json(&file, &report)
+}
+
+/// The rates that were found.
+fn searches(job: &Job<'_>, folder: &Path) -> Result<Vec<Found>> {
+    let mut found = Vec::new();
+    for load in job.loads.iter().filter(|load| load.search) {
+        let path = place(job, folder, load).join(SEARCH);
+        if path.is_file() {
+            let report: Value = serde_json::from_str(&std::fs::read_to_string(&path)?)?;
+            found.push(Found {
+                load: load.name.clone(),
+                rate: report["rate"].as_f64(),
+                stop: report["stop"].as_str().unwrap_or_default().to_owned(),
+            });
+        }
+    }
+    Ok(found)
+}
+
 /// Runs the command that measures quality, unless its result is there.
 fn score(side: Side<'_>, folder: &Path) -> Result<()> {
     let file = folder.join(QUALITY);
@@ -332,6 +397,7 @@ fn score(side: Side<'_>, folder: &Path) -> Result<()> {
 }
 
 const QUALITY: &str = "quality.json";
+const SEARCH: &str = "search.json";
 
 fn quality_of(folder: &Path) -> Result<Option<Value>> {
     let path = folder.join(QUALITY);

@@ -53,6 +53,7 @@ impl Suite {
             loads: vec![Load {
                 name: "pairs".into(),
                 flags: compare.flags.clone(),
+                search: false,
                 repeats: compare.pairs,
                 expected_s: compare.expected_s,
             }],

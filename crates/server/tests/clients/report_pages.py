@@ -40,6 +40,18 @@ def looks_right(browser, path, name):
     equal(f"{name}: scripts", browser.js("document.scripts.length"), 0)
 
 
+def is_accessible(browser, path, name, axe):
+    """No serious finding of axe-core, in any view."""
+    for width, height, scheme in VIEWS:
+        browser.view(width, height, scheme)
+        open_page(browser, path)
+        browser.js(f"{axe}; true")
+        found = browser.js("axe.run(document, {resultTypes: ['violations']}).then(r => r.violations"
+                           ".filter(v => ['serious', 'critical'].includes(v.impact))"
+                           ".map(v => [v.id, v.nodes[0].html.slice(0, 200), v.nodes.length]))")
+        equal(f"{name}, {width} px, {scheme}: barriers that axe-core finds", found, [])
+
+
 def prints(browser, path, name):
     """A page on paper is light, and has words on it without scripts."""
     browser.view(1280, 900, "dark")
@@ -68,6 +80,7 @@ def says(browser, path, selector, words):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--results", required=True, type=pathlib.Path, help="folder with an index and one comparison")
+    parser.add_argument("--axe", required=True, type=pathlib.Path, help="axe.min.js of axe-core")
     parser.add_argument("--chromium", default="chromium", help="the browser to start")
     args = parser.parse_args()
     results = args.results.resolve()
@@ -81,6 +94,7 @@ def main():
             check(f"{name}: at most a megabyte", size <= MAX_BYTES, size)
             looks_right(browser, path, name)
             prints(browser, path, name)
+            is_accessible(browser, path, name, args.axe.read_text())
         says(browser, comparison, ".verdict", "2 pairs of runs made by turns")
         says(browser, comparison, ".verdict", "Too few runs")
         says(browser, run, ".verdict", "tokens/s")
