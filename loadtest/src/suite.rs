@@ -128,6 +128,8 @@ pub struct Compare {
     pub name: String,
     /// The two cells as the plan names them, `MODEL PRECISION on SERVER`.
     pub cells: [String; 2],
+    /// What they are called on its page.
+    pub names: [String; 2],
     /// Flags of a run.
     pub flags: String,
     /// Runs of each.
@@ -168,9 +170,9 @@ impl Suite {
                 );
             }
         }
-        for load in suite.load.iter().filter(|load| load.search && load.repeats != 1) {
-            let (name, n) = (&load.name, load.repeats);
-            bail!("load {name}: a search confirms its rate itself, repeats = {n} has no use");
+        let repeats = |load: &&Load| load.search && load.repeats != 1;
+        if let Some(Load { name, repeats, .. }) = suite.load.iter().find(repeats) {
+            bail!("load {name}: a search confirms its rate itself, repeats = {repeats} has no use");
         }
         for compare in &suite.compare {
             suite.compared(compare)?;

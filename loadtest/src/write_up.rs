@@ -102,7 +102,9 @@ fn memory(fit: Option<Fit>) -> [String; 3] {
 fn speed(cell: &Cell, load: &str) -> String {
     let runs = cell.runs.iter();
     let runs = runs.filter(|run| run.load == load && run.verdict != "invalid");
-    let speeds: Vec<f64> = runs.filter_map(|run| run.output_tokens_per_second).collect();
+    let speeds: Vec<f64> = runs
+        .filter_map(|run| run.output_tokens_per_second)
+        .collect();
     match speeds.len() {
         0 => "–".to_owned(),
         n => format!("{:.0}", speeds.iter().sum::<f64>() / n as f64),

@@ -61,9 +61,16 @@ name = "solo"
 flags = "--requests 3 --prompt-tokens 8 --output-tokens 4 --ignore-eos"
 repeats = 2
 expected_s = 1
+[[load]]
+name = "rate"
+search = true
+flags = "--slo ttft=10s --rate 20 --requests 3 --duration 200ms --max-probes 1 --prompt-tokens 8 --output-tokens 4 --ignore-eos"
+repeats = 1
+expected_s = 1
 [[compare]]
 name = "8 bits against 16"
 cells = ["dolly bf16 on octet", "dolly int8 on octet"]
+names = ["16 bits", "8 bits"]
 flags = "--requests 3 --prompt-tokens 8 --output-tokens 4 --ignore-eos"
 pairs = 2
 expected_s = 1
@@ -189,6 +196,17 @@ fn a_suite_that_was_killed_goes_on_where_it_was() {
     assert_eq!(status, expected, "{told}");
     let runs = |cell: &Value| cell["runs"].as_array().unwrap().len();
     assert!(cells[..6].iter().all(|cell| runs(cell) == 2) && runs(&cells[9]) == 4);
+    for cell in &cells[..6] {
+        let search = &cell["searches"][0];
+        assert_eq!(search["load"], "rate");
+        // A client without a core of its own sends late, which ends a search, too.
+        let stop = search["stop"].as_str().unwrap();
+        assert!(
+            ["max_probes", "ceiling", "solo_fails"].contains(&stop),
+            "{stop}"
+        );
+        assert!(search["rate"].as_f64().is_none_or(|rate| rate == 20.0));
+    }
     let refusal = "does not fit: 22.1 GiB + KV against 0.9 GiB";
     assert_eq!(cells[6]["reason"], refusal);
     assert!(!cells[7]["reason"].as_str().unwrap().is_empty());
@@ -196,7 +214,9 @@ fn a_suite_that_was_killed_goes_on_where_it_was() {
     for words in [
         refusal,
         "not possible here: no-such-server",
-        "Too few runs to tell",
+        "Too few runs to tell 16 bits from 8 bits",
+        "Highest rate within the limits",
+        "stablelm, solo on octet",
         "failed: ",
     ] {
         assert!(page.contains(words), "{words} in {page}");

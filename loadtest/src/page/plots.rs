@@ -46,9 +46,17 @@ pub fn server(groups: &[Group]) -> Markup {
         ("waiting", "Requests waiting", false),
         ("batch_size_mean", "Sequences in a step", false),
         ("step_seconds_mean", "Time of a step", true),
-        ("generation_tokens_per_second", "Generated tokens per second", false),
+        (
+            "generation_tokens_per_second",
+            "Generated tokens per second",
+            false,
+        ),
         ("kv_usage", "Share of the KV cache in use", false),
-        ("prefix_hit_ratio", "Share of prompt tokens from the prefix cache", false),
+        (
+            "prefix_hit_ratio",
+            "Share of prompt tokens from the prefix cache",
+            false,
+        ),
         ("preemptions_per_second", "Preemptions per second", false),
     ];
     let charts: Vec<Markup> = SERIES
@@ -112,16 +120,30 @@ fn ttft_shares(groups: &[Group]) -> Markup {
         let samples = group.counted().into_iter().flat_map(|run| &run.samples);
         samples.filter_map(|s| Some((s.ttft?, 1))).collect()
     };
-    shares(groups, "Time to first token: how often", "share of requests", values)
+    shares(
+        groups,
+        "Time to first token: how often",
+        "share of requests",
+        values,
+    )
 }
 
 /// The distribution of the gaps between events.
 fn gap_shares(groups: &[Group]) -> Markup {
     let values = |group: &Group| {
-        let gaps = group.counted().into_iter().flat_map(|run| &run.latency.chunk_gap_counts);
-        gaps.map(|(micros, count)| (*micros as f64 * 1e-6, *count)).collect()
+        let gaps = group
+            .counted()
+            .into_iter()
+            .flat_map(|run| &run.latency.chunk_gap_counts);
+        gaps.map(|(micros, count)| (*micros as f64 * 1e-6, *count))
+            .collect()
     };
-    shares(groups, "Gap between two events: how often", "share of gaps", values)
+    shares(
+        groups,
+        "Gap between two events: how often",
+        "share of gaps",
+        values,
+    )
 }
 
 /// Steps of a histogram of times with their counts.
@@ -152,7 +174,9 @@ fn steps(values: &[(f64, u64)]) -> Vec<(f64, f64)> {
     let total: u64 = values.iter().map(|(_, count)| count).sum();
     let mut bins: std::collections::BTreeMap<i32, u64> = std::collections::BTreeMap::new();
     for (seconds, count) in values.iter().filter(|(seconds, _)| *seconds > 0.0) {
-        *bins.entry((seconds.log10() * PER_DECADE).floor() as i32).or_default() += count;
+        *bins
+            .entry((seconds.log10() * PER_DECADE).floor() as i32)
+            .or_default() += count;
     }
     let (Some(first), Some(last)) = (bins.keys().next(), bins.keys().next_back()) else {
         return Vec::new();
@@ -163,7 +187,10 @@ fn steps(values: &[(f64, u64)]) -> Vec<(f64, f64)> {
         [(edge(bin), share), (edge(bin + 1), share)]
     });
     let (left, right) = ((edge(*first), 0.0), (edge(*last + 1), 0.0));
-    std::iter::once(left).chain(corners).chain(std::iter::once(right)).collect()
+    std::iter::once(left)
+        .chain(corners)
+        .chain(std::iter::once(right))
+        .collect()
 }
 
 fn by_percentile(groups: &[Group], name: &str, measure: Measure) -> Markup {
@@ -228,8 +255,14 @@ mod tests {
     fn bins_hold_everything_once() {
         let values = [(0.01, 1), (0.0101, 2), (0.5, 1), (0.0, 1)];
         let points = steps(&values);
-        let tops: f64 = points[1..points.len() - 1].chunks(2).map(|pair| pair[0].1).sum();
-        assert!((tops - 0.8).abs() < 1e-12, "a gap of zero has no place: {points:?}");
+        let tops: f64 = points[1..points.len() - 1]
+            .chunks(2)
+            .map(|pair| pair[0].1)
+            .sum();
+        assert!(
+            (tops - 0.8).abs() < 1e-12,
+            "a gap of zero has no place: {points:?}"
+        );
         assert!(points.windows(2).all(|p| p[0].0 <= p[1].0), "{points:?}");
         assert_eq!(steps(&[]), []);
     }

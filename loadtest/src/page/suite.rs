@@ -122,7 +122,12 @@ fn repeated(cells: &[&Row], compared: &[&Row]) -> Vec<(String, Vec<Group>)> {
         if compared.iter().any(by_turns) {
             continue;
         }
-        let title = format!("{}, {} on {}", side.model, load_of(&row.cell, group), side.server);
+        let title = format!(
+            "{}, {} on {}",
+            side.model,
+            load_of(&row.cell, group),
+            side.server
+        );
         let mut group = group.clone();
         group.name.clone_from(&side.precision);
         match found.iter_mut().find(|(known, _)| *known == title) {

@@ -302,33 +302,29 @@ fn configs(suite: &Suite, job: &Job<'_>, load: &Load, served: &[Served]) -> Resu
         .as_ref()
         .filter(|_| has_limits)
         .and_then(|m| Some((m.price_per_hour?, &m.name)));
-    let each = job
-        .side_names()
-        .into_iter()
-        .zip(served)
-        .map(|(name, served)| {
-            let name = match job.sides.len() {
-                1 => format!("{name}, {}", load.name),
-                _ => name,
-            };
-            let fixed = [
-                "loadtest",
-                "--quiet",
-                "--seed",
-                "1",
-                "--url",
-                &served.url,
-                "--name",
-                &name,
-            ];
-            let words = fixed.into_iter().chain(load.flags.split_whitespace());
-            let mut args = Args::try_parse_from(words)?;
-            args.command = format!("loadtest {}", load.flags);
-            if let Some((price, machine)) = price {
-                (args.price_per_hour, args.price_note) = (Some(price), Some(machine.clone()));
-            }
-            Config::try_from(args)
-        });
+    let each = job.side_names.iter().zip(served).map(|(name, served)| {
+        let name = match job.sides.len() {
+            1 => format!("{name}, {}", load.name),
+            _ => name.clone(),
+        };
+        let fixed = [
+            "loadtest",
+            "--quiet",
+            "--seed",
+            "1",
+            "--url",
+            &served.url,
+            "--name",
+            &name,
+        ];
+        let words = fixed.into_iter().chain(load.flags.split_whitespace());
+        let mut args = Args::try_parse_from(words)?;
+        args.command = format!("loadtest {}", load.flags);
+        if let Some((price, machine)) = price {
+            (args.price_per_hour, args.price_note) = (Some(price), Some(machine.clone()));
+        }
+        Config::try_from(args)
+    });
     each.collect::<Result<_>>()
         .with_context(|| format!("the load {}", load.name))
 }

@@ -22,6 +22,8 @@ pub struct Side<'a> {
 pub struct Job<'a> {
     /// What it is called.
     pub name: String,
+    /// What its sides are called on pages.
+    pub side_names: Vec<String>,
     /// What is served, all at once.
     pub sides: Vec<Side<'a>>,
     /// What is asked, of each side.
@@ -41,14 +43,15 @@ impl Side<'_> {
 impl Suite {
     /// Cells in order, then comparisons.
     pub fn jobs(&self) -> Vec<Job<'_>> {
-        let of_cell = |side: Side<'_>| side.name();
         let cells = self.cells().map(|side| Job {
-            name: of_cell(side),
+            name: side.name(),
+            side_names: vec![side.name()],
             sides: vec![side],
             loads: self.load.clone(),
         });
         let compared = self.compare.iter().map(|compare| Job {
             name: compare.name.clone(),
+            side_names: compare.names.to_vec(),
             sides: self.compared(compare).unwrap_or_default(),
             loads: vec![Load {
                 name: "pairs".into(),
@@ -125,31 +128,5 @@ impl Suite {
         let digest = hash.finalize();
         let name = plain(&job.name.replace(" on ", " "));
         format!("{name}-{:02x}{:02x}", digest[0], digest[1])
-    }
-}
-
-impl Job<'_> {
-    /// What its sides are called: by what tells them apart, as far as that is enough.
-    pub fn side_names(&self) -> Vec<String> {
-        let [a, b] = &self.sides[..] else {
-            return self.sides.iter().map(Side::name).collect();
-        };
-        let parts = |s: &Side<'_>| {
-            [
-                s.model.name.clone(),
-                s.model.server.clone(),
-                s.precision.to_owned(),
-            ]
-        };
-        let (one, other) = (parts(a), parts(b));
-        let differ: Vec<usize> = (0..3).filter(|i| one[*i] != other[*i]).collect();
-        let name = |parts: &[String; 3]| {
-            differ
-                .iter()
-                .map(|i| parts[*i].as_str())
-                .collect::<Vec<_>>()
-                .join(" ")
-        };
-        vec![name(&one), name(&other)]
     }
 }
