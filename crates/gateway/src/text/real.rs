@@ -154,6 +154,66 @@ fn vocabularies_of_gguf_files_give_the_ids_that_llama_cpp_expects() {
     }
 }
 
+const PRE: &[u8] = b"tokenizer.ggml.pre";
+
+/// A GGUF file with another name for the rule by which it cuts texts.
+fn with_rule(file: &[u8], name: &str) -> Result<Checkpoint, String> {
+    let key = file.windows(PRE.len()).position(|bytes| bytes == PRE);
+    let (head, rest) = file.split_at(key.expect("the key is there") + PRE.len() + 4);
+    let (len, rest) = rest.split_first_chunk().expect("a length");
+    let len = u64::from_le_bytes(*len) as usize;
+    let new_len = (name.len() as u64).to_le_bytes();
+    let bytes = [head, &new_len, name.as_bytes(), &rest[len..]].concat();
+    let file = ("model.gguf".to_owned(), bytes.into());
+    Checkpoint::from_bytes(vec![file]).map_err(|error| error.to_string())
+}
+
+/// The rules that a GGUF file can name, each with Llama 3's vocabulary, against llama.cpp
+/// (`fixtures/tokenizers/make_pre.py`); the vocabularies above check some of them with their own.
+#[test]
+fn every_named_rule_cuts_as_llama_cpp_does() {
+    let Some(vocabulary) = asset("vocabularies/llama-3.gguf") else {
+        return;
+    };
+    let strings = strings();
+    let expected = fixture("pre.txt");
+    let (names, hashes) = expected.split_once('\n').expect("a line of names");
+    let mut checked = Vec::new();
+    for (column, names) in names.split(' ').enumerate() {
+        for name in names.split(',') {
+            let checkpoint = with_rule(&vocabulary, name).expect("the rule is known");
+            let tokenizer = Tokenizer::new(checkpoint.text()).expect("it loads");
+            let mut compared = 0;
+            for (text, line) in strings.iter().zip(hashes.lines()) {
+                let expected = line.split(' ').nth(column).expect("a hash for each rule");
+                if expected == "-" {
+                    continue;
+                }
+                let ids = tokenizer
+                    .encode_rendered(text)
+                    .expect("any text is encoded");
+                let found = fnv1a(ids.iter().flat_map(|id| id.to_le_bytes()));
+                assert_eq!(found, expected, "{name}: {text:?} has the ids {ids:?}");
+                compared += 1;
+            }
+            assert!(compared > 950, "{name}: {compared}");
+            checked.push(name);
+        }
+    }
+    // The refusal lists what is known: nothing that was not compared.
+    let refusal = with_rule(&vocabulary, "unheard-of").err();
+    let refusal = refusal.expect("it is unknown");
+    let known = refusal.split_once(": ").expect("a list").1;
+    let known = known.split(" are;").next().expect("names");
+    let names = |list: &str| -> Vec<String> {
+        let names = list.split([',', ' ']).filter(|name| !name.is_empty());
+        let mut names: Vec<String> = names.map(str::to_owned).collect();
+        names.sort();
+        names
+    };
+    assert_eq!(names(known), names(&checked.join(",")), "{refusal}");
+}
+
 /// Every place in a JSON text, as pointers.
 fn places(value: &serde_json::Value, at: String, found: &mut Vec<String>) {
     use serde_json::Value::{Array, Object};

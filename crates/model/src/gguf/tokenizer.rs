@@ -63,7 +63,7 @@ impl Splitting {
 
 /// The rules as llama.cpp names them, for the families that are read here.
 const SPLITTINGS: &[Splitting] = &[
-    Splitting::of(&["gpt-2", "gpt2", "phi-2"], &[GPT2]),
+    Splitting::of(&["gpt-2", "phi-2"], &[GPT2]),
     // "refact" is what converters write for Granite 3.
     Splitting::of(&["smollm", "refact", "starcoder"], &[r"\p{N}", GPT2]),
     Splitting {
