@@ -3,6 +3,9 @@
 //! loading gives, so the copy computes the same bits. Embeddings, heads, routers and norms stay as they
 //! are; a target that wants the head in 8 bits makes it from the same floats in both cases.
 
+#[cfg(test)]
+mod tests;
+
 use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::HashMap;
