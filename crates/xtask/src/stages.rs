@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Result, bail};
 
-use crate::{assets, clients, deploy, install, kernels, mutants, root, tidy};
+use crate::{assets, clients, deploy, install, kernels, mutants, root, target_dir, tidy};
 
 struct Stage {
     name: &'static str,
@@ -39,6 +39,11 @@ const STAGES: &[Stage] = &[
         name: "build",
         what: "the binaries",
         run: build,
+    },
+    Stage {
+        name: "fuzz",
+        what: "the fuzz targets compile",
+        run: fuzz,
     },
     Stage {
         name: "clippy",
@@ -136,6 +141,19 @@ pub fn build() -> Result<()> {
         "--bins",
         "--locked",
     ]))
+}
+
+/// Checks the fuzz targets, which are a package of their own; `model/tests/damage.rs` runs what they run.
+fn fuzz() -> Result<()> {
+    let package = root().join("crates/model/fuzz");
+    // The versions that everything else has.
+    std::fs::copy(root().join("Cargo.lock"), package.join("Cargo.lock"))?;
+    install::run(
+        cargo(&["check", "--bins", "--manifest-path"])
+            .arg(package.join("Cargo.toml"))
+            .arg("--target-dir")
+            .arg(target_dir().join("fuzz")),
+    )
 }
 
 fn clippy() -> Result<()> {
