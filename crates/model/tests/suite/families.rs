@@ -18,7 +18,7 @@ use crate::support::{
 };
 
 /// The distance between the golden logits and what a folder gives.
-fn distance(dir: &Path, name: &str, case: &str) -> f32 {
+pub fn distance(dir: &Path, name: &str, case: &str) -> f32 {
     let expected = expected(name, case);
     let mut decoder = reference(dir, None);
     let found = logits_in_chunks(&mut decoder, &expected.ids, expected.ids.len());
@@ -173,6 +173,10 @@ fn every_setting_shows_in_the_logits() {
 #[test]
 fn every_tensor_shows_in_the_logits() {
     for (name, case) in [
+        ("llama", "default"),
+        ("mistral", "window"),
+        ("qwen2", "window"),
+        ("qwen3", "default"),
         ("gpt-neox", "parallel"),
         ("gpt-neox", "sequential"),
         ("gpt2", "default"),
