@@ -4,6 +4,7 @@ mod families;
 mod golden;
 mod hub;
 mod int8;
+mod known_bugs;
 mod malformed;
 mod quantised;
 mod quantize;
