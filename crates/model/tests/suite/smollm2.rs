@@ -1,5 +1,5 @@
 //! A real model: SmolLM2-135M-Instruct from a GGUF file, against what transformers answers for the same
-//! weights. The expected values are made by `fixtures/smollm2.py`.
+//! weights as the `gguf` package dequantises them. The expected values are made by `fixtures/smollm2.py`.
 
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -16,18 +16,25 @@ use crate::support::{Span, batch, fixtures, options};
 /// Logits reach about 30; two correct 32-bit implementations differ by less than this.
 const TOLERANCE: f64 = 2e-3;
 
-/// The file that `cargo xtask assets` fetches. Nothing where it is absent, except under `CI=true`.
-fn gguf() -> Option<PathBuf> {
-    const FILE: &str = "smollm2/SmolLM2-135M-Instruct.Q4_1.gguf";
+/// The same model as its makers' plug-in carries it, and with the types of Q4_K_M, which llama.cpp gave it:
+/// the name of the file, the fixture, and what the matrices are.
+const FILES: [(&str, &str, &str); 2] = [
+    ("Q4_1", "smollm2.json", "GGUF Q4_1/Q8_0"),
+    ("Q4_K_M", "smollm2-q4_k_m.json", "GGUF Q5_0/Q4K/Q8_0/Q6K"),
+];
+
+/// A file that `cargo xtask assets` fetches or makes. Nothing where it is absent, except under `CI=true`.
+fn gguf(types: &str) -> Option<PathBuf> {
+    let file = format!("smollm2/SmolLM2-135M-Instruct.{types}.gguf");
     let assets = std::env::var_os("OCTET_ASSETS").map_or_else(
         || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/assets"),
         PathBuf::from,
     );
-    let path = assets.join(FILE);
+    let path = assets.join(&file);
     if path.exists() {
         return Some(path);
     }
-    let message = format!("{FILE} is missing; `cargo xtask assets` fetches it");
+    let message = format!("{file} is missing; `cargo xtask assets` fetches it");
     assert!(std::env::var("CI").as_deref() != Ok("true"), "{message}");
     eprintln!("skipped: {message}");
     None
@@ -41,9 +48,8 @@ struct Answer {
     greedy: Vec<u32>,
 }
 
-fn answers() -> Vec<Answer> {
-    let text =
-        std::fs::read(fixtures().join("smollm2.json")).expect("the expected values are committed");
+fn answers(fixture: &str) -> Vec<Answer> {
+    let text = std::fs::read(fixtures().join(fixture)).expect("the expected values are committed");
     let answers: Vec<Value> = serde_json::from_slice(&text).expect("valid JSON");
     let ids =
         |value: &Value| -> Vec<u32> { serde_json::from_value(value.clone()).expect("token ids") };
@@ -71,7 +77,7 @@ fn answers() -> Vec<Answer> {
 
 #[test]
 fn token_ids_equal_those_of_an_independent_tokenizer() {
-    let Some(path) = gguf() else { return };
+    let Some(path) = gguf("Q4_1") else { return };
     let checkpoint = Checkpoint::open(&path).expect("the file opens");
     let text = checkpoint.text();
     assert_eq!(text.bos_token.as_deref(), Some("<|im_start|>"));
@@ -82,7 +88,7 @@ fn token_ids_equal_those_of_an_independent_tokenizer() {
     assert_eq!(checkpoint.vocab_size(), Some(49_152));
     let json = std::str::from_utf8(&text.tokenizer_json).expect("UTF-8");
     let tokenizer = Tokenizer::from_str(json).expect("the rebuilt tokenizer loads");
-    for answer in answers() {
+    for answer in answers("smollm2.json") {
         let encoding = tokenizer
             .encode(answer.text.as_str(), true)
             .expect("text tokenises");
@@ -96,15 +102,21 @@ fn token_ids_equal_those_of_an_independent_tokenizer() {
 
 #[test]
 fn logits_and_greedy_text_equal_those_of_transformers() {
-    let Some(path) = gguf() else { return };
-    let answers = answers();
-    let checkpoint = Checkpoint::open(&path).expect("the file opens");
+    for (types, fixture, matrices) in FILES {
+        let Some(path) = gguf(types) else { return };
+        let checkpoint = Checkpoint::open(&path).expect("the file opens");
+        assert_eq!(checkpoint.description(), matrices);
+        assert!(checkpoint.is_requantised(), "the server says so");
+        compare(&checkpoint, &answers(fixture));
+    }
+}
+
+fn compare(checkpoint: &Checkpoint, answers: &[Answer]) {
     let backend = CpuBackend::new(CpuConfig::default()).expect("the CPU target starts");
     let mut options = options(Some(BLOCKS_EACH * BLOCK_SIZE));
     options.kv_cache_bytes = 1 << 30;
     options.max_num_seqs = answers.len();
-    let mut decoder =
-        load(&checkpoint, backend, &options, &mut |_, _| {}).expect("the model loads");
+    let mut decoder = load(checkpoint, backend, &options, &mut |_, _| {}).expect("the model loads");
     assert_eq!(
         (decoder.info().logit_width, decoder.info().vocab_size),
         (49_152, 49_152)
@@ -146,7 +158,7 @@ fn logits_and_greedy_text_equal_those_of_transformers() {
         .collect();
     let drawn = vec![vec![RowTask::Draw]; sequences.len()];
     for index in 0..answers[0].greedy.len() {
-        for ((sequence, token), answer) in sequences.iter_mut().zip(&next).zip(&answers) {
+        for ((sequence, token), answer) in sequences.iter_mut().zip(&next).zip(answers) {
             assert_eq!(
                 *token, answer.greedy[index],
                 "{:?} at token {index}",
