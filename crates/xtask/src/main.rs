@@ -49,7 +49,7 @@ fn main() -> ExitCode {
         Some("test") => stages::run(&args[1..]),
         Some("stages") => stages::list(),
         Some("kernels") => kernels::run(args.get(1).is_some_and(|arg| arg == "--update")),
-        Some("gpu") if args.get(1).is_some_and(|arg| arg == "pack") => gpu::pack(),
+        Some("gpu") if args.get(1).is_some_and(|arg| arg == "pack") => gpu::pack().map(drop),
         Some("mutants") => mutants::run(&args[1..]),
         Some("tidy") => tidy::run(),
         Some("suite") => suite::run(&args[1..]),

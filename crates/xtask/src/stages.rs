@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Result, bail};
 
-use crate::{assets, clients, deploy, install, kernels, mutants, root, target_dir, tidy};
+use crate::{assets, clients, deploy, gpu, install, kernels, mutants, root, target_dir, tidy};
 
 struct Stage {
     name: &'static str,
@@ -59,6 +59,11 @@ const STAGES: &[Stage] = &[
         name: "mutants",
         what: "mistakes in the CUDA kernels, each of which a test must notice",
         run: || mutants::run(&[]),
+    },
+    Stage {
+        name: "gpu",
+        what: "the bundle for machines with a GPU, as far as the driver",
+        run: gpu::check,
     },
     Stage {
         name: "clients",

@@ -83,32 +83,32 @@ if [ "$mode" = run ]; then
 fi
 
 # Answers: the conformance suite, the same between fences in poisoned memory, and bits against definition and CPU.
-step conform 40 "$gpu" conform
-step guard 60 "$gpu" guard
-step check 40 "$gpu" check
+step conform 20 "$gpu" conform
+step guard 30 "$gpu" guard
+step check 20 "$gpu" check
 sanitizer='command -v compute-sanitizer'
-optional "$sanitizer" sanitizer-memcheck 60 compute-sanitizer --error-exitcode 9 "$gpu" check
-optional "$sanitizer" sanitizer-racecheck 60 compute-sanitizer --tool racecheck --error-exitcode 9 \
+optional "$sanitizer" sanitizer-memcheck 40 compute-sanitizer --error-exitcode 9 "$gpu" check
+optional "$sanitizer" sanitizer-racecheck 40 compute-sanitizer --tool racecheck --error-exitcode 9 \
     "$octet" bench --device cuda -q int8 --prompt-tokens 40 --generate-tokens 4 --repetitions 1
 # Speed: each kernel, whole steps of three models, and what PyTorch and cuBLASLt reach.
-step time 90 "$gpu" time
-step step 150 "$gpu" step
-optional "python3 -c 'import torch; assert torch.cuda.is_available()'" bars 60 python3 bars.py
+step time 60 "$gpu" time
+step step 120 "$gpu" step
+optional "python3 -c 'import torch; assert torch.cuda.is_available()'" bars 40 python3 bars.py
 # The bundled model's held-out answers in both forms, against the form of the CPU in 32 bits; its speed in both.
-step eval-int8 40 "$octet" eval --device cuda -q int8
-step eval-f16 40 "$octet" eval --device cuda -q f16
-step bench-int8 30 "$octet" bench --device cuda -q int8
-step bench-f16 30 "$octet" bench --device cuda -q f16
+step eval-int8 20 "$octet" eval --device cuda -q int8
+step eval-f16 20 "$octet" eval --device cuda -q f16
+step bench-int8 15 "$octet" bench --device cuda -q int8
+step bench-f16 15 "$octet" bench --device cuda -q f16
 
 # Through HTTP, in both forms.
 for form in int8 f16; do
     if [ "$mode" != run ]; then
-        step "serve-$form" 60 "$octet" serve --device cuda -q "$form" --port "$port"
+        step "serve-$form" 20 "$octet" serve --device cuda -q "$form" --port "$port"
     else
         "$octet" serve --device cuda -q "$form" --port "$port" >"$results/server-$form.txt" 2>&1 &
         server=$!
         trap 'kill "$server" 2>/dev/null' EXIT
-        for _ in $(seq 60); do
+        for _ in $(seq 20); do
             timeout 5 "$octet" health --port "$port" >/dev/null 2>&1 && break
             sleep 1
         done
@@ -116,7 +116,7 @@ for form in int8 f16; do
     for users in 1 8 32 64 128; do
         # There is no server to load without a GPU.
         [ "$mode" = --dry ] && continue
-        step "served-$form-$users" 20 "$loadtest" --url "http://127.0.0.1:$port" --users "$users" \
+        step "served-$form-$users" 10 "$loadtest" --url "http://127.0.0.1:$port" --users "$users" \
             --requests $((users * 4))
     done
     if [ "$mode" = run ]; then

@@ -640,3 +640,40 @@ fn experts_give_the_bits_of_the_cpu() {
     });
     assert_eq!(found, expected);
 }
+
+/// The product of routers against its definition, under every check: one sum for each 256 inputs, added in
+/// order, then the bias.
+#[test]
+fn routers_follow_the_definition() {
+    let mut target = target(Profile::Checked80, 1, Precision::Int8);
+    for (m, n, k) in [(3, 6, 300), (2, 260, 256), (1, 257, 7), (2, 5, 530)] {
+        let (x, w, bias) = (numbers(1, m * k), numbers(2, n * k), numbers(3, n));
+        let sum = |x: &[f32], w: &[f32]| {
+            let terms = x.iter().zip(w);
+            terms.fold(0.0f32, |sum, (x, w)| x.mul_add(*w, sum))
+        };
+        let expected = (0..m * n).map(|at| {
+            let (x, w) = (&x[at / n * k..][..k], &w[at % n * k..][..k]);
+            let sums = x.chunks(256).zip(w.chunks(256)).map(|(x, w)| sum(x, w));
+            sums.reduce(|total, sum| total + sum).expect("inputs") + bias[at % n]
+        });
+        let expected: Vec<f32> = expected.collect();
+        let weight = HostTensor::new(n, k, WeightData::F32(w)).expect("a matrix");
+        let router = LinearWeight::new(weight, Some(bias)).expect("a bias");
+        let router = target.load_linear(router.into_router()).expect("memory");
+        let step = target.begin_step(&tokens(0, m, &[0])).expect("a step");
+        let x = target.upload(m, k, &x);
+        let y = target.linear(&x, &router, &step).expect("fits");
+        assert_eq!(bits(&target.read(&y)), bits(&expected), "[{m}, {n}, {k}]");
+        let mut twice = target.upload(m, n, &expected);
+        target
+            .linear_add(&mut twice, &x, &router, &step)
+            .expect("fits");
+        let doubled: Vec<f32> = expected.iter().map(|y| y + y).collect();
+        assert_eq!(
+            bits(&target.read(&twice)),
+            bits(&doubled),
+            "[{m}, {n}, {k}] added"
+        );
+    }
+}
