@@ -111,6 +111,9 @@ pub struct Load {
     pub name: String,
     /// Flags of a run.
     pub flags: String,
+    /// Models that it is for; left out, all.
+    #[serde(default)]
+    pub models: Vec<String>,
     /// Flags of `loadtest search` instead: the highest rate that keeps `--slo`.
     #[serde(default)]
     pub search: bool,
@@ -169,6 +172,11 @@ impl Suite {
                     model.server
                 );
             }
+        }
+        let names: Vec<&String> = suite.model.iter().map(|model| &model.name).collect();
+        let mut wanted = suite.load.iter().flat_map(|load| &load.models);
+        if let Some(unknown) = wanted.find(|name| !names.contains(name)) {
+            bail!("a load is for the model `{unknown}`, which the suite does not have");
         }
         let repeats = |load: &&Load| load.search && load.repeats != 1;
         if let Some(Load { name, repeats, .. }) = suite.load.iter().find(repeats) {

@@ -47,7 +47,7 @@ impl Suite {
             name: side.name(),
             side_names: vec![side.name()],
             sides: vec![side],
-            loads: self.load.clone(),
+            loads: self.loads_of(side).cloned().collect(),
         });
         let compared = self.compare.iter().map(|compare| Job {
             name: compare.name.clone(),
@@ -56,6 +56,7 @@ impl Suite {
             loads: vec![Load {
                 name: "pairs".into(),
                 flags: compare.flags.clone(),
+                models: Vec::new(),
                 search: false,
                 repeats: compare.pairs,
                 expected_s: compare.expected_s,
@@ -70,6 +71,12 @@ impl Suite {
             let each = model.precisions.iter();
             each.map(move |precision| Side { model, precision })
         })
+    }
+
+    fn loads_of(&self, side: Side<'_>) -> impl Iterator<Item = &Load> {
+        let is_for =
+            move |load: &&Load| load.models.is_empty() || load.models.contains(&side.model.name);
+        self.load.iter().filter(is_for)
     }
 
     /// The cells that a comparison names.

@@ -144,6 +144,9 @@ mod tests {
         let text = cpu.replace("auto on octet\"", "auto on octopus\"");
         let error = format!("{:#}", Suite::parse(&text).unwrap_err());
         assert!(error.contains("auto on octopus"), "{error}");
+        let text = cpu.replace("models = [\"octet-bundled\"]", "models = [\"gpt-5\"]");
+        let error = format!("{:#}", Suite::parse(&text).unwrap_err());
+        assert!(error.contains("`gpt-5`"), "{error}");
         let text = A10.replace("[server.octet]", "[server.other]");
         let error = format!("{:#}", Suite::parse(&text).unwrap_err());
         assert!(error.contains("[server.octet]"), "{error}");
