@@ -69,6 +69,7 @@ pub fn run(names: &[String]) -> Result<()> {
         Suite::Rows,
         Suite::Padding,
         Suite::Sampler,
+        Suite::Tables,
     ];
     let is_met = |suite: &Suite| mutants.iter().any(|mutant| mutant.suite == *suite);
     for suite in suites.into_iter().filter(is_met) {

@@ -20,6 +20,8 @@ pub enum Suite {
     /// A decode step whose rows are padded.
     Padding,
     Sampler,
+    /// Tied tables and routers.
+    Tables,
 }
 
 impl Suite {
@@ -36,6 +38,7 @@ impl Suite {
             ],
             Self::Padding => &[""],
             Self::Sampler => &["sample"],
+            Self::Tables => &["elementwise", "embed", "linear_f32", "quant_rows", "gemm_"],
         }
     }
 
@@ -51,12 +54,16 @@ impl Suite {
             ],
             Self::Rows => &["bits::row_kernels_pass_every_check"],
             Self::Sampler => &["sampler::the_sampler_passes_every_check"],
+            Self::Tables => &[
+                "bits::a_tied_table_gives_the_rows_of_the_head",
+                "bits::routers_follow_the_definition",
+            ],
             Self::Padding => &["model::replayed_steps_give_the_bits_of_computed_ones"],
         }
     }
 }
 
-use Suite::{Attention, Padding, Products, Rows, Sampler};
+use Suite::{Attention, Padding, Products, Rows, Sampler, Tables};
 
 const fn mutant(
     name: &'static str,
@@ -531,5 +538,47 @@ pub const MUTANTS: &[Mutant] = &[
         Sampler,
         "if (bans[i].token < size) edited",
         "if (bans[i].token <= size) edited",
+    ),
+    mutant(
+        "table-panel",
+        "embed.cu",
+        Tables,
+        "row % 16 / 8 * 512",
+        "row % 16 / 8 * 1024",
+    ),
+    mutant(
+        "table-halves",
+        "embed.cu",
+        Tables,
+        "i % 64 / 32 * 8 + i % 8",
+        "i % 64 / 32 * 4 + i % 8",
+    ),
+    mutant(
+        "table-scale",
+        "embed.cu",
+        Tables,
+        "static_cast<i64>(i / group_len) * num_rows + row",
+        "static_cast<i64>(i / group_len) * columns + row",
+    ),
+    mutant(
+        "router-tail",
+        "linear_f32.cu",
+        Tables,
+        "if (n >= outputs) return;",
+        "if (n > outputs) return;",
+    ),
+    mutant(
+        "router-order",
+        "linear_f32.cu",
+        Tables,
+        "#define K_BLOCK 256",
+        "#define K_BLOCK 512",
+    ),
+    mutant(
+        "router-inputs",
+        "linear_f32.cu",
+        Tables,
+        "first + K_BLOCK < inputs ? first + K_BLOCK : inputs",
+        "first + K_BLOCK",
     ),
 ];
