@@ -51,6 +51,7 @@ pub async fn measure(config: &Config, interrupted: impl Future<Output = ()>) -> 
         duration: config.duration,
         ramp_up: config.ramp_up,
         timeouts: config.timeouts,
+        gives_up_on: config.slo.filter(|_| config.may_give_up),
     };
     let run = Run::new(plan, targets, workload.clone(), clock);
     let result = drive(&run, config, &mut metrics, interrupted).await;

@@ -64,6 +64,8 @@ pub struct Config {
     pub tokens_per_word: Option<f64>,
     /// Limits of a good request.
     pub slo: Option<Slo>,
+    /// Whether the run ends once those are out of reach.
+    pub may_give_up: bool,
     /// Price of the server's machine.
     pub price: Option<Price>,
     /// Time limits.
@@ -97,6 +99,7 @@ impl TryFrom<Args> for Config {
             temperature: args.temperature.or(file.temperature()).unwrap_or(0.0),
             cache: args.cache.or(file.cache).unwrap_or(Cache::Cold),
             slo: args.slo.or(file.slo),
+            may_give_up: false,
             price: args.price_per_hour.map(|per_hour| Price {
                 per_hour,
                 note: args.price_note.clone().unwrap_or_default(),

@@ -16,9 +16,11 @@ use crate::clock::{Clock, Nanos};
 use crate::content::Conversation;
 use crate::effort::{Effort, Watch};
 use crate::exchange::{Exchange, Timeouts, exchange};
+use crate::give_up::{Bound, GiveUp};
 use crate::observe::{StreamFacts, Window};
 use crate::outcome::{End, Evidence, classify};
 use crate::record::{Phase, Reach, RequestRecord};
+use crate::slo::Slo;
 use crate::target::Target;
 use crate::transport::Connection;
 use crate::workload::{PlannedRequest, Workload};
@@ -38,6 +40,8 @@ pub struct Plan {
     pub ramp_up: Duration,
     /// Time limits of a request.
     pub timeouts: Timeouts,
+    /// Objectives without whose hope the run ends early.
+    pub gives_up_on: Option<Slo>,
 }
 
 /// A run in motion.
@@ -52,6 +56,7 @@ pub struct Run {
     changed: Notify,
     stop: watch::Sender<bool>,
     counts: Counts,
+    give_up: Option<GiveUp>,
 }
 
 /// Running totals for the progress display.
@@ -113,8 +118,10 @@ pub struct RunResult {
     pub records: Vec<RequestRecord>,
     /// The window `[w0, w1)`: until `w1` by duration, else until the last measured request ended.
     pub window: (Nanos, Nanos),
-    /// The run was stopped from outside.
+    /// The run was stopped from outside, or given up.
     pub stopped: bool,
+    /// Why it was given up.
+    pub gave_up: Option<Bound>,
     /// What it took from the client's machine.
     pub effort: Effort,
 }
@@ -123,8 +130,12 @@ impl Run {
     /// A run that has not started. Conversations go to `targets` in turn.
     pub fn new(plan: Plan, targets: Vec<Target>, workload: Workload, clock: Clock) -> Arc<Self> {
         assert!(!targets.is_empty(), "a run has a server");
+        let give_up = plan
+            .gives_up_on
+            .and_then(|slo| GiveUp::new(slo, &plan, &workload));
         Arc::new(Self {
             clock,
+            give_up,
             plan,
             targets,
             workload,
@@ -162,6 +173,7 @@ impl Run {
             records,
             window: (start, end.unwrap_or(start)),
             stopped,
+            gave_up: self.give_up.as_ref().and_then(GiveUp::reached),
             effort,
         }
     }
@@ -477,10 +489,14 @@ impl Run {
         add(&self.counts.measured, u64::from(is_measured));
         add(&self.counts.failed, u64::from(!record.outcome.is_success()));
         add(&self.counts.output_tokens, record.output_tokens());
+        let is_hopeless = is_measured && self.give_up.as_ref().is_some_and(|g| g.note(&record));
         let mut state = self.state();
         state.measured_open -= u64::from(is_measured);
         state.records.push(record);
         drop(state);
+        if is_hopeless {
+            self.stop();
+        }
         self.changed.notify_waiters();
     }
 }

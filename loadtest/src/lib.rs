@@ -17,6 +17,7 @@ pub mod driver;
 pub mod effort;
 pub mod exchange;
 pub mod exposition;
+pub mod give_up;
 pub mod interval;
 pub mod lengths;
 pub mod metric_map;

@@ -13,6 +13,7 @@ use crate::content::{Content, Described};
 use crate::cost::Cost;
 use crate::driver::RunResult;
 use crate::effort::Effort;
+use crate::give_up::Bound;
 use crate::metric_map::ServerKind;
 use crate::outcome::Outcome;
 use crate::parts::{Part, parts};
@@ -181,8 +182,11 @@ pub struct Load {
 pub struct WindowInfo {
     /// Its length.
     pub seconds: f64,
-    /// Whether the run was stopped from outside.
+    /// Whether the run was stopped before its end.
     pub stopped: bool,
+    /// The bound that ended it, where it was not stopped from outside.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gave_up: Option<Bound>,
     /// What grew from its beginning to its end beyond doubt: the server fell behind.
     pub growing: Vec<&'static str>,
 }
@@ -428,6 +432,7 @@ impl Report {
             window: WindowInfo {
                 seconds: seconds(result.window.1 - result.window.0),
                 stopped: result.stopped,
+                gave_up: result.gave_up,
                 growing: steady::growing(records, result.window, |part| in_flight(records, part).0),
             },
             requests: Requests::new(records),
@@ -488,7 +493,11 @@ impl Report {
             found.push((RunVerdict::Invalid, reason));
         }
         if self.window.stopped {
-            found.push((RunVerdict::Invalid, "the run was stopped".into()));
+            let reason = match self.window.gave_up {
+                Some(bound) => format!("the run was ended early: {bound}"),
+                None => "the run was stopped".into(),
+            };
+            found.push((RunVerdict::Invalid, reason));
         }
         if self.requests.succeeded == 0 {
             found.push((RunVerdict::Invalid, "no measured request succeeded".into()));

@@ -170,6 +170,8 @@ impl Searching<'_> {
         config.arrival = arrival;
         config.duration = Some(length);
         config.requests = None;
+        // A rate that cannot pass any more takes no more time.
+        config.may_give_up = matches!(kind, ProbeKind::Probe | ProbeKind::Confirmation);
         config.seed = config.seed.wrapping_add(self.probes.len() as u64);
         let report = app::measure(&config, std::future::pending()).await?;
         let probe = Probe::new(
@@ -183,8 +185,8 @@ impl Searching<'_> {
     }
 }
 
-/// What a run says about the objectives: an overloaded server or a client that shed requests fails
-/// whatever the survivors look like.
+/// What a run says about the objectives: an overloaded server, a client that shed requests, or a run that gave up
+/// fails whatever the survivors look like.
 fn judge(kind: ProbeKind, report: &Report, wanted: f64) -> ProbeVerdict {
     let Some(Goodput { attainment, .. }) = &report.goodput else {
         return ProbeVerdict::Undecided;

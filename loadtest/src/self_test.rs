@@ -133,6 +133,7 @@ async fn measure(users: u32, length: Duration) -> Result<Level> {
             gap: LIMIT,
             total: LIMIT,
         },
+        gives_up_on: None,
     };
     let workload = Workload {
         api: Api::Completions,

@@ -738,3 +738,24 @@ async fn two_servers_are_compared_by_turns() {
     let index = std::fs::read_to_string(folder.path().join("index.html")).unwrap();
     assert_eq!(index.matches(">compared</a>").count(), 2, "{index}");
 }
+
+/// A probe whose objective is out of reach does not go on to its end.
+#[tokio::test]
+async fn a_hopeless_run_ends_early() {
+    let server = FakeServer::start(&[Behaviour::Status(500, "x")], MetricsPage::Absent).await;
+    let line = "--rate 200 --arrival constant --duration 60s --warmup 0 --slo ttft=1m";
+    let mut hopeless = config(&server, line);
+    hopeless.may_give_up = true;
+    let report = app::measure(&hopeless, std::future::pending())
+        .await
+        .unwrap();
+    let bound = report.window.gave_up.unwrap();
+    assert_eq!((bound.planned, bound.wanted), (12_000, 0.99));
+    assert!(
+        bound.attainment_at_most < 0.99 && bound.missed < 200,
+        "{bound}"
+    );
+    assert!(report.requests.measured < 6000, "{:?}", report.requests);
+    let reason = format!("the run was ended early: {bound}");
+    assert!(report.reasons.contains(&reason), "{:?}", report.reasons);
+}

@@ -25,6 +25,7 @@ fn plan(warmup: u64, requests: Option<u64>, duration: Option<u64>) -> Plan {
             gap: limit,
             total: limit,
         },
+        gives_up_on: None,
     }
 }
 

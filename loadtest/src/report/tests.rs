@@ -44,6 +44,7 @@ fn report(records: Vec<RequestRecord>, server: ServerInfo) -> Report {
         records,
         window: (0, 1_000_000_000),
         stopped: false,
+        gave_up: None,
         effort: crate::effort::Effort::default(),
     };
     Report::new(&config, &workload(), result, server, Scene::default())
@@ -242,6 +243,7 @@ fn a_client_that_had_too_much_to_do_is_a_reservation() {
             records: many(400),
             window: (0, 1_000_000_000),
             stopped: false,
+            gave_up: None,
             effort: crate::effort::Effort {
                 lags: vec![lag; 400],
                 cores: Some(cores),

@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::{ProbeVerdict, SearchConfig, StopReason};
 use crate::arrival::Arrival;
+use crate::give_up::Bound;
 use crate::report::{Report, SCHEMA, TargetInfo, Tool};
 use crate::slo::{Goodput, Slo};
 use crate::stats::Percentile;
@@ -61,8 +62,11 @@ pub struct Probe {
     pub seconds: f64,
     /// What it says.
     pub verdict: ProbeVerdict,
-    /// What kept the limits.
+    /// What kept the limits; none of a probe that ended early, whose rest would be no fair sample.
     pub goodput: Option<Goodput>,
+    /// Why it ended early.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ended_early: Option<Bound>,
     /// What grew over the window.
     pub growing: Vec<&'static str>,
     /// The client's own delay was too large, or it had too much to do.
@@ -89,7 +93,11 @@ impl Probe {
             seed: report.load.seed,
             seconds: report.window.seconds,
             verdict,
-            goodput: report.goodput.clone(),
+            goodput: report
+                .goodput
+                .clone()
+                .filter(|_| report.window.gave_up.is_none()),
+            ended_early: report.window.gave_up,
             growing: report.window.growing.clone(),
             client_was_late: report.client.may_be_the_bottleneck(),
             completed_requests: report.rates.completed_requests,
@@ -147,6 +155,9 @@ impl Display for Probe {
         write!(f, "{load:>12}  {:>6.1} s  {verdict:<9}", self.seconds)?;
         if let Some(goodput) = &self.goodput {
             write!(f, "  kept by {}", share(&goodput.attainment))?;
+        }
+        if let Some(bound) = &self.ended_early {
+            write!(f, "  ended early: {bound}")?;
         }
         if !self.growing.is_empty() {
             write!(f, ", {} grew", self.growing.join(" and "))?;

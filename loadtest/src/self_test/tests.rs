@@ -6,6 +6,7 @@ fn result(records: Vec<RequestRecord>) -> RunResult {
         records,
         window: (0, 1_000_000_000),
         stopped: false,
+        gave_up: None,
         effort: crate::effort::Effort::default(),
     }
 }
