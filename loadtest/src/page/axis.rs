@@ -48,9 +48,22 @@ impl Axis {
     pub fn words(&self, value: f64) -> String {
         if self.is_time {
             super::milliseconds(Some(value))
+        } else if self.scale == Scale::Percentile {
+            percent(value)
         } else {
             super::number(value)
         }
+    }
+
+    /// A value beside its tick, which is as round as it looks.
+    fn label(&self, value: f64) -> String {
+        let words = self.words(value);
+        let (number, unit) = words.split_once(' ').unwrap_or((&words, ""));
+        let number = match number.contains('.') {
+            true => number.trim_end_matches('0').trim_end_matches('.'),
+            false => number,
+        };
+        format!("{number} {unit}").trim_end().to_owned()
     }
 
     /// Widens the range to hold a value.
@@ -117,22 +130,26 @@ impl Axis {
                 (0..)
                     .map(|i| f64::from(i) * step)
                     .take_while(|value| *value <= self.high * 1.000_001)
-                    .map(|value| (value, self.words(value)))
+                    .map(|value| (value, self.label(value)))
                     .collect()
             }
             Scale::Log => one_two_five(self.low, self.high)
                 .into_iter()
                 .filter(|value| (self.low * 0.999..=self.high * 1.001).contains(value))
                 .filter(|value| self.high / self.low < 100.0 || is_power_of_ten(*value))
-                .map(|value| (value, self.words(value)))
+                .map(|value| (value, self.label(value)))
                 .collect(),
             Scale::Percentile => SHARES
                 .into_iter()
                 .filter(|share| *share <= self.high)
-                .map(|share| (share, format!("{} %", (share * 1000.0).round() / 10.0)))
+                .map(|share| (share, percent(share)))
                 .collect(),
         }
     }
+}
+
+fn percent(share: f64) -> String {
+    format!("{} %", (share * 1000.0).round() / 10.0)
 }
 
 /// 1, 2 and 5 times powers of ten around a range.
@@ -155,4 +172,41 @@ fn linear_step(high: f64) -> f64 {
         .into_iter()
         .find(|d| d * power >= rough);
     digit.unwrap_or(10.0) * power
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn labels(mut axis: Axis, values: [f64; 2]) -> Vec<String> {
+        values.into_iter().for_each(|value| axis.include(value));
+        axis.finish();
+        axis.ticks().into_iter().map(|(_, label)| label).collect()
+    }
+
+    #[test]
+    fn labels_have_no_digits_that_say_nothing() {
+        let plain = |scale| Axis::new("", scale);
+        let shares = ["0", "0.2", "0.4", "0.6", "0.8", "1"];
+        assert_eq!(labels(plain(Scale::Linear), [0.0, 1.0]), shares);
+        assert_eq!(
+            labels(plain(Scale::Linear), [0.0, 0.01])[..2],
+            ["0", "0.002"]
+        );
+        let halves = ["0", "0.5", "1", "1.5", "2", "2.5"];
+        assert_eq!(labels(plain(Scale::Linear), [0.0, 2.5]), halves);
+        assert_eq!(
+            labels(plain(Scale::Linear), [0.0, 500.0])[..2],
+            ["0", "100"]
+        );
+        assert_eq!(labels(plain(Scale::Log), [0.1, 10.0])[..1], ["0.1"]);
+        let times = ["10 ms", "20 ms", "50 ms", "100 ms"];
+        assert_eq!(labels(Axis::seconds(Scale::Log), [0.01, 0.1]), times);
+        assert_eq!(
+            labels(Axis::seconds(Scale::Log), [1.0, 10.0])[..2],
+            ["1 s", "2 s"]
+        );
+        let shares = ["0 %", "50 %", "75 %", "90 %", "95 %", "99 %"];
+        assert_eq!(labels(plain(Scale::Percentile), [0.2, 0.995]), shares);
+    }
 }
