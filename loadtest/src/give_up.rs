@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::args::Warmup;
 use crate::clock::Nanos;
@@ -19,7 +19,7 @@ use crate::stats::wilson;
 use crate::workload::Workload;
 
 /// Why the objective is out of reach.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Bound {
     /// Requests that missed a limit so far.
     pub missed: u64,

@@ -14,7 +14,7 @@ use loadtest::config::Config;
 use loadtest::page;
 use loadtest::repeat;
 use loadtest::report::Report;
-use loadtest::results::{PAGE, write_json};
+use loadtest::results::{PAGE, new_folder, write_json, write_search};
 use loadtest::search::{self, SearchConfig, StopReason};
 use loadtest::self_test::{self, Ladder};
 use loadtest::suite::{self, Suite};
@@ -59,16 +59,11 @@ fn main() -> ExitCode {
 
 /// Finds a rate; true when one was found and confirmed.
 fn search(args: SearchArgs) -> Result<bool> {
-    let json = args.run.json.clone();
-    for (flag, is_given) in [
-        ("--results", args.run.results.is_some()),
-        ("--price-per-hour", args.run.price_per_hour.is_some()),
-    ] {
-        ensure!(
-            !is_given,
-            "{flag} has no use in a search, which keeps its result in --json FILE"
-        );
-    }
+    let (json, results) = (args.run.json.clone(), args.run.results.clone());
+    ensure!(
+        args.run.price_per_hour.is_none() && args.run.repeats == 1,
+        "--price-per-hour and --repeats have no use in a search"
+    );
     let config = SearchConfig::try_from(args)?;
     let runtime = runtime()?;
     let report = runtime.block_on(search::search(&config, |probe| {
@@ -78,6 +73,11 @@ fn search(args: SearchArgs) -> Result<bool> {
     write!(std::io::stdout(), "{report}")?;
     if let Some(path) = json {
         write_json(&path, &report)?;
+    }
+    if let (Some(parent), Some(setting)) = (results, &report.setting) {
+        let folder = new_folder(&parent, &setting.started, &setting.name)?;
+        write_search(&folder, &report)?;
+        writeln!(std::io::stdout(), "{}", folder.join(PAGE).display())?;
     }
     Ok(report.stop == StopReason::Converged)
 }

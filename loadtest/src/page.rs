@@ -12,6 +12,7 @@ pub mod index;
 mod metric;
 mod plots;
 mod ratio;
+pub mod search;
 mod single;
 mod suite;
 mod tables;
@@ -29,6 +30,7 @@ use data::{milliseconds, number};
 use group::Group;
 pub use group::subfolders;
 use metric::Metric;
+use search::Search;
 
 /// Configurations on one page: more colours cannot be told apart.
 const MAX_GROUPS: usize = 6;
@@ -39,6 +41,11 @@ const STYLE: &str = include_str!("page/style.css");
 /// # Errors
 /// A file that cannot be read or written, or is not the result of a run.
 pub fn write(places: &[PathBuf], output: &Path) -> Result<()> {
+    if let [place] = places
+        && let Some(search) = Search::read(place)?
+    {
+        return write_text(output, &search.render());
+    }
     let mut groups = Vec::new();
     for place in places {
         groups.extend(Group::read(place)?);
@@ -51,8 +58,12 @@ pub fn write(places: &[PathBuf], output: &Path) -> Result<()> {
     for run in groups.iter_mut().flat_map(|group| &mut group.runs) {
         run.link = link(&run.place, output);
     }
-    let text = render(&groups);
-    write_whole(output, |out| Ok(out.write_all(text.as_bytes())?))
+    write_text(output, &render(&groups))
+}
+
+/// Writes a page.
+pub(crate) fn write_text(output: &Path, page: &str) -> Result<()> {
+    write_whole(output, |out| Ok(out.write_all(page.as_bytes())?))
 }
 
 /// What the runs in a folder say, in a few lines of text.

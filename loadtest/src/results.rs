@@ -10,14 +10,18 @@ use serde::Serialize;
 
 use crate::clock::Nanos;
 use crate::page;
+use crate::page::search::Search;
 use crate::record::{Phase, RequestRecord};
 use crate::report::Report;
+use crate::search::SearchReport;
 use crate::stats::Gaps;
 
 /// Name of the file with the results of a run.
 pub const RUN: &str = "run.json";
 /// Name of the file with its requests.
 pub const REQUESTS: &str = "requests.jsonl";
+/// Name of the file with the result of a search.
+pub const SEARCH: &str = "search.json";
 /// Name of a page.
 pub const PAGE: &str = "report.html";
 
@@ -61,6 +65,18 @@ pub fn write_run(folder: &Path, report: &Report) -> Result<()> {
     write_whole(&folder.join(REQUESTS), |out| write_requests(out, report))?;
     write_json(&folder.join(RUN), report)?;
     page::write(&[folder.to_owned()], &folder.join(PAGE))
+}
+
+/// Writes the result of a search and its page into `folder`, which is made where it is missing.
+///
+/// # Errors
+/// A file that cannot be written.
+pub fn write_search(folder: &Path, report: &SearchReport) -> Result<()> {
+    std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    let page = Search::parse(serde_json::to_value(report)?)?.render();
+    page::write_text(&folder.join(PAGE), &page)?;
+    // The last one: where it is, a suite does not search again.
+    write_json(&folder.join(SEARCH), report)
 }
 
 /// Writes an object as JSON.

@@ -13,6 +13,7 @@ use loadtest::parts::PartKind;
 use loadtest::reconcile::{Check, Verdict};
 use loadtest::repeat;
 use loadtest::report::{Report, RunVerdict};
+use loadtest::results;
 use loadtest::search::{self, ProbeKind, ProbeVerdict, SearchConfig, SearchReport, StopReason};
 use loadtest::stats::Percentile;
 use loadtest::table::Table;
@@ -421,6 +422,16 @@ async fn a_search_climbs_while_the_limits_are_kept() {
         (&"search".into(), &"max_probes".into())
     );
     assert_eq!(json["probes"][1]["goodput"]["slo"]["ttft_seconds"], 60.0);
+    let folder = tempfile::tempdir().unwrap();
+    results::write_search(folder.path(), &report).unwrap();
+    let first = std::fs::read_to_string(folder.path().join("report.html")).unwrap();
+    assert!(
+        first.contains("serves at least <strong>280 requests a second"),
+        "{first}"
+    );
+    let again = folder.path().join("again.html");
+    page::write(&[folder.path().to_owned()], &again).unwrap();
+    assert_eq!(std::fs::read_to_string(again).unwrap(), first);
     let seeds: Vec<u64> = report.probes.iter().map(|p| p.seed).collect();
     assert_eq!(seeds, [0, 1, 2], "each probe draws anew");
 }

@@ -199,6 +199,7 @@ fn a_suite_that_was_killed_goes_on_where_it_was() {
     for cell in &cells[..6] {
         let search = &cell["searches"][0];
         assert_eq!(search["load"], "rate");
+        assert_eq!(search["page"], "rate/report.html");
         // A client without a core of its own sends late, which ends a search, too.
         let stop = search["stop"].as_str().unwrap();
         assert!(

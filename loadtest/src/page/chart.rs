@@ -20,6 +20,18 @@ pub enum Form {
     Dots,
     /// Joined, with a mark and a label at each.
     Marked,
+    /// A mark each that tells a verdict without its colour, too.
+    Verdict(Mark),
+    /// A line across the chart at the height of the first point.
+    Level,
+}
+
+/// What a mark says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mark {
+    Pass,
+    Fail,
+    Open,
 }
 
 /// One run in a chart.
@@ -30,6 +42,8 @@ pub struct Series {
     pub points: Vec<(f64, f64)>,
     /// What stands at the points of a marked series.
     pub labels: Vec<String>,
+    /// Lower and upper end of the interval of each point, where they have one.
+    pub intervals: Vec<(f64, f64)>,
 }
 
 /// A chart.
@@ -48,6 +62,10 @@ impl Chart {
             self.x.include(*x);
             self.y.include(*y);
         }
+        for (low, high) in self.series.iter().flat_map(|series| &series.intervals) {
+            self.y.include(*low);
+            self.y.include(*high);
+        }
         self.x.finish();
         self.y.finish();
         html! {
@@ -61,7 +79,7 @@ impl Chart {
                 @if self.series.len() > 1 {
                     p class="legend" {
                         @for (i, series) in self.series.iter().enumerate() {
-                            span class={ "key s" (i) } { (series.name) } " "
+                            span class={ "key " (class(series, i)) } { (series.name) } " "
                         }
                     }
                 }
@@ -118,6 +136,20 @@ impl Chart {
                     }
                 }
             },
+            Form::Verdict(mark) => html! {
+                g class={ "dots " (class(series, index)) } {
+                    @for ((x, _), (low, high)) in series.points.iter().zip(&series.intervals) {
+                        @let x = coordinate(self.place_x(*x));
+                        line class="interval" x1=(x) x2=(x) y1=(coordinate(self.place_y(*low))) y2=(coordinate(self.place_y(*high))) {}
+                    }
+                    @for (x, y) in places { (verdict(mark, x, y)) }
+                }
+            },
+            Form::Level => html! {
+                @if let Some((_, y)) = places.into_iter().next() {
+                    line class="level" x1=(LEFT) x2=(WIDTH - RIGHT) y1=(coordinate(y)) y2=(coordinate(y)) {}
+                }
+            },
             Form::Dots => html! {
                 g class={ "dots s" (index) } {
                     @for (x, y) in places { circle cx=(coordinate(x)) cy=(coordinate(y)) r="2.2" {} }
@@ -132,6 +164,29 @@ impl Chart {
 
     fn place_y(&self, value: f64) -> f64 {
         HEIGHT - BOTTOM - self.y.place(value) * (HEIGHT - TOP - BOTTOM)
+    }
+}
+
+/// The class that colours a series.
+fn class(series: &Series, index: usize) -> String {
+    match series.form {
+        Form::Verdict(Mark::Pass) => "pass".into(),
+        Form::Verdict(Mark::Fail) => "fail".into(),
+        Form::Verdict(Mark::Open) => "open".into(),
+        Form::Level => "level".into(),
+        _ => format!("s{index}"),
+    }
+}
+
+/// A disc, a cross or a ring.
+fn verdict(mark: Mark, x: f64, y: f64) -> Markup {
+    const SIZE: f64 = 4.5;
+    let [left, right, top, bottom] = [x - SIZE, x + SIZE, y - SIZE, y + SIZE].map(coordinate);
+    html! {
+        @match mark {
+            Mark::Fail => path d=(format!("M{left} {top}L{right} {bottom}M{left} {bottom}L{right} {top}")) {},
+            Mark::Pass | Mark::Open => circle cx=(coordinate(x)) cy=(coordinate(y)) r=(SIZE) {},
+        }
     }
 }
 

@@ -318,6 +318,16 @@ impl Arrival {
         }
     }
 
+    /// Requests per second, where that is one number.
+    pub fn rate(&self) -> Option<f64> {
+        match *self {
+            Self::Poisson { rate } | Self::Gamma { rate, .. } | Self::Constant { rate } => {
+                Some(rate)
+            }
+            Self::Closed { .. } | Self::Ramp { .. } | Self::Trace { .. } => None,
+        }
+    }
+
     /// For a table.
     pub fn brief(&self) -> String {
         match self {

@@ -82,6 +82,7 @@ fn over_time(groups: &[Group], key: &str, title: &str, is_time: bool) -> Option<
             name: group.name.clone(),
             form: Form::Line,
             labels: Vec::new(),
+            intervals: Vec::new(),
             points: in_window(group, key),
         })
         .collect();
@@ -157,6 +158,7 @@ fn shares(
         name: group.name.clone(),
         form: Form::Line,
         labels: Vec::new(),
+        intervals: Vec::new(),
         points: steps(&values(group)),
     });
     Chart {
@@ -204,6 +206,7 @@ fn by_percentile(groups: &[Group], name: &str, measure: Measure) -> Markup {
             name: group.name.clone(),
             form: Form::Line,
             labels: Vec::new(),
+            intervals: Vec::new(),
             // The largest value stands at one share short of everything.
             points: values
                 .iter()
@@ -235,6 +238,7 @@ fn dots(groups: &[Group], title: &str, x: &'static str, place: Measure) -> Marku
             name: group.name.clone(),
             form: Form::Dots,
             labels: Vec::new(),
+            intervals: Vec::new(),
             points: samples.filter_map(|s| Some((place(s)?, s.ttft?))).collect(),
         }
     });

@@ -213,7 +213,7 @@ fn rates(cells: &[&Row]) -> Markup {
                 thead { tr { th { "model" } th { "precision" } th { "server" } th { "search" } th { "requests per second" } th { "ended" } } }
                 tbody { @for row in rows { @for found in &row.cell.searches { tr {
                     @let side = &row.cell.sides[0];
-                    th { (side.model) } td { (side.precision) } td { (side.server) } td { (found.load) }
+                    th { (side.model) } td { (side.precision) } td { (side.server) } td { @match &found.page { Some(page) => a href={ (row.cell.folder) "/" (page) } { (found.load) }, None => (found.load) } }
                     td { @match found.rate {
                         Some(rate) if found.stop == "converged" => (number(rate)),
                         Some(rate) => { "at least " (number(rate)) }
@@ -292,6 +292,7 @@ fn series(row: &Row, place: impl Fn(&Group) -> Option<(f64, f64)>) -> Series {
         name: format!("{} on {}", side.precision, side.server),
         form: Form::Marked,
         labels,
+        intervals: Vec::new(),
         points,
     }
 }

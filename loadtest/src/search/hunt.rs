@@ -1,7 +1,7 @@
 //! Which rate to probe next: a bracket first, then its geometric middle, then the same rate three times
 //! more. Knows nothing of time or servers.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// A bracket widens by this factor.
 const STRIDE: f64 = 1.4;
@@ -11,7 +11,7 @@ const CONFIRMATIONS: u32 = 3;
 const MAX_STEPS_DOWN: u32 = 2;
 
 /// What a probe says about its rate.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ProbeVerdict {
     /// The objectives are kept.
@@ -24,7 +24,7 @@ pub enum ProbeVerdict {
 
 /// Why a search ended. Only `Converged` says what the highest rate is; otherwise it is at least the one
 /// that is named.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum StopReason {
     /// The bracket is narrow and its lower end confirmed.
@@ -39,6 +39,20 @@ pub enum StopReason {
     Ceiling,
     /// The rate was not confirmed, nor were two lower ones.
     Unstable,
+}
+
+impl StopReason {
+    /// For a sentence.
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::Converged => "confirmed by three more runs",
+            Self::MaxProbes => "no probes were left",
+            Self::MaxTime => "no time was left",
+            Self::SoloFails => "not even one user alone is served within the limits",
+            Self::Ceiling => "the client cannot send faster",
+            Self::Unstable => "it was not confirmed, nor were two lower rates",
+        }
+    }
 }
 
 /// What to do next.

@@ -2,12 +2,13 @@
 
 use std::fmt::{self, Display, Formatter};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::{ProbeVerdict, SearchConfig, StopReason};
 use crate::arrival::Arrival;
 use crate::give_up::Bound;
 use crate::report::{Report, SCHEMA, TargetInfo, Tool};
+use crate::scene::Host;
 use crate::slo::{Goodput, Slo};
 use crate::stats::Percentile;
 use crate::table::share;
@@ -21,8 +22,9 @@ pub struct SearchReport {
     pub kind: &'static str,
     /// What made it.
     pub tool: Tool,
-    /// What was measured; none when nothing was.
-    pub target: Option<TargetInfo>,
+    /// What it is called, when it began and where; none when nothing was measured.
+    #[serde(flatten)]
+    pub setting: Option<Setting>,
     /// What had to be kept.
     pub slo: Slo,
     /// Requests per second; none when no rate passed.
@@ -35,8 +37,21 @@ pub struct SearchReport {
     pub probes: Vec<Probe>,
 }
 
+/// What all probes have in common, as the first of them saw it.
+#[derive(Debug, Clone, Serialize)]
+pub struct Setting {
+    /// What the search is called.
+    pub name: String,
+    /// Wall time of its start.
+    pub started: String,
+    /// The client's machine.
+    pub host: Host,
+    /// What was measured.
+    pub target: TargetInfo,
+}
+
 /// What a probe was for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ProbeKind {
     /// One user alone.
@@ -82,7 +97,7 @@ pub struct Probe {
     /// What speaks against the run.
     pub reasons: Vec<String>,
     #[serde(skip)]
-    target: TargetInfo,
+    setting: Setting,
 }
 
 impl Probe {
@@ -105,7 +120,12 @@ impl Probe {
             ttft_p50: report.latency.ttft.p50,
             tpot_p50: report.latency.tpot.p50,
             reasons: report.reasons.clone(),
-            target: report.target.clone(),
+            setting: Setting {
+                name: report.name.clone(),
+                started: report.started.clone(),
+                host: report.host.clone(),
+                target: report.target.clone(),
+            },
         }
     }
 }
@@ -129,7 +149,7 @@ impl SearchReport {
             schema: SCHEMA,
             kind: "search",
             tool: Tool::this(&config.probe.command),
-            target: probes.first().map(|probe| probe.target.clone()),
+            setting: probes.first().map(|probe| probe.setting.clone()),
             slo: config.slo,
             rate,
             stop,
@@ -174,14 +194,7 @@ impl Display for SearchReport {
         for probe in &self.probes {
             writeln!(f, "{probe}")?;
         }
-        let why = match self.stop {
-            StopReason::Converged => "confirmed by three more runs",
-            StopReason::MaxProbes => "no probes were left",
-            StopReason::MaxTime => "no time was left",
-            StopReason::SoloFails => "not even one user alone is served within the limits",
-            StopReason::Ceiling => "the client cannot send faster",
-            StopReason::Unstable => "it was not confirmed, nor were two lower rates",
-        };
+        let why = self.stop.words();
         match self.rate {
             Some(rate) if self.stop == StopReason::Converged => {
                 writeln!(f, "\n{rate:.3} requests/s within {}: {why}", self.slo)?;

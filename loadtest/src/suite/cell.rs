@@ -17,7 +17,7 @@ use crate::args::{Args, SearchArgs, SuiteArgs};
 use crate::config::Config;
 use crate::page;
 use crate::repeat;
-use crate::results::{RUN, plain, write_json};
+use crate::results::{PAGE, RUN, SEARCH, plain, write_json, write_search};
 use crate::search::{SearchConfig, search};
 
 const POLL: Duration = Duration::from_millis(100);
@@ -80,6 +80,9 @@ pub struct Found {
     pub rate: Option<f64>,
     /// Why it ended.
     pub stop: String,
+    /// Its page, below the folder of the job.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub page: Option<String>,
 }
 
 /// A side in words.
@@ -349,21 +352,24 @@ async fn search_once(
         .and_then(SearchConfig::try_from)
         .with_context(|| format!("the load {}", load.name))?;
     let report = search(&config, |probe| tell(&format!("  {name}: {probe}"))).await?;
-    std::fs::create_dir_all(place)?;
-    write_json(&file, &report)
+    write_search(place, &report)
 }
 
 /// The rates that were found.
 fn searches(job: &Job<'_>, folder: &Path) -> Result<Vec<Found>> {
     let mut found = Vec::new();
     for load in job.loads.iter().filter(|load| load.search) {
-        let path = place(job, folder, load).join(SEARCH);
+        let place = place(job, folder, load);
+        let path = place.join(SEARCH);
+        let page = place.join(PAGE);
+        let below = page.strip_prefix(folder).unwrap_or(&page);
         if path.is_file() {
             let report: Value = serde_json::from_str(&std::fs::read_to_string(&path)?)?;
             found.push(Found {
                 load: load.name.clone(),
                 rate: report["rate"].as_f64(),
                 stop: report["stop"].as_str().unwrap_or_default().to_owned(),
+                page: page.is_file().then(|| below.display().to_string()),
             });
         }
     }
@@ -393,7 +399,6 @@ fn score(side: Side<'_>, folder: &Path) -> Result<()> {
 }
 
 const QUALITY: &str = "quality.json";
-const SEARCH: &str = "search.json";
 
 fn quality_of(folder: &Path) -> Result<Option<Value>> {
     let path = folder.join(QUALITY);

@@ -1,0 +1,423 @@
+//! The page of a search for the highest rate: what was found and why it ended, every probe against its rate
+//! with its interval, and the probes in the order in which they were made.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use maud::{Markup, html};
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::axis::{Axis, Scale};
+use super::chart::{Chart, Form, Mark, Series};
+use super::data::{Arrival, Goodput, Target, Tool, milliseconds, number};
+use super::document;
+use crate::give_up::Bound;
+use crate::results::SEARCH;
+use crate::scene::Host;
+use crate::search::{ProbeKind, ProbeVerdict, StopReason};
+
+/// The schema this page reads.
+const SCHEMA: u32 = 1;
+
+/// The parts of a search's result that the page shows.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Search {
+    schema: u32,
+    kind: String,
+    #[serde(default)]
+    name: String,
+    #[serde(default)]
+    started: String,
+    #[serde(default)]
+    host: Host,
+    #[serde(default)]
+    tool: Tool,
+    target: Option<Target>,
+    slo: Limits,
+    rate: Option<f64>,
+    stop: StopReason,
+    not_monotone: bool,
+    probes: Vec<Probe>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+struct Limits {
+    ttft_seconds: Option<f64>,
+    tpot_seconds: Option<f64>,
+    stall_seconds: Option<f64>,
+    e2e_seconds: Option<f64>,
+    attainment: f64,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+struct Probe {
+    kind: ProbeKind,
+    arrival: Arrival,
+    seconds: f64,
+    verdict: ProbeVerdict,
+    goodput: Option<Goodput>,
+    ended_early: Option<Bound>,
+    growing: Vec<String>,
+    client_was_late: bool,
+    ttft_p50: Option<f64>,
+    tpot_p50: Option<f64>,
+}
+
+impl Search {
+    /// Reads the result of a search: a file, or the one in a folder; none where it is another result.
+    ///
+    /// # Errors
+    /// A file that cannot be read, or of another schema.
+    pub fn read(place: &Path) -> Result<Option<Self>> {
+        let file = match place.is_dir() {
+            true => place.join(SEARCH),
+            false => place.to_owned(),
+        };
+        if !file.is_file() {
+            return Ok(None);
+        }
+        let of = || file.display().to_string();
+        let text = std::fs::read_to_string(&file).with_context(of)?;
+        let value: Value = serde_json::from_str(&text).with_context(of)?;
+        if value["kind"] != "search" {
+            return Ok(None);
+        }
+        Self::parse(value).with_context(of).map(Some)
+    }
+
+    /// Takes the result apart.
+    ///
+    /// # Errors
+    /// What is not the result of a search.
+    pub fn parse(value: Value) -> Result<Self> {
+        let search: Self = serde_json::from_value(value)?;
+        if search.schema != SCHEMA || search.kind != "search" {
+            let Self { schema, kind, .. } = search;
+            bail!("schema {schema} of `{kind}` instead of {SCHEMA} of `search`");
+        }
+        Ok(search)
+    }
+
+    /// The page.
+    pub fn render(&self) -> String {
+        let body = html! {
+            (self.verdict())
+            @if self.probes.iter().any(|p| p.arrival.rate().is_some()) {
+                section {
+                    div class="charts" { (self.attainment()) (self.order()) }
+                    p class="note" {
+                        "Bars are 95 % intervals (Wilson). The top edge of the first picture is "
+                        (percent(self.cap())) " or more. A probe that ended early stands at the most that it could have reached."
+                    }
+                }
+            }
+            (self.table())
+            (self.details())
+        };
+        document(
+            &format!("{}: search for the highest rate", self.name),
+            &body,
+        )
+    }
+
+    fn verdict(&self) -> Markup {
+        let class = match (self.rate, self.stop) {
+            (Some(_), StopReason::Converged) => "good",
+            (Some(_), _) => "fair",
+            (None, _) => "bad",
+        };
+        let model = self.target.as_ref().map_or("the server", |t| &t.model);
+        let is_sure = self.stop == StopReason::Converged;
+        html! {
+            section class={ "verdict " (class) } {
+                p class="headline" {
+                    @match self.rate {
+                        Some(rate) => {
+                            (model) " serves " @if !is_sure { "at least " }
+                            strong { (number(rate)) " requests a second" } " within the limits."
+                        }
+                        None => { "No rate was found at which " (model) " keeps the limits." }
+                    }
+                }
+                p { "Limits, to be kept by " (percent(self.slo.attainment)) " of the requests: " (self.slo.words()) "." }
+                p { "The search ended after " (self.probes.len()) " probes: " strong { (self.stop.words()) } "." }
+                @if self.not_monotone { p { "A rate failed although a higher one passed: the machine changed meanwhile." } }
+            }
+        }
+    }
+
+    /// The largest share that is told apart: a tenth of what may miss.
+    fn cap(&self) -> f64 {
+        1.0 - (1.0 - self.slo.attainment) / 10.0
+    }
+
+    fn attainment(&self) -> Markup {
+        let series = marks(|mark| {
+            let probes = self.probes.iter().filter(|p| p.mark() == mark);
+            let known = probes.filter_map(|p| Some((p.arrival.rate()?, p.share()?)));
+            let cap = |share: f64| share.min(self.cap());
+            known
+                .map(|(rate, [value, low, high])| ((rate, cap(value)), (cap(low), cap(high))))
+                .unzip()
+        });
+        let wanted = Series {
+            name: format!("{} wanted", percent(self.slo.attainment)),
+            form: Form::Level,
+            points: self
+                .probes
+                .iter()
+                .find_map(|p| p.arrival.rate())
+                .map(|rate| (rate, self.slo.attainment))
+                .into_iter()
+                .collect(),
+            labels: Vec::new(),
+            intervals: Vec::new(),
+        };
+        Chart {
+            title: "Share of the requests that kept the limits, by rate".into(),
+            x: Axis::new("requests per second", Scale::Linear),
+            y: Axis::new("", Scale::Percentile),
+            series: series.into_iter().chain([wanted]).collect(),
+        }
+        .draw()
+    }
+
+    fn order(&self) -> Markup {
+        let series = marks(|mark| {
+            let probes = (1u32..).zip(&self.probes).filter(|(_, p)| p.mark() == mark);
+            let points = probes.filter_map(|(n, p)| Some((f64::from(n), p.arrival.rate()?)));
+            (points.collect(), Vec::new())
+        });
+        Chart {
+            title: "Requests per second of each probe".into(),
+            x: Axis::new("probes in their order", Scale::Linear),
+            y: Axis::new("", Scale::Log),
+            series,
+        }
+        .draw()
+    }
+
+    fn table(&self) -> Markup {
+        html! {
+            section {
+                h2 { "Every probe" }
+                div class="wide" tabindex="0" { table {
+                    thead { tr { @for head in ["", "for", "load", "window", "kept the limits", "first token p50", "each further p50", "verdict", "because"] { th { (head) } } } }
+                    tbody { @for (i, probe) in self.probes.iter().enumerate() {
+                        tr class=(if probe.verdict == ProbeVerdict::Fail { "fail" } else { "" }) {
+                            th { (i + 1) } td { (probe.purpose()) } td { (probe.arrival.brief()) } td { (number(probe.seconds)) " s" }
+                            td { (probe.kept()) } td { (milliseconds(probe.ttft_p50)) } td { (milliseconds(probe.tpot_p50)) }
+                            td { (probe.mark().words()) } td class="why" { (probe.why()) }
+                        }
+                    } }
+                } }
+            }
+        }
+    }
+
+    fn details(&self) -> Markup {
+        let host = &self.host;
+        html! {
+            section {
+                h2 { "What was run" }
+                @if !self.tool.command.is_empty() { pre { (self.tool.command) } }
+                dl {
+                    @if let Some(target) = &self.target {
+                        dt { "model" } dd { (target.model) }
+                        dt { "endpoint" } dd { (target.endpoint) }
+                        dt { "address" } dd { (target.url) }
+                    }
+                    @if host.cores > 0 {
+                        dt { "machine" } dd { (host.cpu) ", " (host.cores) " cores" @if host.is_servers { ", the server's too" } }
+                    }
+                    @if !self.started.is_empty() { dt { "started" } dd { (self.started) } }
+                    dt { "loadtest" } dd { (self.tool.version) }
+                }
+            }
+        }
+    }
+}
+
+/// A series for each verdict that there is.
+fn marks(points: impl Fn(Mark) -> (Vec<(f64, f64)>, Vec<(f64, f64)>)) -> Vec<Series> {
+    let each = [Mark::Pass, Mark::Fail, Mark::Open].map(|mark| {
+        let (points, intervals) = points(mark);
+        Series {
+            name: mark.words().into(),
+            form: Form::Verdict(mark),
+            points,
+            labels: Vec::new(),
+            intervals,
+        }
+    });
+    each.into_iter().filter(|s| !s.points.is_empty()).collect()
+}
+
+fn percent(share: f64) -> String {
+    format!("{} %", (share * 1e4).round() / 100.0)
+}
+
+impl Limits {
+    fn words(&self) -> String {
+        let limits = [
+            ("first token", self.ttft_seconds),
+            ("each further token", self.tpot_seconds),
+            ("longest gap", self.stall_seconds),
+            ("whole answer", self.e2e_seconds),
+        ];
+        let known = limits.into_iter().filter(|(_, limit)| limit.is_some());
+        let words = known.map(|(name, limit)| format!("{name} within {}", milliseconds(limit)));
+        words.collect::<Vec<_>>().join(", ")
+    }
+}
+
+impl Mark {
+    fn words(self) -> &'static str {
+        match self {
+            Self::Pass => "kept",
+            Self::Fail => "not kept",
+            Self::Open => "undecided",
+        }
+    }
+}
+
+impl Probe {
+    fn mark(&self) -> Mark {
+        match self.verdict {
+            ProbeVerdict::Pass => Mark::Pass,
+            ProbeVerdict::Fail => Mark::Fail,
+            ProbeVerdict::Undecided => Mark::Open,
+        }
+    }
+
+    /// The share that kept the limits and the ends of its interval.
+    fn share(&self) -> Option<[f64; 3]> {
+        if let Some(bound) = &self.ended_early {
+            return Some([bound.attainment_at_most, 0.0, bound.attainment_at_most]);
+        }
+        let share = &self.goodput.as_ref()?.attainment;
+        Some([share.value?, share.low, share.high])
+    }
+
+    fn purpose(&self) -> &'static str {
+        match self.kind {
+            ProbeKind::Solo => "one user alone",
+            ProbeKind::Saturation => "where to begin",
+            ProbeKind::Probe => "the rate",
+            ProbeKind::Confirmation => "confirmation",
+        }
+    }
+
+    fn kept(&self) -> String {
+        match (&self.ended_early, self.share()) {
+            (Some(bound), _) => format!("at most {}", percent(bound.attainment_at_most)),
+            (None, Some([value, low, high])) => {
+                let [value, low, high] = [value, low, high].map(percent);
+                format!("{value} ({low} to {high})")
+            }
+            (None, None) => "–".into(),
+        }
+    }
+
+    fn why(&self) -> String {
+        let early = self
+            .ended_early
+            .map(|bound| format!("ended early: {bound}"));
+        let grew = match self.growing[..] {
+            [] => None,
+            _ => Some(format!("{} grew", self.growing.join(" and "))),
+        };
+        let late = self
+            .client_was_late
+            .then(|| "the client sent late".to_owned());
+        let all: Vec<String> = early.into_iter().chain(grew).chain(late).collect();
+        all.join("; ")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn probe(rate: f64, verdict: &str, value: f64) -> Value {
+        json!({"kind": "probe", "arrival": {"kind": "poisson", "rate": rate}, "seconds": 60.0, "verdict": verdict,
+               "goodput": {"requests_per_second": rate * value,
+                           "attainment": {"value": value, "low": value - 0.02, "high": value}},
+               "growing": [], "client_was_late": false, "ttft_p50": 0.1, "tpot_p50": 0.02})
+    }
+
+    fn search(stop: &str, rate: Option<f64>) -> Value {
+        let mut early = probe(4.0, "fail", 0.5);
+        early["goodput"] = Value::Null;
+        early["ended_early"] = json!(crate::give_up::bound(10, 200, 0.99).unwrap());
+        json!({"schema": 1, "kind": "search", "name": "<b>m", "started": "2026-01-01T00:00:00Z",
+               "tool": {"version": "0.1.0", "command": "loadtest search --slo ttft=1s"},
+               "target": {"url": "http://h", "endpoint": "/v1/chat/completions", "model": "m"},
+               "slo": {"ttft_seconds": 1.0, "tpot_seconds": 0.08, "stall_seconds": null, "e2e_seconds": null,
+                       "attainment": 0.99},
+               "rate": rate, "stop": stop, "not_monotone": false,
+               "probes": [probe(2.0, "pass", 1.0), early, probe(2.8, "undecided", 0.985)]})
+    }
+
+    #[test]
+    fn a_page_says_what_was_found_and_why_it_ended() {
+        for (stop, rate, words) in [
+            (
+                "converged",
+                Some(2.5),
+                "serves <strong>2.50 requests a second</strong>",
+            ),
+            (
+                "max_probes",
+                Some(2.5),
+                "serves at least <strong>2.50 requests a second</strong>",
+            ),
+            (
+                "solo_fails",
+                None,
+                "No rate was found at which m keeps the limits",
+            ),
+        ] {
+            let value = search(stop, rate);
+            let found = Search::parse(value.clone()).unwrap();
+            let page = found.render();
+            assert!(page.contains(words), "{page}");
+            assert!(page.contains(&format!("<strong>{}</strong>", found.stop.words())));
+            assert_eq!(page, Search::parse(value).unwrap().render());
+            assert!(!page.contains("<b>") && !page.contains("NaN") && !page.contains("href="));
+        }
+    }
+
+    #[test]
+    fn every_probe_has_a_mark_of_its_verdict_and_the_limit_is_a_line() {
+        let page = Search::parse(search("max_time", None)).unwrap().render();
+        // In both pictures.
+        for mark in ["dots pass", "dots fail", "dots open"] {
+            assert_eq!(page.matches(mark).count(), 2, "{mark}");
+        }
+        assert_eq!(page.matches("class=\"level\"").count(), 1);
+        assert_eq!(page.matches("class=\"interval\"").count(), 3);
+        assert!(page.contains("at most 97.26 %") && page.contains("ended early: 10 of 200"));
+        assert!(page.contains("first token within 1.00 s, each further token within 80.0 ms"));
+    }
+
+    #[test]
+    fn other_results_are_no_searches() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(Search::read(folder.path()).unwrap().is_none());
+        let file = folder.path().join(SEARCH);
+        std::fs::write(&file, r#"{"kind": "run"}"#).unwrap();
+        assert!(Search::read(&file).unwrap().is_none());
+        let mut newer = search("converged", Some(1.0));
+        newer["schema"] = 2.into();
+        std::fs::write(&file, newer.to_string()).unwrap();
+        let error = format!("{:#}", Search::read(folder.path()).unwrap_err());
+        assert!(
+            error.contains("schema 2 of `search` instead of 1"),
+            "{error}"
+        );
+    }
+}
