@@ -1,7 +1,7 @@
 //! The real binary under real clients.
 
 use std::io::{BufRead, BufReader};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, bail};
@@ -128,14 +128,36 @@ pub fn run() -> Result<()> {
     report_pages(&python, &clients, &assets.join("axe/axe.min.js"))
 }
 
-/// Pages of a comparison of a server with itself, and of an index, in a browser.
+/// Pages of a comparison of a server with itself, of an index, and of a suite with a search, in a browser.
 fn report_pages(python: &Path, clients: &Path, axe: &Path) -> Result<()> {
     println!("-- pages of load tests");
+    let results = comparison()?;
+    let suite = small_suite(&clients.join("pages.toml"))?;
+    install::run(
+        Command::new(python)
+            .arg(clients.join("report_pages.py"))
+            .arg("--results")
+            .arg(&results)
+            .arg("--suite")
+            .arg(&suite)
+            .arg("--axe")
+            .arg(axe)
+            .env("PYTHONDONTWRITEBYTECODE", "1"),
+    )?;
+    install::run(
+        Command::new(python)
+            .arg(clients.join("report_schemas.py"))
+            .arg("--schemas")
+            .arg(root().join("loadtest/schemas"))
+            .args([&results, &suite])
+            .env("PYTHONDONTWRITEBYTECODE", "1"),
+    )
+}
+
+/// Results of a server against itself, with an index.
+fn comparison() -> Result<PathBuf> {
     let server = Server::start(&[])?;
-    let results = target_dir().join("tmp/load-test-pages");
-    if results.exists() {
-        std::fs::remove_dir_all(&results).context("cannot empty the folder of results")?;
-    }
+    let results = empty("load-test-pages")?;
     let loadtest = target_dir().join("release/loadtest");
     install::run(
         Command::new(&loadtest)
@@ -147,15 +169,29 @@ fn report_pages(python: &Path, clients: &Path, axe: &Path) -> Result<()> {
             .arg(&results),
     )?;
     install::run(Command::new(&loadtest).arg("index").arg(&results))?;
+    Ok(results)
+}
+
+/// Results of a suite, which starts its servers itself.
+fn small_suite(file: &Path) -> Result<PathBuf> {
+    let results = empty("load-test-suite")?;
     install::run(
-        Command::new(python)
-            .arg(clients.join("report_pages.py"))
-            .arg("--results")
-            .arg(&results)
-            .arg("--axe")
-            .arg(axe)
-            .env("PYTHONDONTWRITEBYTECODE", "1"),
-    )
+        Command::new(target_dir().join("release/loadtest"))
+            .arg("suite")
+            .arg(file)
+            .arg("--out")
+            .arg(&results),
+    )?;
+    Ok(results)
+}
+
+/// A folder for results, without those of the last time.
+fn empty(name: &str) -> Result<PathBuf> {
+    let folder = target_dir().join("tmp").join(name);
+    if folder.exists() {
+        std::fs::remove_dir_all(&folder).context("cannot empty the folder of results")?;
+    }
+    Ok(folder)
 }
 
 /// A running server; killed when dropped.

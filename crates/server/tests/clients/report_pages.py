@@ -77,16 +77,30 @@ def says(browser, path, selector, words):
     check(f"{path.name} says {words!r} on the first screen", words in text and top < 900, (text, top))
 
 
+def check_links(browser, pages, least):
+    """Every link of some pages leads to a file."""
+    links = []
+    for path in pages:
+        open_page(browser, path)
+        links += browser.js("[...document.querySelectorAll('a')].map(a => a.href)")
+    missing = [link for link in links if not pathlib.Path(link.removeprefix("file://").split("#")[0]).is_file()]
+    check(f"{pages[-1].name} leads to pages that are there", len(links) >= least and not missing, missing or links)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--results", required=True, type=pathlib.Path, help="folder with an index and one comparison")
+    parser.add_argument("--suite", required=True, type=pathlib.Path, help="folder with the results of pages.toml")
     parser.add_argument("--axe", required=True, type=pathlib.Path, help="axe.min.js of axe-core")
     parser.add_argument("--chromium", default="chromium", help="the browser to start")
     args = parser.parse_args()
     results = args.results.resolve()
     comparison = next(results.glob("*/report.html"))
     run = next(results.glob("*/*/1/report.html"))
-    pages = {"comparison": comparison, "run": run, "index": results / "index.html"}
+    suite = args.suite.resolve()
+    search = next(suite.glob("bundled-f32-*/rate/report.html"))
+    pages = {"comparison": comparison, "run": run, "index": results / "index.html", "suite": suite / "index.html",
+             "search": search}
     browser = Browser(args.chromium)
     try:
         for name, path in pages.items():
@@ -98,11 +112,13 @@ def main():
         says(browser, comparison, ".verdict", "2 pairs of runs made by turns")
         says(browser, comparison, ".verdict", "Too few runs")
         says(browser, run, ".verdict", "tokens/s")
-        links = browser.js("[...document.querySelectorAll('a')].map(a => a.href)")
-        open_page(browser, pages["index"])
-        links += browser.js("[...document.querySelectorAll('a')].map(a => a.href)")
-        missing = [link for link in links if not pathlib.Path(link.removeprefix("file://").split("#")[0]).is_file()]
-        check("the index leads to pages that are there", len(links) >= 2 and not missing, missing or links)
+        says(browser, search, ".verdict", "The search ended after")
+        check_links(browser, [comparison, run, pages["index"]], 2)
+        check_links(browser, [pages["suite"]], 10)
+        suite_text = browser.js("document.body.innerText")
+        check("the suite says what does not fit", "does not fit: 22.1 GiB" in suite_text, suite_text[:2000])
+        leads = browser.js(f"[...document.links].some(a => a.href === '{search.as_uri()}')")
+        equal("the suite leads to its searches", leads, True)
         equal("exceptions", browser.exceptions, [])
     finally:
         browser.close()
