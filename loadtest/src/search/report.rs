@@ -137,14 +137,15 @@ impl SearchReport {
         stop: StopReason,
         rate: Option<f64>,
     ) -> Self {
-        let rates = |passed: bool| {
-            let wanted = move |p: &&Probe| (p.verdict == ProbeVerdict::Pass) == passed;
+        // A probe that did not decide did not fail.
+        let rates = |verdict: ProbeVerdict| {
+            let wanted = move |p: &&Probe| p.verdict == verdict;
             probes
                 .iter()
                 .filter(wanted)
                 .filter_map(|p| p.arrival.rate())
         };
-        let best = rates(true).fold(0.0, f64::max);
+        let best = rates(ProbeVerdict::Pass).fold(0.0, f64::max);
         Self {
             schema: SCHEMA,
             kind: "search",
@@ -153,7 +154,7 @@ impl SearchReport {
             slo: config.slo,
             rate,
             stop,
-            not_monotone: rates(false).any(|failed| failed < best),
+            not_monotone: rates(ProbeVerdict::Fail).any(|failed| failed < best),
             probes,
         }
     }
