@@ -21,6 +21,7 @@ use crate::reconcile::Reconciliation;
 use crate::report::{self, Report, ServerInfo};
 use crate::scene::Scene;
 use crate::scrape::{Delta, Scraper, Snapshot, names};
+use crate::self_test;
 use crate::target::Target;
 use crate::timeline::{self, Point, Timeline};
 use crate::workload::{self, TokensPerWord, Workload};
@@ -35,6 +36,7 @@ const PLAIN_WORDS: TokensPerWord = TokensPerWord {
 
 /// Performs the run that `config` describes. `interrupted` ends it early when it completes.
 pub async fn measure(config: &Config, interrupted: impl Future<Output = ()>) -> Result<Report> {
+    let self_test = self_test(config).await;
     let clock = Clock::start();
     let mut targets = Vec::new();
     for url in &config.urls {
@@ -43,7 +45,10 @@ pub async fn measure(config: &Config, interrupted: impl Future<Output = ()>) -> 
     note_left_out(config);
     let workload = prepare(config, &targets[0]).await?;
     let mut metrics = Metrics::open(config, clock).await;
-    let scene = Scene::here(&targets[0], &workload.model).await;
+    let scene = Scene {
+        self_test,
+        ..Scene::here(&targets[0], &workload.model).await
+    };
     let plan = Plan {
         arrival: config.arrival,
         warmup: config.warmup,
@@ -57,6 +62,17 @@ pub async fn measure(config: &Config, interrupted: impl Future<Output = ()>) -> 
     let result = drive(&run, config, &mut metrics, interrupted).await;
     let server = metrics.close(&result, config).await;
     Ok(Report::new(config, &workload, result, server, scene))
+}
+
+/// The client alone, where it is to be tested.
+async fn self_test(config: &Config) -> Option<Option<f64>> {
+    if !config.self_test {
+        return None;
+    }
+    let found = self_test::brief().await;
+    found
+        .inspect_err(|error| note(&format!("the client could not test itself: {error:#}")))
+        .ok()
 }
 
 async fn drive(

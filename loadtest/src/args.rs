@@ -407,6 +407,9 @@ pub struct Args {
     /// Runs of this load, each with a seed of its own; five make an interval worth a headline
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100), requires = "results", conflicts_with = "json", help_heading = "Output")]
     pub repeats: u32,
+    /// Skip the short test of the client itself before each run of --results
+    #[arg(long, help_heading = "Output")]
+    pub no_self_test: bool,
     /// What the run is called on pages [default: the model]
     #[arg(long, value_name = "NAME", help_heading = "Output")]
     pub name: Option<String>,

@@ -70,6 +70,8 @@ pub struct Config {
     pub price: Option<Price>,
     /// Time limits.
     pub timeouts: Timeouts,
+    /// Whether the client tests itself before the run.
+    pub self_test: bool,
     /// Show no progress.
     pub quiet: bool,
 }
@@ -121,6 +123,7 @@ impl TryFrom<Args> for Config {
                 gap: args.timeout_gap,
                 total: args.timeout_total,
             },
+            self_test: args.results.is_some() && !args.no_self_test,
             quiet: args.quiet,
         })
     }

@@ -33,7 +33,7 @@ fn main() -> ExitCode {
         Some(Command::SelfTest(args)) => self_test(&args),
         Some(Command::Compare(mut args)) => {
             args.run.command = cli.run.command;
-            compare(&args)
+            compare(*args)
         }
         Some(Command::Suite(args)) => suite(&args),
         Some(Command::WriteUp {
@@ -132,11 +132,12 @@ fn run(args: Args) -> Result<bool> {
 }
 
 /// Measures two servers by turns; true when every run is clean.
-fn compare(args: &CompareArgs) -> Result<bool> {
+fn compare(mut args: CompareArgs) -> Result<bool> {
+    let results = args.run.results.get_or_insert_with(|| "results".into());
+    let results = results.clone();
     let each = args.each().map_err(anyhow::Error::msg)?;
     let sides = each.into_iter().map(Config::try_from);
     let sides = sides.collect::<Result<Vec<_>>>()?;
-    let results = args.run.results.clone().unwrap_or_else(|| "results".into());
     let runs = runtime()?.block_on(repeat::run(&sides, args.pairs, &results, tell))?;
     close(&runs)
 }

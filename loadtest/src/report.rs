@@ -349,6 +349,30 @@ pub struct ClientQuality {
     /// Share of the token-bearing events that one read brought together with the one before: many of
     /// them are many at once from the server, or a client that reads late.
     pub bundled_events: Option<f64>,
+    /// What the client can do by its self-test, against what the run needed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub self_test: Option<SelfTested>,
+}
+
+/// Token events per second.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct SelfTested {
+    /// The most with which the client kept up before the run; none where it kept up with nothing.
+    pub sustained_events_per_second: Option<f64>,
+    /// What it read in the window, on average.
+    pub used_events_per_second: f64,
+}
+
+impl SelfTested {
+    fn new(sustained: Option<f64>, result: &RunResult) -> Self {
+        let events = result.records.iter().map(|r| r.stream.events_in_window);
+        let (start, end) = result.window;
+        Self {
+            sustained_events_per_second: sustained,
+            used_events_per_second: events.sum::<u64>() as f64
+                / seconds(end - start).max(f64::MIN_POSITIVE),
+        }
+    }
 }
 
 /// The server's side of the run.
@@ -407,7 +431,10 @@ impl Report {
             .filter(|r| r.outcome.is_success())
             .collect();
         let latency = Latency::new(&good, (measured.len() - good.len()) as u64);
-        let client = ClientQuality::new(&measured, &latency, &result.effort);
+        let mut client = ClientQuality::new(&measured, &latency, &result.effort);
+        client.self_test = scene
+            .self_test
+            .map(|sustained| SelfTested::new(sustained, &result));
         let urls: Vec<String> = config.urls.iter().map(ToString::to_string).collect();
         let mut report = Self {
             schema: SCHEMA,
@@ -531,6 +558,10 @@ impl Report {
         }
         if self.client.is_sluggish() {
             let reason = "the client woke late: its time stamps may be late too".into();
+            found.push((RunVerdict::Warning, reason));
+        }
+        if self.client.is_beyond_its_test() {
+            let reason = "the client read more events than it kept up with in its self-test".into();
             found.push((RunVerdict::Warning, reason));
         }
         if self.client.is_busy() {
@@ -747,17 +778,26 @@ impl ClientQuality {
             cores: effort.cores,
             cores_limit: CORES_LIMIT,
             bundled_events: (events > 0).then(|| bundled as f64 / events as f64),
+            self_test: None,
         }
     }
 
     /// Whether the client, and not the server, may be what was measured.
     pub fn may_be_the_bottleneck(&self) -> bool {
-        self.is_late() || self.is_sluggish() || self.is_busy()
+        self.is_late() || self.is_sluggish() || self.is_busy() || self.is_beyond_its_test()
     }
 
     /// Whether the client's runtime woke too late to stamp what it read.
     fn is_sluggish(&self) -> bool {
         matches!(self.runtime_lag.p99, Percentile::Seconds(p99) if p99 > self.runtime_lag_limit)
+    }
+
+    /// Whether the run had more events than those with which the client had kept up.
+    fn is_beyond_its_test(&self) -> bool {
+        self.self_test.is_some_and(|test| {
+            let sustained = test.sustained_events_per_second;
+            sustained.is_some_and(|sustained| test.used_events_per_second > sustained)
+        })
     }
 
     /// Whether the client used more of its processor than leaves it in time.

@@ -20,6 +20,8 @@ pub struct Scene {
     pub started: String,
     /// The client's machine.
     pub host: Host,
+    /// Token events per second with which the client kept up in its self-test before the run, if it made one.
+    pub self_test: Option<Option<f64>>,
     /// What the server answers at `/version`, if it does.
     pub version: Option<Value>,
     /// What it lists about the model, if it does.
@@ -65,6 +67,7 @@ impl Scene {
         Self {
             started: chrono::Utc::now().format("%Y-%m-%dT%H:%M:%SZ").to_string(),
             host: Host::this(target.address.ip().is_loopback()),
+            self_test: None,
             version: ask(target, "/version").await,
             model,
         }

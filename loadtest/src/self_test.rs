@@ -34,6 +34,16 @@ const SCRIPT: Script = Script {
     gap: Duration::from_millis(10),
     tokens: 50,
 };
+/// The same in a hurry, for the test before a run.
+const BRIEF: Script = Script {
+    first: Duration::from_millis(5),
+    gap: Duration::from_millis(5),
+    tokens: 20,
+};
+/// Length of a level of that test.
+const BRIEF_LENGTH: Duration = Duration::from_millis(150);
+/// Users of its levels: the middle one first, then the one that is left to know.
+const BRIEF_USERS: [u32; 3] = [16, 64, 256];
 /// Users of the lowest level.
 const FEWEST_USERS: u32 = 4;
 /// No test waits for a limit.
@@ -100,7 +110,7 @@ pub async fn run(ladder: Ladder) -> Result<SelfTestReport> {
     let mut levels = Vec::new();
     let mut users = FEWEST_USERS;
     loop {
-        let level = measure(users, ladder.length).await?;
+        let level = measure(SCRIPT, users, ladder.length).await?;
         let is_last = !level.passed || expected_events(users * 2) > ladder.highest;
         levels.push(level);
         if is_last {
@@ -116,9 +126,23 @@ fn expected_events(users: u32) -> f64 {
     f64::from(users) * f64::from(SCRIPT.tokens) / length.as_secs_f64()
 }
 
-async fn measure(users: u32, length: Duration) -> Result<Level> {
+/// The highest of three loads at which the client keeps up, in token events per second, found in two levels and about
+/// a second; none where it keeps up with no load.
+///
+/// # Errors
+/// As [`run`].
+pub async fn brief() -> Result<Option<f64>> {
+    let [low, middle, high] = BRIEF_USERS;
+    let first = measure(BRIEF, middle, BRIEF_LENGTH).await?;
+    let other = if first.passed { high } else { low };
+    let second = measure(BRIEF, other, BRIEF_LENGTH).await?;
+    let passed = [second, first].into_iter().filter(|level| level.passed);
+    Ok(passed.map(|level| level.events_per_second).reduce(f64::max))
+}
+
+async fn measure(script: Script, users: u32, length: Duration) -> Result<Level> {
     let clock = Clock::start();
-    let server = Server::start(SCRIPT, clock)?;
+    let server = Server::start(script, clock)?;
     let url = HttpUrl::parse(&format!("http://{}", server.address))?;
     let plan = Plan {
         arrival: Arrival::Closed { users },
@@ -141,7 +165,7 @@ async fn measure(users: u32, length: Duration) -> Result<Level> {
         seed: 0,
         contents: vec![Content::words(
             Lengths::Fixed(8),
-            Lengths::Fixed(SCRIPT.tokens),
+            Lengths::Fixed(script.tokens),
         )],
         trace: None,
         tokens_per_word: TokensPerWord {

@@ -770,3 +770,15 @@ async fn a_hopeless_run_ends_early() {
     let reason = format!("the run was ended early: {bound}");
     assert!(report.reasons.contains(&reason), "{:?}", report.reasons);
 }
+
+/// How far the client gets depends on the machine, that it says so does not.
+#[tokio::test]
+async fn the_client_tests_itself_before_a_run_that_is_kept() {
+    let server = FakeServer::start(&[Behaviour::Ok], MetricsPage::Honest).await;
+    let line = "--requests 2 --output-tokens 2 --results unused";
+    assert!(!config(&server, "").self_test);
+    assert!(!config(&server, "--results unused --no-self-test").self_test);
+    let report = measure(&server, line).await;
+    let test = report.client.self_test.unwrap();
+    assert!(test.used_events_per_second > 0.0, "{test:?}");
+}

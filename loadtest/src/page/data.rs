@@ -195,6 +195,34 @@ pub struct Summary {
 #[derive(Debug, Clone, Deserialize)]
 pub struct Client {
     pub send_lag: Summary,
+    pub self_test: Option<SelfTested>,
+}
+
+/// Token events per second that the client could read, and those that it did.
+#[derive(Debug, Clone, Deserialize)]
+pub struct SelfTested {
+    pub sustained_events_per_second: Option<f64>,
+    pub used_events_per_second: f64,
+}
+
+impl SelfTested {
+    /// For a list of facts.
+    pub fn words(&self) -> String {
+        let used = number(self.used_events_per_second);
+        match self.sustained_events_per_second {
+            Some(most) if self.used_events_per_second <= most => format!(
+                "was not the bottleneck: it read {used} token events a second and had kept up with {} before",
+                number(most)
+            ),
+            Some(most) => format!(
+                "may be the bottleneck: it read {used} token events a second and had kept up with {} before",
+                number(most)
+            ),
+            None => format!(
+                "read {used} token events a second, and had kept up with no load in its test before: the machine was busy"
+            ),
+        }
+    }
 }
 
 #[derive(Debug, Clone, Deserialize)]

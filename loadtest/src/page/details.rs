@@ -22,6 +22,7 @@ pub fn details(group: &Group, named: bool) -> Markup {
                     "mean prompt " (number(first.lengths.prompt_mean.unwrap_or(0.0))) ", mean output "
                     (number(first.lengths.output_mean.unwrap_or(0.0))) " tokens"
                 }
+                @if let Some(test) = &first.client.self_test { dt { "the client" } dd { (test.words()) } }
                 dt { "digest of the requests" } dd { code { (first.load.workload_sha256) } }
             }
             (cost(group))

@@ -72,6 +72,25 @@ fn a_page_needs_nothing_from_elsewhere_and_is_always_the_same() {
 }
 
 #[test]
+fn the_self_test_of_the_client_stands_beside_what_the_run_needed() {
+    for (sustained, words) in [
+        (
+            json!(12_800.0),
+            "was not the bottleneck: it read 900 token events a second and had kept up with 12800 before",
+        ),
+        (json!(800.0), "may be the bottleneck: it read 900"),
+        (json!(null), "had kept up with no load in its test before"),
+    ] {
+        let mut tested = result(3);
+        tested["client"]["self_test"] =
+            json!({"sustained_events_per_second": sustained, "used_events_per_second": 900.0});
+        let page = render(&[group("tested", &tested)]);
+        assert!(page.contains(words), "{words}");
+    }
+    assert!(!render(&[group("not", &result(3))]).contains("the bottleneck"));
+}
+
+#[test]
 fn a_hundred_thousand_requests_make_a_small_page() {
     let page = render(&[group("large", &result(100_000))]);
     assert!(page.len() < 1 << 20, "{} bytes", page.len());

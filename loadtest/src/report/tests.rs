@@ -262,3 +262,33 @@ fn a_client_that_had_too_much_to_do_is_a_reservation() {
     assert!(has(&late, "woke late") && late.verdict == RunVerdict::Warning);
     assert!(has(&of(1_000_000, 0.7), "processor"));
 }
+
+/// A thousand events in a second, against what the client kept up with before.
+#[test]
+fn more_events_than_in_the_self_test_are_a_reservation() {
+    let of = |sustained: Option<f64>| {
+        let config = Config::try_from(Args::parse_from(["loadtest"])).unwrap();
+        let result = RunResult {
+            records: many(250),
+            window: (0, 1_000_000_000),
+            stopped: false,
+            gave_up: None,
+            effort: crate::effort::Effort::default(),
+        };
+        let scene = Scene {
+            self_test: Some(sustained),
+            ..Scene::default()
+        };
+        Report::new(&config, &workload(), result, server(), scene)
+    };
+    let reason = "the client read more events than it kept up with in its self-test".to_owned();
+    let tested = of(Some(1000.0));
+    assert!(!tested.reasons.contains(&reason) && !tested.client.may_be_the_bottleneck());
+    assert_eq!(
+        tested.client.self_test.unwrap().used_events_per_second,
+        1000.0
+    );
+    let beyond = of(Some(999.0));
+    assert!(beyond.reasons.contains(&reason) && beyond.client.may_be_the_bottleneck());
+    assert!(!of(None).reasons.contains(&reason));
+}

@@ -105,7 +105,9 @@ fn the_bottleneck_is_where_the_client_first_falls_behind() {
 /// event, and sees none before it was written, does not.
 #[tokio::test]
 async fn the_client_counts_what_the_server_wrote() {
-    let level = measure(2, Duration::from_millis(700)).await.unwrap();
+    let level = measure(SCRIPT, 2, Duration::from_millis(700))
+        .await
+        .unwrap();
     assert_eq!(level.events_missed, 0);
     assert!(level.first_token_bias.n >= 2 && level.events_per_second > 0.0);
 }
