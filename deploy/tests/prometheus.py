@@ -16,7 +16,7 @@ import tempfile
 import threading
 import urllib.parse
 
-from common import chat, get, post, process, server, wait_for
+from common import DEADLINE, chat, get, post, process, server, wait_for
 
 DEPLOY = pathlib.Path(__file__).resolve().parents[1]
 # One request runs and one waits, so that refusals are easily had; a request that stands still fails soon.
@@ -43,7 +43,7 @@ def main():
             wait_for("its end", lambda: "OctetRejecting" not in firing(base))
             stall(base, child, target)
             assert "OctetDown" not in firing(base)
-            child.kill()
+            hang(child, target)
             wait_for("OctetDown", lambda: "OctetDown" in firing(base))
     print(f"Prometheus: {selectors} selectors find series before the first request, {panels} expressions of panels")
     print(f"and {rules} rules give data, {generated} tokens are counted alike, 4 alerts fire and 3 end")
@@ -141,26 +141,44 @@ def selectors_find_series(base):
 
 
 def stall(base, child, target):
-    """The engine's thread stands still under a running request: its alert fires, and both probes say so in the end,
-    on which clusters restart a replica. When it turns again, the request ends in an error, which is an alert, too."""
+    """The engine's thread stands still under a running request: its alert fires. When it turns again, the request is
+    older than it may be and ends in an error, which is an alert, too."""
+    with held_engine(child, target):
+        wait_for("OctetEngineStalled", lambda: "OctetEngineStalled" in firing(base))
+        age = lambda: value(base, "octet_engine_heartbeat_age_seconds")
+        wait_for("a request that is too old", lambda: age() > REQUEST_TIMEOUT)
+    wait_for("OctetStreamErrors", lambda: "OctetStreamErrors" in firing(base))
+    wait_for("the end of both", lambda: not {"OctetEngineStalled", "OctetStreamErrors"} & firing(base))
+    wait_for("a ready server", lambda: get(f"http://{target}/health/ready")[0] == 200)
+
+
+def hang(child, target):
+    """An engine that stays still: both probes say so, its request ends in an error, and the server ends as failed, so
+    that a supervisor starts another."""
+    with held_engine(child, target) as answers:
+        for probe in ("ready", "live"):
+            wait_for(f"a server that is not {probe}", lambda: get(f"http://{target}/health/{probe}")[0] == 503)
+        wait_for("its answer", lambda: answers)
+    assert answers[0][0] == 500, answers
+    assert child.wait(DEADLINE) == 1, child.returncode
+
+
+@contextlib.contextmanager
+def held_engine(child, target):
+    """Holds the engine's thread still while a request runs; gives what requests were answered."""
     url = f"http://{target}/v1/chat/completions"
+    body = chat("Repeat: apple", ignore_eos=True, max_completion_tokens=900)
     while True:
-        client = threading.Thread(target=post, args=(url, chat("Repeat: apple", ignore_eos=True, max_completion_tokens=900)))
+        answers = []
+        client = threading.Thread(target=lambda answers=answers: answers.append(post(url, body)))
         client.start()
         wait_for("a running request", lambda: running_requests(target) or not client.is_alive())
         with stopped(engine_thread(child.pid)):
             # It may have ended before the engine stood still.
-            if not running_requests(target):
-                continue
-            wait_for("OctetEngineStalled", lambda: "OctetEngineStalled" in firing(base))
-            for probe in ("ready", "live"):
-                wait_for(f"a server that is not {probe}", lambda: get(f"http://{target}/health/{probe}")[0] == 503)
-            # When it turns again, the request is older than it may be.
-            assert value(base, "octet_engine_heartbeat_age_seconds") > REQUEST_TIMEOUT
-        break
-    wait_for("OctetStreamErrors", lambda: "OctetStreamErrors" in firing(base))
-    wait_for("the end of both", lambda: not {"OctetEngineStalled", "OctetStreamErrors"} & firing(base))
-    wait_for("a ready server", lambda: get(f"http://{target}/health/ready")[0] == 200)
+            if running_requests(target):
+                yield answers
+                break
+    client.join()
 
 
 def running_requests(target):
@@ -189,7 +207,9 @@ def stopped(thread):
     try:
         yield
     finally:
-        ptrace(detach)
+        # Where the process has ended meanwhile, its thread is left to whoever held it.
+        if libc.ptrace(detach, thread, None, None):
+            os.waitpid(thread, any_thread)
 
 
 def load(target, embedding_model):

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -280,8 +281,11 @@ impl Engine {
             return true;
         }
         let start = Instant::now();
-        let model = &mut self.model;
+        let (model, tokens) = (&mut self.model, batch.token_ids.len());
+        let in_step = |tokens| self.shared.tokens_in_step.store(tokens, Ordering::Relaxed);
+        in_step(tokens);
         let result = catch_unwind(AssertUnwindSafe(|| model.forward(&batch, &samples)));
+        in_step(0);
         match result {
             Ok(Ok(output)) if output.rows.len() == samples.rows.len() => {
                 self.observe_step(&batch, start.elapsed());

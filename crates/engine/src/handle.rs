@@ -38,6 +38,8 @@ pub(crate) struct Shared {
     next_id: AtomicU64,
     started: Instant,
     heartbeat_millis: AtomicU64,
+    /// Tokens of the step that runs now.
+    pub tokens_in_step: AtomicUsize,
     pub info: OnceLock<ModelInfo>,
     /// Tokens of one step.
     pub step_tokens: OnceLock<usize>,
@@ -53,6 +55,7 @@ impl Shared {
             next_id: AtomicU64::new(1),
             started: Instant::now(),
             heartbeat_millis: AtomicU64::new(0),
+            tokens_in_step: AtomicUsize::new(0),
             info: OnceLock::new(),
             step_tokens: OnceLock::new(),
             draining: AtomicBool::new(false),
@@ -256,12 +259,26 @@ impl EngineHandle {
         self.shared.started.elapsed().saturating_sub(beat)
     }
 
+    /// Whether the engine thread has not moved for `limit`, or for longer than a step of its tokens can
+    /// take.
+    pub fn is_stuck(&self, limit: Duration) -> bool {
+        let tokens = self.shared.tokens_in_step.load(Ordering::Relaxed);
+        self.heartbeat_age() > patience(limit, tokens)
+    }
+
     /// Takes no new work from now on; what waits fails, and what runs at the deadline fails then. The
     /// thread ends when nothing is left.
     pub fn drain(&self, deadline: Instant) {
         self.shared.draining.store(true, Ordering::Release);
         self.messages.send(Message::Drain { deadline }).ok();
     }
+}
+
+/// For how long a step of so many tokens may take: a machine on which a token of a prompt takes longer
+/// than this is of no use.
+fn patience(limit: Duration, tokens: usize) -> Duration {
+    const SLOWEST_TOKEN: Duration = Duration::from_millis(100);
+    limit.max(SLOWEST_TOKEN.saturating_mul(u32::try_from(tokens).unwrap_or(u32::MAX)))
 }
 
 /// Adds to a counter unless it would exceed its limit, which is then returned.
@@ -272,4 +289,21 @@ fn reserve(counter: &AtomicUsize, amount: usize, max: usize) -> Result<(), usize
         })
         .map(|_| ())
         .map_err(|_| max)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_steps_are_given_time_and_short_ones_the_limit() {
+        let limit = Duration::from_secs(30);
+        assert_eq!(patience(limit, 0), limit);
+        assert_eq!(patience(limit, 300), limit);
+        assert_eq!(patience(limit, 8192), Duration::from_millis(819_200));
+        assert_eq!(
+            patience(limit, usize::MAX),
+            Duration::from_millis(429_496_729_500)
+        );
+    }
 }

@@ -39,6 +39,8 @@ pub struct State {
     /// Start of the process in seconds since 1970; `created` of the models list.
     pub(crate) started: u64,
     draining: watch::Sender<bool>,
+    /// Whether the engine is not waited for any more.
+    given_up: watch::Sender<bool>,
     engine: OnceLock<EngineHandle>,
     /// Thousandths of loading that are done.
     load_progress: AtomicU32,
@@ -123,6 +125,7 @@ impl Gateway {
             in_flight: watch::Sender::new(0),
             started: started.unwrap_or(Duration::ZERO).as_secs(),
             draining: watch::Sender::new(false),
+            given_up: watch::Sender::new(false),
             engine: OnceLock::new(),
             load_progress: AtomicU32::new(0),
             model: OnceLock::new(),
@@ -255,9 +258,24 @@ impl Gateway {
         }
     }
 
-    fn is_stuck(&self) -> bool {
+    /// Whether the engine has not moved for too long.
+    pub fn is_stuck(&self) -> bool {
         let limit = self.0.config.timeouts.heartbeat;
-        self.heartbeat_age().is_some_and(|age| age > limit)
+        self.0
+            .engine
+            .get()
+            .is_some_and(|engine| engine.is_stuck(limit))
+    }
+
+    /// Ends every request of an engine that is stuck, with an error event. It cannot be asked to do so
+    /// itself, and may still use what it has, so the process should end then.
+    pub fn give_up(&self) {
+        self.0.given_up.send_replace(true);
+    }
+
+    /// Resolves when the engine is not waited for any more.
+    pub(crate) fn given_up(&self) -> watch::Receiver<bool> {
+        self.0.given_up.subscribe()
     }
 
     /// Time since the engine last moved.

@@ -14,6 +14,7 @@ use std::task::Poll;
 use std::time::Instant;
 
 use engine::{EngineError, GenerateRequest, PromptLogprob, StreamEvent, TokenStream};
+use tokio::sync::watch;
 
 use crate::error::{ApiError, from_submit};
 use crate::gateway::{Gateway, Model};
@@ -71,6 +72,7 @@ pub(crate) struct Generation {
     turn: usize,
     /// Pieces made but not yet taken.
     ready: VecDeque<Output>,
+    given_up: watch::Receiver<bool>,
     observation: Observation,
 }
 
@@ -149,6 +151,7 @@ impl Generation {
             runs,
             turn: 0,
             ready: VecDeque::new(),
+            given_up: gateway.given_up(),
             observation,
         })
     }
@@ -200,9 +203,7 @@ impl Generation {
     /// Waits for any run, taking turns so that none is favoured.
     async fn receive(&mut self) -> Option<(usize, Option<StreamEvent>)> {
         let len = self.runs.len();
-        if self.runs.iter().all(|run| run.stream.is_none()) {
-            return None;
-        }
+        let open = self.runs.iter().position(|run| run.stream.is_some())?;
         let (runs, turn) = (&mut self.runs, self.turn);
         let received = std::future::poll_fn(|context| {
             for i in (0..len).map(|i| (turn + i) % len) {
@@ -216,7 +217,12 @@ impl Generation {
             }
             Poll::Pending
         });
-        let (run, event) = received.await;
+        let (run, event) = tokio::select! {
+            biased;
+            received = received => received,
+            // As if the engine had left; an error means that the gateway has.
+            _ = self.given_up.wait_for(|given_up| *given_up) => (open, None),
+        };
         self.turn = (run + 1) % len;
         Some((run, event))
     }

@@ -63,6 +63,7 @@ async fn serve(config: Config) -> Result<()> {
     let (end, mut ended) = watch::channel(None);
     tokio::spawn(watch_signals(gateway.clone(), end.clone())?);
     tokio::spawn(supervisor::feed_watchdog(gateway.clone()));
+    tokio::spawn(watch_engine(gateway.clone(), end.clone()));
     spawn_model(config, gateway.clone(), metrics, (address, started), end)?;
     let shutdown = {
         let mut ended = ended.clone();
@@ -171,6 +172,17 @@ fn set_first(end: &watch::Sender<Option<End>>, how: End) {
         end.get_or_insert(how);
         is_first
     });
+}
+
+/// Ends requests with an error event, and the server, when the engine is stuck.
+async fn watch_engine(gateway: Gateway, end: watch::Sender<Option<End>>) {
+    supervisor::engine_is_stuck(&gateway).await;
+    tracing::error!("the engine does not move any more; the server ends");
+    gateway.give_up();
+    set_first(
+        &end,
+        End::Failed("the engine does not move any more".to_owned()),
+    );
 }
 
 /// The first signal drains, the second ends running requests with an error event.

@@ -8,6 +8,12 @@ use std::time::Duration;
 use gateway::{Gateway, Readiness};
 use listenfd::ListenFd;
 use sd_notify::NotifyState;
+use tokio::time::MissedTickBehavior;
+
+/// Between two looks at the engine.
+const TURN: Duration = Duration::from_secs(1);
+/// So many looks find an engine stuck before it is given up.
+const STUCK_TURNS: usize = 5;
 
 /// The socket that was handed over (`LISTEN_FDS`), if one was.
 ///
@@ -29,6 +35,18 @@ pub fn ready() {
 /// Says that running requests finish and no others begin.
 pub fn stopping() {
     tell(NotifyState::Stopping);
+}
+
+/// Resolves once the engine has been stuck for [`STUCK_TURNS`] looks in a row, which a process that was
+/// stopped and goes on again does not show. Nothing can be had from such an engine any more.
+pub async fn engine_is_stuck(gateway: &Gateway) {
+    let mut turns = tokio::time::interval(TURN);
+    turns.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut stuck = 0;
+    while stuck < STUCK_TURNS {
+        turns.tick().await;
+        stuck = if gateway.is_stuck() { stuck + 1 } else { 0 };
+    }
 }
 
 /// Feeds the watchdog, where there is one, for as long as the engine is not dead or stuck.

@@ -105,6 +105,46 @@ async fn a_client_that_leaves_in_mid_stream_is_cancelled() {
 }
 
 #[tokio::test]
+async fn an_engine_that_is_given_up_ends_requests_with_an_error() {
+    let config = EngineConfig {
+        max_num_seqs: 1,
+        ..engine_config()
+    };
+    let (rig, step) = gated(config);
+    (0..4).for_each(|_| step.send(()).expect("the model waits"));
+    let own = json!({"stream": true, "ignore_eos": true, "max_tokens": 200, "temperature": 0});
+    let response = rig.send(post(CHAT, &chat(own).to_string())).await;
+    let mut stream = response.into_body().into_data_stream();
+    let mut text = Vec::new();
+    while rig.metric("octet_generation_tokens_total").await < 3.0 {
+        text.extend(stream.next().await.expect("a piece").expect("no failure"));
+    }
+    // Another comes, the engine does not go on.
+    let body = completion(json!({"prompt": ["a", "b"]}));
+    let mut waiting = Box::pin(rig.post(COMPLETIONS, &body));
+    let in_flight = |path| format!("octet_http_requests_in_flight{{endpoint=\"{path}\"");
+    while rig.metric(&in_flight(COMPLETIONS)).await < 1.0 {
+        assert!(waiting.as_mut().now_or_never().is_none());
+        tokio::task::yield_now().await;
+    }
+    rig.gateway.give_up();
+    while let Some(piece) = stream.next().await {
+        text.extend(piece.expect("no failure"));
+    }
+    let text = String::from_utf8(text).expect("text");
+    let end: Vec<&str> = text.trim_end().rsplit("\n\n").take(2).collect();
+    assert_eq!(end[0], "data: [DONE]", "{text}");
+    assert!(
+        end[1].contains("\"error\"") && end[1].contains("500"),
+        "{text}"
+    );
+    assert_eq!(waiting.await.status, 500);
+    assert_eq!(rig.post(CHAT, &chat(json!({}))).await.status, 500);
+    assert_eq!(rig.metric(&in_flight(CHAT)).await, 0.0);
+    drop(step);
+}
+
+#[tokio::test]
 async fn a_full_queue_refuses_the_surplus_and_finishes_the_rest() {
     let config = EngineConfig {
         max_num_seqs: 1,
