@@ -71,6 +71,7 @@ impl CpuKvCache {
             num_kv_heads,
             head_dim,
             num_blocks,
+            num_host_blocks,
             ..
         } = *spec;
         if num_kv_heads == 0 || head_dim == 0 || num_blocks == 0 {
@@ -86,7 +87,8 @@ impl CpuKvCache {
         let geometry = KvGeometry {
             num_kv_heads,
             head_dim,
-            num_blocks,
+            // All memory is the host's.
+            num_blocks: num_blocks.saturating_add(num_host_blocks),
         };
         let layers = spec.layers.iter().map(|types| layer(geometry, *types));
         let layers = layers.collect::<Result<_>>()?;

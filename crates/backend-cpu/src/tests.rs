@@ -168,6 +168,7 @@ impl Layer {
                     num_kv_heads: 1,
                     head_dim: 64,
                     num_blocks: 16,
+                    num_host_blocks: 0,
                     layers: vec![KvTypes::both(dtype)],
                 })
                 .expect("memory"),
@@ -181,7 +182,7 @@ impl Layer {
 
     /// One step, ended by reading the logits or by sampling from them.
     fn logits(&mut self, b: &mut CpuBackend, batch: &Batch) -> (CpuTensor, CpuStep) {
-        batch.validate(VOCAB, 16).expect("a valid batch");
+        batch.validate(VOCAB, 16, 0).expect("a valid batch");
         let step = &b.begin_step(batch).expect("a step");
         let mut x = b.embed(&self.embedding, Ids::Tokens, step).expect("fits");
         let n = b.norm_quant(&x, &self.norm, step).expect("fits");
@@ -347,6 +348,7 @@ fn what_cannot_run_is_refused() {
         num_kv_heads: 4,
         head_dim: 512,
         num_blocks: 4,
+        num_host_blocks: 0,
         layers: vec![KvTypes::both(KvDtype::F32); 2],
     };
     let refused = backend.alloc_kv_cache(&spec).expect_err("heads too wide");

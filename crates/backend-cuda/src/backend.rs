@@ -21,6 +21,25 @@ use crate::tensor::{CudaTensor, Element, Form, Twin};
 const ROW_THREADS: u32 = 256;
 
 impl<D: Device> CudaBackend<D> {
+    /// Copies blocks of the device, in order.
+    fn copy_on_device(&self, cache: &CudaKvCache<D>, copies: &[BlockCopy]) -> Result<()> {
+        for layers in cache.alike() {
+            let words = layers[0].record_bytes / 16;
+            let grid = [words.div_ceil(ROW_THREADS as usize), layers.len()];
+            for copy in copies.iter().filter(|copy| copy.from != copy.to) {
+                let args = [
+                    Arg::Buffer(&cache.memory, layers[0].offset),
+                    int(copy.from as usize)?,
+                    int(copy.to as usize)?,
+                    int(cache.num_blocks)?,
+                    int(words)?,
+                ];
+                self.launch_rows("copy_block", grid, &args)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Launches one block per row; nothing for no rows.
     fn launch_rows(
         &self,
@@ -523,26 +542,15 @@ impl<D: Device> Backend for CudaBackend<D> {
     }
 
     fn copy_blocks(&mut self, cache: &mut CudaKvCache<D>, copies: &[BlockCopy]) -> Result<()> {
-        for copy in copies {
-            if copy.from.max(copy.to) as usize >= cache.num_blocks {
-                return Err(BackendError::Shape(format!(
-                    "{copy:?} of {} blocks",
-                    cache.num_blocks
-                )));
-            }
-        }
-        for layers in cache.alike() {
-            let words = layers[0].record_bytes / 16;
-            let grid = [words.div_ceil(ROW_THREADS as usize), layers.len()];
-            for copy in copies.iter().filter(|copy| copy.from != copy.to) {
-                let args = [
-                    Arg::Buffer(&cache.memory, layers[0].offset),
-                    int(copy.from as usize)?,
-                    int(copy.to as usize)?,
-                    int(cache.num_blocks)?,
-                    int(words)?,
-                ];
-                self.launch_rows("copy_block", grid, &args)?;
+        copies.iter().try_for_each(|copy| cache.check_copy(*copy))?;
+        let both_on_device =
+            |a: &BlockCopy, b: &BlockCopy| cache.is_on_device(*a) && cache.is_on_device(*b);
+        let runs: Vec<_> = copies.chunk_by(both_on_device).collect();
+        for run in runs {
+            if cache.is_on_device(run[0]) {
+                self.copy_on_device(cache, run)?;
+            } else {
+                cache.copy_over_host(&self.device, run[0])?;
             }
         }
         Ok(())

@@ -1,6 +1,11 @@
-//! The paged cache: one buffer; of each layer, records of a block's keys and values of all heads.
+//! The paged cache: one buffer; of each layer, records of a block's keys and values of all heads. Host blocks
+//! are the records of all layers one after the other, in memory taken at first use.
 
-use backend::{BLOCK_SIZE, BackendError, KvCacheSpec, KvDtype, KvTypes, Result};
+use std::ops::Range;
+
+use backend::{
+    BLOCK_SIZE, BackendError, BlockCopy, BlockId, KvCacheSpec, KvDtype, KvTypes, Result,
+};
 
 use crate::device::{Arg, Device};
 
@@ -69,6 +74,8 @@ pub struct CudaKvCache<D: Device> {
     pub(crate) num_kv_heads: usize,
     pub(crate) head_dim: usize,
     pub(crate) num_blocks: usize,
+    /// Empty until something is copied there.
+    host: Vec<Vec<u8>>,
 }
 
 /// Bytes of one head's keys of a block: words of 32 tokens, and their scales (`kv_cache.cuh`).
@@ -88,6 +95,7 @@ impl<D: Device> CudaKvCache<D> {
             num_kv_heads,
             head_dim,
             num_blocks,
+            num_host_blocks,
             layers: ref types,
         } = *spec;
         if num_kv_heads == 0 || head_dim == 0 || num_blocks == 0 {
@@ -118,7 +126,84 @@ impl<D: Device> CudaKvCache<D> {
             num_kv_heads,
             head_dim,
             num_blocks,
+            host: vec![Vec::new(); num_host_blocks],
         })
+    }
+
+    /// Fails for a block that is neither the device's nor the host's.
+    pub(crate) fn check_copy(&self, copy: BlockCopy) -> Result<()> {
+        let num_blocks = self.num_blocks + self.host.len();
+        if (copy.from.max(copy.to) as usize) < num_blocks {
+            return Ok(());
+        }
+        Err(BackendError::Shape(format!(
+            "{copy:?} of {num_blocks} blocks"
+        )))
+    }
+
+    /// Whether both blocks are the device's.
+    pub(crate) fn is_on_device(&self, copy: BlockCopy) -> bool {
+        (copy.from.max(copy.to) as usize) < self.num_blocks
+    }
+
+    /// Copies from or to the host, after everything that the device was asked for before. The blocks exist.
+    pub(crate) fn copy_over_host(&mut self, device: &D, copy: BlockCopy) -> Result<()> {
+        let data = self.take_record(device, copy.from)?;
+        match self.host_index(copy.to) {
+            Some(to) => self.host[to].clone_from(&data),
+            None => self.visit(copy.to, |at, range| {
+                device.upload(&self.memory, at, &data[range])
+            })?,
+        }
+        if let Some(from) = self.host_index(copy.from) {
+            self.host[from] = data;
+        }
+        Ok(())
+    }
+
+    /// A block's bytes; a host block gives them away.
+    fn take_record(&mut self, device: &D, block: BlockId) -> Result<Vec<u8>> {
+        if let Some(index) = self.host_index(block)
+            && !self.host[index].is_empty()
+        {
+            return Ok(std::mem::take(&mut self.host[index]));
+        }
+        let bytes = self.layers.iter().map(|layer| layer.record_bytes).sum();
+        let mut data = Vec::new();
+        data.try_reserve_exact(bytes)
+            .map_err(|_| BackendError::OutOfMemory {
+                requested: bytes,
+                purpose: "keys and values on the host",
+            })?;
+        data.resize(bytes, 0);
+        if self.host_index(block).is_none() {
+            self.visit(block, |at, range| {
+                device.download(&self.memory, at, &mut data[range])
+            })?;
+        }
+        Ok(data)
+    }
+
+    fn host_index(&self, block: BlockId) -> Option<usize> {
+        (block as usize).checked_sub(self.num_blocks)
+    }
+
+    /// Calls for each layer with where a device block's record lies there and in a host block.
+    fn visit(
+        &self,
+        block: BlockId,
+        mut copy: impl FnMut(usize, Range<usize>) -> Result<()>,
+    ) -> Result<()> {
+        let mut start = 0;
+        for layer in &self.layers {
+            let end = start + layer.record_bytes;
+            copy(
+                layer.offset + block as usize * layer.record_bytes,
+                start..end,
+            )?;
+            start = end;
+        }
+        Ok(())
     }
 
     /// One layer, and where it lies as a kernel's argument.

@@ -216,6 +216,7 @@ fn norm_and_attention<B: Backend>(
         num_kv_heads: 1,
         head_dim,
         num_blocks: 3,
+        num_host_blocks: 0,
         layers: vec![KvTypes::both(KvDtype::Bf16)],
     })?;
     backend.store_kv(&mut cache, 0, &k, &v, &step)?;

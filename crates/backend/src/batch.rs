@@ -9,7 +9,7 @@ pub type BlockId = u32;
 /// Tokens per cache block, on every target.
 pub const BLOCK_SIZE: usize = 32;
 
-/// A whole-block copy inside the cache, made before the step stores anything.
+/// A whole-block copy inside the cache, host blocks included, made before the step stores anything.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BlockCopy {
     /// The block read.
@@ -78,8 +78,13 @@ impl Batch {
     /// # Errors
     /// [`BackendError::InvalidBatch`] names the first broken promise: token counts that do not add
     /// up, an id outside `vocab_size`, a block outside `num_blocks`, a short block table, a logit row
-    /// or a copy out of range.
-    pub fn validate(&self, vocab_size: usize, num_blocks: usize) -> Result<()> {
+    /// out of range, or a copy outside these blocks and the `num_host_blocks` that follow them.
+    pub fn validate(
+        &self,
+        vocab_size: usize,
+        num_blocks: usize,
+        num_host_blocks: usize,
+    ) -> Result<()> {
         let invalid = |message: String| Err(BackendError::InvalidBatch(message));
         let total: usize = self.sequences.iter().map(|s| s.num_tokens).sum();
         if total != self.token_ids.len() || total == 0 {
@@ -94,9 +99,10 @@ impl Batch {
         if let Some(row) = self.logit_rows.iter().find(|row| **row >= total) {
             return invalid(format!("logit row {row} of {total} tokens"));
         }
+        let num_copied = num_blocks.saturating_add(num_host_blocks);
         for copy in &self.copies {
-            if copy.from.max(copy.to) as usize >= num_blocks {
-                return invalid(format!("copy {copy:?}, {num_blocks} blocks"));
+            if copy.from.max(copy.to) as usize >= num_copied {
+                return invalid(format!("copy {copy:?}, {num_copied} blocks"));
             }
         }
         for (i, s) in self.sequences.iter().enumerate() {

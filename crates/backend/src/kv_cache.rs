@@ -62,6 +62,9 @@ pub struct KvCacheSpec {
     pub head_dim: usize,
     /// Blocks of [`BLOCK_SIZE`] tokens shared by all sequences.
     pub num_blocks: usize,
+    /// Blocks in host memory that preempted sequences are moved to. Their ids follow those of the others;
+    /// only [`crate::Backend::copy_blocks`] may name them.
+    pub num_host_blocks: usize,
     /// Element types of each decoder layer.
     pub layers: Vec<KvTypes>,
 }

@@ -57,7 +57,8 @@ pub trait Backend: 'static {
 
     /// Brings one batch to the device. The batch has passed [`Batch::validate`].
     fn begin_step(&mut self, batch: &Batch) -> Result<Self::Step>;
-    /// Copies whole blocks inside the cache, in order, before anything of this step is stored.
+    /// Copies whole blocks inside the cache, in order, before anything of this step is stored. Ids from
+    /// [`KvCacheSpec::num_blocks`] on are host blocks.
     fn copy_blocks(&mut self, cache: &mut Self::KvCache, copies: &[BlockCopy]) -> Result<()>;
     /// Gathers one row of `table` per scheduled token: `[num_tokens, columns of table]`.
     fn embed(&mut self, table: &Self::Tensor, ids: Ids, step: &Self::Step) -> Result<Self::Tensor>;

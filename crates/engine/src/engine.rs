@@ -336,10 +336,8 @@ impl Engine {
             Ok(Ok(())) => {}
             _ => return false,
         }
-        self.scheduler.reset(
-            self.model.info().num_blocks,
-            self.config.enable_prefix_caching,
-        );
+        self.scheduler
+            .reset(self.model.info(), self.config.enable_prefix_caching);
         self.metrics.engine_restarts_total.inc();
         self.observe_state();
         true

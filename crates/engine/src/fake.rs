@@ -60,6 +60,7 @@ impl FakeModel {
                 vocab_size,
                 max_model_len,
                 num_blocks,
+                num_host_blocks: 0,
                 active_weights: ActiveWeights::default(),
             },
             seed,
@@ -69,6 +70,14 @@ impl FakeModel {
             gate: None,
             observed: Arc::default(),
         }
+    }
+
+    /// Gives it host blocks.
+    pub fn with_host_blocks(mut self, num_host_blocks: usize) -> Self {
+        self.info.num_host_blocks = num_host_blocks;
+        let num_blocks = self.info.num_blocks + num_host_blocks;
+        self.slots.resize(num_blocks * BLOCK_SIZE, None);
+        self
     }
 
     /// Adds a fault to the forward call of this number.
@@ -151,7 +160,8 @@ impl CausalLm for FakeModel {
         batch: &Batch,
         samples: &SampleBatch,
     ) -> Result<SampleOutput, BackendError> {
-        batch.validate(self.info.logit_width, self.info.num_blocks)?;
+        let info = &self.info;
+        batch.validate(info.logit_width, info.num_blocks, info.num_host_blocks)?;
         if let Some(gate) = &self.gate {
             gate.recv().ok();
         }

@@ -7,6 +7,7 @@ mod block_manager;
 mod engine;
 pub mod fake;
 mod handle;
+mod host_pool;
 mod request;
 mod scheduler;
 mod sequence;

@@ -4,11 +4,12 @@
 use std::collections::VecDeque;
 
 use backend::{
-    BLOCK_SIZE, Batch, BatchSequence, BlockCopy, RowOutput, SampleBatch, SampleOutput, SampleRow,
-    Sampled,
+    BLOCK_SIZE, Batch, BatchSequence, BlockCopy, BlockId, RowOutput, SampleBatch, SampleOutput,
+    SampleRow, Sampled,
 };
 
-use crate::block_manager::{BlockManager, Prefix};
+use crate::block_manager::BlockManager;
+use crate::host_pool::HostPool;
 use crate::request::{EngineConfig, EngineError, FinishReason, StreamEvent};
 use crate::sequence::{RequestId, Sequence};
 
@@ -19,6 +20,9 @@ pub struct Scheduler {
     /// In order of arrival, the oldest first.
     running: Vec<Sequence>,
     blocks: BlockManager,
+    host: HostPool,
+    /// Copies of steps that computed nothing; the next step makes them first.
+    pending_copies: Vec<BlockCopy>,
     max_num_seqs: usize,
     max_num_batched_tokens: usize,
     max_model_len: usize,
@@ -74,6 +78,8 @@ impl Scheduler {
             waiting: VecDeque::new(),
             running: Vec::new(),
             blocks: BlockManager::new(info.num_blocks, config.enable_prefix_caching),
+            host: HostPool::new(info.num_blocks, info.num_host_blocks),
+            pending_copies: Vec::new(),
             max_num_seqs: config.max_num_seqs,
             max_num_batched_tokens,
             max_model_len: info.max_model_len,
@@ -101,6 +107,12 @@ impl Scheduler {
     /// The blocks.
     pub fn blocks(&self) -> &BlockManager {
         &self.blocks
+    }
+
+    /// The host blocks.
+    #[cfg(test)]
+    pub fn host(&self) -> &HostPool {
+        &self.host
     }
 
     /// Whether nothing waits and nothing runs.
@@ -136,15 +148,25 @@ impl Scheduler {
                 index += 1;
             }
         }
-        self.waiting.retain(|sequence| !gone(sequence));
+        let host = &mut self.host;
+        self.waiting.retain_mut(|sequence| {
+            let gone = gone(sequence);
+            if gone {
+                host.give_back(std::mem::take(&mut sequence.swapped));
+            }
+            !gone
+        });
         self.running.len() + self.waiting.len() < before
     }
 
     /// Forgets the cache after a failed step: running sequences are gone, waiting ones start anew.
-    pub fn reset(&mut self, num_blocks: usize, caching: bool) {
+    pub fn reset(&mut self, info: &model::ModelInfo, caching: bool) {
         self.running.clear();
         self.scheduled.clear();
-        self.blocks = BlockManager::new(num_blocks, caching);
+        self.pending_copies.clear();
+        self.waiting.iter_mut().for_each(Sequence::restart);
+        self.blocks = BlockManager::new(info.num_blocks, caching);
+        self.host = HostPool::new(info.num_blocks, info.num_host_blocks);
     }
 
     /// Requests that run.
@@ -168,6 +190,7 @@ impl Scheduler {
             },
             ..Work::default()
         };
+        work.batch.copies.append(&mut self.pending_copies);
         let mut budget = self.max_num_batched_tokens;
         let preemptions = self.counts.preemptions;
         let mut chosen: Vec<(RequestId, usize, usize)> = Vec::new();
@@ -200,6 +223,9 @@ impl Scheduler {
                 .position(request, choice)
                 .expect("a chosen sequence is never preempted");
             self.lay_out(index, num_tokens, &mut work);
+        }
+        if work.batch.token_ids.is_empty() {
+            self.pending_copies = std::mem::take(&mut work.batch.copies);
         }
         work
     }
@@ -237,7 +263,7 @@ impl Scheduler {
                 .iter()
                 .rposition(|s| !is_chosen(s))
                 .expect("the sequence itself is not chosen");
-            self.preempt(victim);
+            self.preempt(victim, copies);
             if victim == index {
                 return false;
             }
@@ -276,15 +302,23 @@ impl Scheduler {
         true
     }
 
-    /// Puts a running sequence back to the head of the queue; it will compute its tokens again.
-    fn preempt(&mut self, index: usize) {
+    /// Puts a running sequence back to the head of the queue. What it computed moves to the host; where
+    /// there is no room it will be computed again.
+    fn preempt(&mut self, index: usize, copies: &mut Vec<BlockCopy>) {
         let mut sequence = self.running.remove(index);
         self.free(&sequence);
-        sequence.blocks.clear();
-        sequence.num_computed_tokens = 0;
-        sequence.prefix = Prefix::Empty {
-            salt: sequence.rules.cache_salt,
-        };
+        let num_computed = sequence.num_computed_tokens.div_ceil(BLOCK_SIZE);
+        if let Some(host) = self.host.take(num_computed) {
+            let pairs = sequence.blocks.iter().zip(&host);
+            copies.extend(pairs.map(|(from, to)| BlockCopy {
+                from: *from,
+                to: *to,
+            }));
+            sequence.blocks.clear();
+            sequence.swapped = host;
+        } else {
+            sequence.restart();
+        }
         self.counts.preemptions += 1;
         self.waiting.push_front(sequence);
     }
@@ -323,14 +357,11 @@ impl Scheduler {
             }
             let mut sequence = self.waiting.pop_front().expect("the queue has a front");
             let num_cached = cached.len() * BLOCK_SIZE;
-            self.counts.prefix_queries += sequence.tokens.len() as u64;
-            self.counts.prefix_hits += num_cached as u64;
-            cached.iter().for_each(|block| self.blocks.hold(*block));
-            if let Some(prefix) = cached.last().and_then(|block| self.blocks.prefix(*block)) {
-                sequence.prefix = prefix;
+            if sequence.swapped.is_empty() {
+                self.counts.prefix_queries += sequence.tokens.len() as u64;
+                self.counts.prefix_hits += num_cached as u64;
             }
-            sequence.num_computed_tokens = num_cached;
-            sequence.blocks = cached;
+            self.restore(&mut sequence, cached, &mut work.batch.copies);
             let num_tokens = sequence.num_owed_tokens().min(*budget);
             let (request, choice) = (sequence.request, sequence.choice);
             if sequence.num_generated_tokens() == 0 {
@@ -347,6 +378,33 @@ impl Scheduler {
             *budget -= num_tokens;
             chosen.push((request, choice, num_tokens));
         }
+    }
+
+    /// Gives a sequence that starts the blocks of what is computed already: those that the prefix cache
+    /// knows, and new ones for what else was moved to the host.
+    fn restore(
+        &mut self,
+        sequence: &mut Sequence,
+        cached: Vec<BlockId>,
+        copies: &mut Vec<BlockCopy>,
+    ) {
+        cached.iter().for_each(|block| self.blocks.hold(*block));
+        let num_cached = cached.len() * BLOCK_SIZE;
+        let last = cached.last().and_then(|block| self.blocks.prefix(*block));
+        if let Some(prefix) = last
+            && num_cached >= sequence.num_computed_tokens
+        {
+            sequence.prefix = prefix;
+            sequence.num_computed_tokens = num_cached;
+        }
+        sequence.blocks = cached;
+        let host = std::mem::take(&mut sequence.swapped);
+        for from in host.iter().skip(sequence.blocks.len()) {
+            let to = self.blocks.allocate().expect("the whole sequence fits");
+            copies.push(BlockCopy { from: *from, to });
+            sequence.blocks.push(to);
+        }
+        self.host.give_back(host);
     }
 
     /// Keeps `running` in order of arrival; request ids grow.

@@ -28,6 +28,8 @@ pub struct Sequence {
     pub num_computed_tokens: usize,
     /// Blocks that hold them, in order of position.
     pub blocks: Vec<BlockId>,
+    /// Host blocks that hold them instead while the sequence waits after a preemption.
+    pub swapped: Vec<BlockId>,
     /// Identity of the prefix that ends with the last full, computed block.
     pub prefix: Prefix,
     /// Prompt positions whose log-probability was reported.
@@ -74,6 +76,7 @@ impl Sequence {
             tokens: request.prompt,
             num_computed_tokens: 0,
             blocks: Vec::new(),
+            swapped: Vec::new(),
             prefix: Prefix::Empty {
                 salt: request.cache_salt,
             },
@@ -102,11 +105,22 @@ impl Sequence {
             num_prompt_tokens: self.num_prompt_tokens,
             num_computed_tokens: self.num_computed_tokens,
             blocks: self.blocks.clone(),
+            swapped: Vec::new(),
             prefix: self.prefix,
             num_scored_tokens: self.num_scored_tokens,
             paused: false,
             rules: Arc::clone(&self.rules),
         }
+    }
+
+    /// Forgets what was computed.
+    pub fn restart(&mut self) {
+        self.blocks.clear();
+        self.swapped.clear();
+        self.num_computed_tokens = 0;
+        self.prefix = Prefix::Empty {
+            salt: self.rules.cache_salt,
+        };
     }
 
     /// Tokens that are known and not computed yet; at least one while the sequence runs.

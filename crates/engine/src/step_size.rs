@@ -108,7 +108,7 @@ mod tests {
         for (num_tokens, prompt) in [(64, 512), (64, 10), (1024, 512), (100, 33)] {
             let (batch, samples) = prompts(num_tokens, prompt, 7);
             let blocks = batch.sequences.iter().map(|s| s.block_table.len()).sum();
-            batch.validate(7, blocks).expect("valid");
+            batch.validate(7, blocks, 0).expect("valid");
             assert_eq!(batch.num_tokens(), num_tokens);
             assert_eq!(samples.rows.len(), batch.logit_rows.len());
         }

@@ -33,6 +33,7 @@ fn score(subject: &Subject, prompts: &[HeldOut]) -> Vec<(Skill, usize, usize)> {
         max_num_batched_tokens: 1024,
         enable_prefix_caching: true,
         num_blocks: 2048,
+        num_host_blocks: 0,
         max_model_len: 1024,
     });
     let request = |prompt: &HeldOut| {

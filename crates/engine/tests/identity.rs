@@ -33,6 +33,7 @@ fn check(subject: &Subject) {
         max_num_batched_tokens: 64,
         enable_prefix_caching: false,
         num_blocks: 48,
+        num_host_blocks: 0,
         max_model_len: MAX_MODEL_LEN,
     };
     let rig = subject.start(&roomy);
@@ -56,18 +57,22 @@ fn check(subject: &Subject) {
     drop(rig);
 
     check_prefix_cache(subject);
-    check_preemption(subject, &alone);
+    for num_host_blocks in [0, 8] {
+        check_preemption(subject, &alone, num_host_blocks);
+    }
     check_full_pool(subject);
 }
 
 /// Requests that share a prefix in a pool too small for them: blocks are shared, taken back, filled
-/// by others and computed anew, and whatever belongs to a block goes with it.
+/// by others and computed anew or brought back from the host, and whatever belongs to a block goes with it.
 fn check_full_pool(subject: &Subject) {
     let setup = |num_blocks| Setup {
         max_num_seqs: 4,
         max_num_batched_tokens: 64,
         enable_prefix_caching: true,
         num_blocks,
+        // Room for some of what is preempted.
+        num_host_blocks: 3,
         max_model_len: 128,
     };
     let request = |i: u32| {
@@ -110,6 +115,7 @@ fn check_prefix_cache(subject: &Subject) {
         max_num_batched_tokens: 64,
         enable_prefix_caching,
         num_blocks: 48,
+        num_host_blocks: 0,
         max_model_len: MAX_MODEL_LEN,
     };
     let long: Vec<TokenId> = (0..NUM_PROMPTS).flat_map(prompt).collect();
@@ -147,20 +153,24 @@ fn check_prefix_cache(subject: &Subject) {
     );
 }
 
-/// The younger of two requests loses its blocks; every prompt has its turn at being the younger.
-fn check_preemption(subject: &Subject, alone: &[Vec<Drawn>]) {
+/// The younger of two requests loses its blocks; every prompt has its turn at being the younger. With host
+/// blocks, what it computed comes back and is not computed again.
+fn check_preemption(subject: &Subject, alone: &[Vec<Drawn>], num_host_blocks: u64) {
     let tight = Setup {
         max_num_seqs: 8,
         max_num_batched_tokens: 64,
         enable_prefix_caching: false,
         // Both start with one block; each needs three in the end.
         num_blocks: 4,
+        num_host_blocks,
         max_model_len: 96,
     };
     let rig = subject.start(&tight);
     for (i, expected) in alone.iter().enumerate() {
         let before = rig.metrics.preemptions_total.get();
+        let computed = rig.computed_tokens();
         let older: Vec<TokenId> = prompt(100);
+        let prompt_len = older.len();
         let answers = rig.answers(vec![
             greedy(older, NUM_TOKENS, Vec::new()),
             greedy(prompt(i as u32), NUM_TOKENS, Vec::new()),
@@ -172,6 +182,13 @@ fn check_preemption(subject: &Subject, alone: &[Vec<Drawn>]) {
             subject.name
         );
         assert_eq!(answers[1], *expected, "{}: after preemption", subject.name);
+        let once = 2 * (prompt_len + NUM_TOKENS - 1) as u64;
+        assert_eq!(
+            rig.computed_tokens() - computed == once,
+            num_host_blocks > 0,
+            "{}: tokens computed again",
+            subject.name
+        );
     }
 }
 
@@ -211,6 +228,7 @@ fn levels_of_instructions_give_the_same_bits() {
         max_num_batched_tokens: 64,
         enable_prefix_caching: false,
         num_blocks: 48,
+        num_host_blocks: 0,
         max_model_len: MAX_MODEL_LEN,
     };
     for precision in PRECISIONS {

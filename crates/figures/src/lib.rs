@@ -48,6 +48,7 @@ impl Study {
         let options = LoadOptions {
             max_model_len: Some(longest.context("no tokens to look at")?),
             kv_cache_bytes: u64::MAX,
+            swap_bytes: 0,
             max_num_seqs: sequences.len(),
             kv_dtype: KvDtype::F32,
         };

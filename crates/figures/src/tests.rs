@@ -87,6 +87,7 @@ fn looking_changes_nothing() {
     let options = LoadOptions {
         max_model_len: Some(32),
         kv_cache_bytes: 1 << 24,
+        swap_bytes: 0,
         max_num_seqs: 1,
         kv_dtype: KvDtype::F32,
     };

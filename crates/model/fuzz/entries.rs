@@ -86,6 +86,7 @@ fn run(files: Vec<(&str, &[u8])>) -> Outcome {
     let options = LoadOptions {
         max_model_len: None,
         kv_cache_bytes: 1 << 20,
+        swap_bytes: 0,
         max_num_seqs: 2,
         kv_dtype: KvDtype::F32,
     };

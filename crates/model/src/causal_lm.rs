@@ -13,6 +13,8 @@ pub struct ModelInfo {
     pub max_model_len: usize,
     /// Blocks of the paged cache.
     pub num_blocks: usize,
+    /// Blocks in host memory that preempted sequences are moved to; their ids follow.
+    pub num_host_blocks: usize,
     /// Weights that a token is multiplied with.
     pub active_weights: ActiveWeights,
 }

@@ -142,7 +142,8 @@ impl<B: Backend> Decoder<B> {
     /// # Errors
     /// An invalid batch, or whatever the target reports.
     pub fn logits(&mut self, batch: &Batch) -> Result<(B::Tensor, B::Step), BackendError> {
-        batch.validate(self.info.logit_width, self.cache_spec.num_blocks)?;
+        let spec = &self.cache_spec;
+        batch.validate(self.info.logit_width, spec.num_blocks, spec.num_host_blocks)?;
         let Self {
             backend,
             weights,

@@ -17,6 +17,8 @@ pub struct LoadOptions {
     pub max_model_len: Option<usize>,
     /// Bytes for cached keys and values.
     pub kv_cache_bytes: u64,
+    /// Bytes of host memory that preempted sequences are moved to.
+    pub swap_bytes: u64,
     /// Sequences that may run at once; more cache than they can fill is not allocated.
     pub max_num_seqs: usize,
     /// Type of cached keys and values.
@@ -73,6 +75,7 @@ pub fn load<B: Backend>(
         vocab_size: checkpoint.vocab_size().unwrap_or(vocab).min(vocab),
         max_model_len,
         num_blocks: cache.num_blocks,
+        num_host_blocks: cache.num_host_blocks,
         active_weights: weights.active_weights,
     };
     Ok(Decoder::new(backend, info, weights, cache)?)
@@ -116,6 +119,7 @@ fn cache_size(
         num_kv_heads: shape.num_kv_heads,
         head_dim: shape.head_dim,
         num_blocks: 0,
+        num_host_blocks: 0,
         layers,
     };
     if let Some(requested) = options
@@ -144,6 +148,8 @@ fn cache_size(
         .max_num_seqs
         .saturating_mul(max_model_len.div_ceil(BLOCK_SIZE));
     spec.num_blocks = affordable.min(fillable);
+    let swappable = usize::try_from(options.swap_bytes / block_bytes).unwrap_or(usize::MAX);
+    spec.num_host_blocks = swappable.min(fillable);
     Ok((max_model_len, spec))
 }
 
@@ -165,6 +171,7 @@ mod tests {
         LoadOptions {
             max_model_len,
             kv_cache_bytes: blocks * BLOCK_BYTES,
+            swap_bytes: 0,
             max_num_seqs: 3,
             kv_dtype: KvDtype::F32,
         }
@@ -179,7 +186,13 @@ mod tests {
         let (len, spec) = sized(&options(None, 7)).expect("fits");
         assert_eq!((len, spec.num_blocks), (100, 7));
         let (len, spec) = sized(&options(Some(64), 1000)).expect("fits");
-        assert_eq!((len, spec.num_blocks), (64, 6));
+        assert_eq!((len, spec.num_blocks, spec.num_host_blocks), (64, 6, 0));
+        for (blocks, expected) in [(4, 4), (1000, 6)] {
+            let mut options = options(Some(64), 1000);
+            options.swap_bytes = blocks * BLOCK_BYTES + 1;
+            let (_, spec) = sized(&options).expect("fits");
+            assert_eq!(spec.num_host_blocks, expected);
+        }
     }
 
     #[test]

@@ -86,6 +86,8 @@ pub struct Config {
     pub kv_cache_memory: Option<u64>,
     /// Share of a GPU's memory that may be used.
     pub gpu_memory_utilization: f64,
+    /// Bytes of host memory that preempted sequences are moved to.
+    pub swap_bytes: u64,
     /// Longest sequence; the model's own when absent.
     pub max_model_len: Option<usize>,
     /// Limits of the engine.
@@ -174,6 +176,7 @@ impl Config {
             },
             kv_cache_memory: args.kv_cache_memory,
             gpu_memory_utilization: args.gpu_memory_utilization,
+            swap_bytes: (args.swap_space * (1u64 << 30) as f64) as u64,
             max_model_len: args.max_model_len,
             engine: EngineConfig {
                 max_num_seqs: args.max_num_seqs,
@@ -348,6 +351,12 @@ fn check_access(args: &ServeArgs, api_keys: &[String], problems: &mut Problems) 
 }
 
 fn check_limits(args: &ServeArgs, problems: &mut Problems) {
+    if !(0.0..=1024.0).contains(&args.swap_space) {
+        problems.0.push(format!(
+            "--swap-space {} is outside 0..=1024",
+            args.swap_space
+        ));
+    }
     let mut range = |flag: &str, value: u64, min: u64, max: u64| {
         if !(min..=max).contains(&value) {
             problems

@@ -147,6 +147,7 @@ fn load(
     let options = LoadOptions {
         max_model_len: Some(max_model_len),
         kv_cache_bytes: available_memory(),
+        swap_bytes: 0,
         max_num_seqs: 1,
         kv_dtype: target.kv_dtype,
     };

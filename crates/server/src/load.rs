@@ -74,6 +74,7 @@ pub fn load(config: &Config, gateway: &Gateway, metrics: &Metrics) -> Result<Loa
             Some(bytes) => bytes,
             None => target.kv_cache_bytes(config.gpu_memory_utilization, available)?,
         },
+        swap_bytes: config.swap_bytes,
         max_num_seqs: config.engine.max_num_seqs,
         kv_dtype: target.kv_dtype,
     };

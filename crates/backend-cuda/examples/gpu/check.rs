@@ -177,6 +177,7 @@ fn attend<B: Backend>(
         num_kv_heads: SPEC.num_kv_heads,
         head_dim: SPEC.head_dim,
         num_blocks: total.div_ceil(32),
+        num_host_blocks: 0,
         layers: vec![KvTypes::both(dtype)],
     })?;
     let width = SPEC.num_kv_heads * SPEC.head_dim;

@@ -276,6 +276,7 @@ impl<D: Device> Loaded<D> {
             num_kv_heads: kv_heads,
             head_dim: dim,
             num_blocks: sequences * tokens.div_ceil(32),
+            num_host_blocks: 0,
             layers: vec![KvTypes::both(KvDtype::Bf16); model.layers],
         })?;
         let spec = AttentionSpec {

@@ -187,6 +187,7 @@ fn time_attention<D: Device>(
         num_kv_heads: SPEC.num_kv_heads,
         head_dim: SPEC.head_dim,
         num_blocks: total.div_ceil(32),
+        num_host_blocks: 0,
         layers: vec![KvTypes::both(dtype)],
     })?;
     let step = target.begin_step(&tokens(total - queries, queries))?;

@@ -273,6 +273,7 @@ fn attend_and_read<B: Backend>(
         num_kv_heads: kv_heads,
         head_dim: case.head_dim,
         num_blocks,
+        num_host_blocks: 0,
         layers: vec![case.types; 2],
     };
     let mut cache = target.alloc_kv_cache(&spec).expect("memory");
@@ -485,6 +486,7 @@ fn rows(target: &mut Target, columns: usize) {
         num_kv_heads: 1,
         head_dim: 6,
         num_blocks: 3,
+        num_host_blocks: 0,
         layers: vec![BF16, INT8_VALUES, INT8],
     };
     let mut cache = target.alloc_kv_cache(&spec).expect("memory");

@@ -31,6 +31,7 @@ fn load_over<B: Backend>(kv_dtype: KvDtype, backend: B) -> model::Decoder<B> {
     let options = LoadOptions {
         max_model_len: Some(256),
         kv_cache_bytes: 64 << 20,
+        swap_bytes: 0,
         max_num_seqs: 10,
         kv_dtype,
     };

@@ -50,10 +50,20 @@ impl AttentionCase {
     }
 
     pub fn alloc<B: TestBackend>(&self, backend: &mut B, num_blocks: usize) -> B::KvCache {
+        self.alloc_with_host(backend, num_blocks, 0)
+    }
+
+    pub fn alloc_with_host<B: TestBackend>(
+        &self,
+        backend: &mut B,
+        num_blocks: usize,
+        num_host_blocks: usize,
+    ) -> B::KvCache {
         let spec = KvCacheSpec {
             num_kv_heads: self.spec.num_kv_heads,
             head_dim: self.spec.head_dim,
             num_blocks,
+            num_host_blocks,
             layers: vec![self.types; NUM_LAYERS],
         };
         backend.alloc_kv_cache(&spec).expect("the cache is small")

@@ -140,6 +140,37 @@ pub fn block_copies_are_complete_and_ordered<B: TestBackend>(target: &mut B) {
     }
 }
 
+/// Blocks come back from the host as they went there, to other places, through other host blocks and among
+/// copies inside the cache, whatever happened to their old places meanwhile.
+pub fn host_blocks_keep_what_they_are_given<B: TestBackend>(target: &mut B) {
+    let (prompt, next) = ([span(0, 0, 70)], [span(0, 70, 72)]);
+    let scene = |table: [BlockId; 3]| Scene {
+        tables: vec![table.to_vec()],
+        num_blocks: 8,
+    };
+    let copy = |(from, to)| BlockCopy { from, to };
+    for case in cases(target) {
+        let mut cache = case.alloc_with_host(target, 8, 3);
+        case.step(target, &mut cache, &scene([0, 1, 2]), &prompt);
+        // Host blocks are 8 to 10. Block 6 is passed on to block 8 and back before the rest.
+        let out = [(0, 6), (6, 8), (1, 9), (2, 10)].map(copy);
+        target.copy_blocks(&mut cache, &out).expect("they exist");
+        overwrite(target, &case, &mut cache, &scene([0, 1, 2]), &prompt);
+        overwrite(target, &case, &mut cache, &scene([4, 5, 6]), &prompt);
+        let back = [(10, 7), (9, 10), (10, 3), (8, 4), (4, 5), (0, 8), (8, 4)].map(copy);
+        target.copy_blocks(&mut cache, &back).expect("they exist");
+        let found = case.step(target, &mut cache, &scene([5, 3, 7]), &next);
+        let steps = [prompt.to_vec(), next.to_vec()];
+        let mut expected = case.run(target, &scene([0, 1, 2]), &steps);
+        expected.retain(|(_, position), _| *position >= 70);
+        assert_same_outputs(&found, &expected, &case, "host blocks");
+        assert!(
+            target.copy_blocks(&mut cache, &[copy((11, 0))]).is_err(),
+            "there are three host blocks"
+        );
+    }
+}
+
 fn overwrite<B: TestBackend>(
     target: &mut B,
     case: &AttentionCase,

@@ -20,7 +20,8 @@ use crate::{Backend, HostTensor, KvTypes, ReferenceBackend, WeightData};
 pub use attention::attention_matches_reference;
 pub use bits::{fusions_equal_primitives, rows_alone_equal_rows_in_a_batch};
 pub use cache::{
-    block_copies_are_complete_and_ordered, chunks_equal_the_whole, placement_does_not_matter,
+    block_copies_are_complete_and_ordered, chunks_equal_the_whole,
+    host_blocks_keep_what_they_are_given, placement_does_not_matter,
     sequences_do_not_see_each_other, stale_slots_are_never_read,
 };
 pub use faults::operands_that_do_not_fit_are_errors;
@@ -158,6 +159,7 @@ macro_rules! conformance_bodies {
             ]
             [
                 block_copies_are_complete_and_ordered,
+                host_blocks_keep_what_they_are_given,
                 chunks_equal_the_whole,
                 fusions_equal_primitives,
                 operands_that_do_not_fit_are_errors,

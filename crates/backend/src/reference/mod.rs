@@ -218,7 +218,7 @@ impl Backend for ReferenceBackend {
 
     fn alloc_kv_cache(&mut self, spec: &KvCacheSpec) -> Result<KvCache> {
         let width = spec.num_kv_heads * spec.head_dim;
-        let len = (spec.num_blocks * BLOCK_SIZE).saturating_mul(width);
+        let len = ((spec.num_blocks + spec.num_host_blocks) * BLOCK_SIZE).saturating_mul(width);
         let layers = || {
             (0..spec.layers.len())
                 .map(|_| zeros(len, "the cache of keys and values"))
@@ -235,7 +235,7 @@ impl Backend for ReferenceBackend {
 
     fn begin_step(&mut self, batch: &Batch) -> Result<Step> {
         // Ids and blocks are checked where they meet a table and a cache.
-        batch.validate(usize::MAX, usize::MAX)?;
+        batch.validate(usize::MAX, usize::MAX, 0)?;
         Ok(Step {
             positions: batch.positions().collect(),
             slots: batch.slots().collect(),

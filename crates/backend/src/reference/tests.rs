@@ -22,6 +22,7 @@ fn cache(backend: &mut ReferenceBackend) -> KvCache {
         num_kv_heads: 1,
         head_dim: 2,
         num_blocks: 3,
+        num_host_blocks: 0,
         layers: vec![KvTypes::both(KvDtype::F32)],
     };
     backend.alloc_kv_cache(&spec).expect("a small cache")
@@ -76,6 +77,7 @@ fn malformed_weights_and_impossible_caches_are_errors() {
         num_kv_heads: 1 << 30,
         head_dim: 1 << 10,
         num_blocks: 1 << 20,
+        num_host_blocks: 0,
         layers: vec![KvTypes::both(KvDtype::F32)],
     };
     let error = backend.alloc_kv_cache(&spec).expect_err("half an exabyte");

@@ -36,7 +36,11 @@ struct Simulation {
 
 impl Simulation {
     fn new(config: &EngineConfig, num_blocks: usize) -> Self {
-        let model = FakeModel::new(7, VOCAB, MAX_LEN, num_blocks);
+        Self::with_host_blocks(config, num_blocks, 0)
+    }
+
+    fn with_host_blocks(config: &EngineConfig, num_blocks: usize, num_host_blocks: usize) -> Self {
+        let model = FakeModel::new(7, VOCAB, MAX_LEN, num_blocks).with_host_blocks(num_host_blocks);
         Self {
             scheduler: Scheduler::new(
                 config,
@@ -84,6 +88,8 @@ impl Simulation {
             .flat_map(|s| s.blocks.iter().copied())
             .collect();
         self.scheduler.blocks().assert_consistent(held.iter());
+        let swapped = self.scheduler.sequences().flat_map(|s| s.swapped.clone());
+        self.scheduler.host().assert_consistent(swapped);
     }
 
     fn hear(&mut self, events: Vec<(RequestId, StreamEvent)>) {
@@ -184,12 +190,12 @@ proptest! {
     #[test]
     fn answers_do_not_depend_on_anything_else(
         requests in prop::collection::vec((request(), 0usize..6), 1..10),
-        num_blocks in 6usize..24,
+        (num_blocks, num_host_blocks) in (6usize..24, 0usize..12),
         max_num_batched_tokens in prop_oneof![1usize..8, 30usize..70, Just(1000)],
         enable_prefix_caching in any::<bool>(),
     ) {
         let config = EngineConfig { max_num_batched_tokens: Some(max_num_batched_tokens), enable_prefix_caching, ..config() };
-        let mut simulation = Simulation::new(&config, num_blocks);
+        let mut simulation = Simulation::with_host_blocks(&config, num_blocks, num_host_blocks);
         let mut ids = Vec::new();
         for (request, steps) in &requests {
             ids.push(simulation.submit(request.clone()));
@@ -211,9 +217,10 @@ proptest! {
     #[test]
     fn cancelled_requests_leave_no_trace(
         requests in prop::collection::vec((request(), 0usize..8, any::<prop::sample::Index>()), 1..12),
-        num_blocks in 6usize..24,
+        (num_blocks, num_host_blocks) in (6usize..24, 0usize..12),
     ) {
-        let mut simulation = Simulation::new(&config(), num_blocks);
+        let mut simulation =
+            Simulation::with_host_blocks(&config(), num_blocks, num_host_blocks);
         let mut ids: Vec<RequestId> = Vec::new();
         for (request, steps, victim) in &requests {
             ids.push(simulation.submit(request.clone()));
@@ -252,9 +259,7 @@ fn cached_tokens_are_not_computed() {
 #[test]
 fn a_small_pool_preempts_and_changes_nothing() {
     let mut simulation = Simulation::new(&config(), 7);
-    let requests: Vec<_> = (0..4)
-        .map(|i| greedy((0..40).map(|t| (t + i) % 50).collect(), 100))
-        .collect();
+    let requests = crowd();
     let ids: Vec<_> = requests
         .iter()
         .map(|request| simulation.submit(request.clone()))
@@ -267,6 +272,66 @@ fn a_small_pool_preempts_and_changes_nothing() {
     for (id, request) in ids.iter().zip(&requests) {
         assert_eq!(simulation.told[id].tokens[&0], expected(request, 0));
     }
+}
+
+/// Four requests that need more blocks than there are, without shared prefixes.
+fn crowd() -> Vec<GenerateRequest> {
+    (0..4)
+        .map(|i| greedy((0..40).map(|t| (t + i) % 50).collect(), 100))
+        .collect()
+}
+
+#[test]
+fn what_is_swapped_out_is_not_computed_again() {
+    let mut simulation = Simulation::with_host_blocks(&config(), 7, 16);
+    let ids: Vec<_> = crowd().into_iter().map(|r| simulation.submit(r)).collect();
+    simulation.run();
+    let counts = simulation.scheduler.counts;
+    assert!(counts.preemptions > 0, "the pool was not small enough");
+    // Every token but the last of each answer, once.
+    assert_eq!(counts.computed_tokens, 4 * (40 + 100 - 1));
+    for (id, request) in ids.iter().zip(&crowd()) {
+        assert_eq!(simulation.told[id].tokens[&0], expected(request, 0));
+    }
+}
+
+/// A simulation with a request whose blocks are on the host, and which one.
+fn swapped_out() -> (Simulation, RequestId) {
+    let mut simulation = Simulation::with_host_blocks(&config(), 7, 16);
+    crowd().into_iter().for_each(|request| {
+        simulation.submit(request);
+    });
+    loop {
+        simulation.step();
+        let swapped = simulation
+            .scheduler
+            .sequences()
+            .find(|s| !s.swapped.is_empty());
+        if let Some(id) = swapped.map(|s| s.request) {
+            return (simulation, id);
+        }
+    }
+}
+
+#[test]
+fn a_request_cancelled_on_the_host_leaves_no_trace() {
+    let (mut simulation, id) = swapped_out();
+    assert!(simulation.scheduler.remove(id, None));
+    simulation.check();
+    simulation.run();
+}
+
+#[test]
+fn what_was_on_the_host_is_computed_anew_after_a_reset() {
+    let (mut simulation, id) = swapped_out();
+    simulation
+        .scheduler
+        .reset(simulation.model.info(), config().enable_prefix_caching);
+    simulation.model.reset().expect("resets");
+    simulation.check();
+    simulation.run();
+    let request = &crowd()[id as usize - 1];
+    assert_eq!(simulation.told[&id].tokens[&0], expected(request, 0));
 }
 
 #[test]

@@ -88,6 +88,7 @@ pub struct Setup {
     pub max_num_batched_tokens: usize,
     pub enable_prefix_caching: bool,
     pub num_blocks: u64,
+    pub num_host_blocks: u64,
     pub max_model_len: usize,
 }
 
@@ -117,6 +118,7 @@ impl Subject {
             num_kv_heads,
             head_dim,
             num_blocks: 0,
+            num_host_blocks: 0,
             layers: vec![KvTypes::both(self.kv_dtype); num_layers],
         };
         spec.block_bytes() as u64
@@ -153,6 +155,7 @@ impl Subject {
         let options = LoadOptions {
             max_model_len: Some(setup.max_model_len),
             kv_cache_bytes: setup.num_blocks * self.block_bytes(),
+            swap_bytes: setup.num_host_blocks * self.block_bytes(),
             max_num_seqs: setup.max_num_seqs,
             kv_dtype: self.kv_dtype,
         };

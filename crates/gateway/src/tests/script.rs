@@ -37,6 +37,7 @@ impl Script {
                 vocab_size: VOCAB,
                 max_model_len: MAX_MODEL_LEN,
                 num_blocks: 64,
+                num_host_blocks: 0,
                 active_weights: ActiveWeights::default(),
             },
             answer,
@@ -91,7 +92,7 @@ impl CausalLm for Script {
         batch: &Batch,
         samples: &SampleBatch,
     ) -> Result<SampleOutput, BackendError> {
-        batch.validate(self.info.logit_width, self.info.num_blocks)?;
+        batch.validate(self.info.logit_width, self.info.num_blocks, 0)?;
         let rows = samples.rows.iter().map(|row| match row.task {
             RowTask::Draw | RowTask::Distribution => self.draw(row),
             RowTask::Score(token) => RowOutput::Token(sampled(row, token)),

@@ -85,6 +85,7 @@ pub fn options(max_model_len: Option<usize>) -> LoadOptions {
     LoadOptions {
         max_model_len,
         kv_cache_bytes: 64 << 20,
+        swap_bytes: 0,
         max_num_seqs: 4,
         kv_dtype: KvDtype::F32,
     }

@@ -87,6 +87,7 @@ pub fn score(target: &Target, engine: &EngineConfig) -> Result<Score> {
     let options = LoadOptions {
         max_model_len: Some(MAX_MODEL_LEN),
         kv_cache_bytes: crate::load::available_memory() / 4,
+        swap_bytes: 0,
         max_num_seqs: NUM_SEQS,
         kv_dtype: target.kv_dtype,
     };

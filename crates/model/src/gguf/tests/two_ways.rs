@@ -65,6 +65,7 @@ fn bits(checkpoint: &Checkpoint) -> Vec<(u32, u32)> {
     let options = LoadOptions {
         max_model_len: Some(64),
         kv_cache_bytes: 64 << 20,
+        swap_bytes: 0,
         max_num_seqs: 1,
         kv_dtype: KvDtype::F32,
     };
