@@ -131,6 +131,7 @@ async fn an_engine_that_is_given_up_ends_requests_with_an_error() {
     while let Some(piece) = stream.next().await {
         text.extend(piece.expect("no failure"));
     }
+    drop(stream);
     let text = String::from_utf8(text).expect("text");
     let end: Vec<&str> = text.trim_end().rsplit("\n\n").take(2).collect();
     assert_eq!(end[0], "data: [DONE]", "{text}");
