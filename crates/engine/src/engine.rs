@@ -152,6 +152,7 @@ impl Engine {
     }
 
     fn run(mut self) {
+        self.shared.beat();
         self.shared.set_status(EngineStatus::Ready);
         loop {
             self.shared.beat();

@@ -259,9 +259,12 @@ impl EngineHandle {
         self.shared.started.elapsed().saturating_sub(beat)
     }
 
-    /// Whether the engine thread has not moved for `limit`, or for longer than a step of its tokens can
-    /// take.
+    /// Whether an engine that serves has not moved for `limit`, or for longer than a step of its tokens can
+    /// take. Loading may take any time.
     pub fn is_stuck(&self, limit: Duration) -> bool {
+        if !matches!(self.status(), EngineStatus::Ready | EngineStatus::Draining) {
+            return false;
+        }
         let tokens = self.shared.tokens_in_step.load(Ordering::Relaxed);
         self.heartbeat_age() > patience(limit, tokens)
     }

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs on a machine with an NVIDIA GPU and its driver, nothing else: whether the GPU answers as it must, and how
-# fast. Every step has a time limit; the whole takes under ten minutes. Results go to the folder `results` beside
+# fast. Every step has a time limit; all limits together are ten minutes. Results go to the folder `results` beside
 # this file.
 #
 #   run.sh          everything; 0 when every step succeeded, 1 when one failed, 3 without a GPU

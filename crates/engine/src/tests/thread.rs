@@ -31,6 +31,24 @@ fn start(config: EngineConfig, model: FakeModel) -> Running {
     }
 }
 
+/// Without any patience: only an engine that serves can be stuck.
+#[test]
+fn an_engine_that_loads_is_not_stuck_however_long_it_takes() {
+    let (load, loading) = channel::<()>();
+    let factory = move || {
+        loading.recv().expect("the test goes on");
+        Ok::<_, ()>(Box::new(model()) as Box<dyn CausalLm>)
+    };
+    let (handle, thread) = Engine::spawn(config(), Metrics::new("fake"), factory);
+    wait(|| handle.heartbeat_age() > Duration::ZERO);
+    assert!(!handle.is_stuck(Duration::ZERO));
+    load.send(()).expect("it waits");
+    wait(|| handle.is_stuck(Duration::ZERO));
+    handle.drain(Instant::now());
+    thread.join().expect("no panic").expect("no failure");
+    assert!(!handle.is_stuck(Duration::ZERO));
+}
+
 fn model() -> FakeModel {
     FakeModel::new(7, 50, 192, 32)
 }
