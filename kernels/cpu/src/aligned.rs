@@ -6,14 +6,15 @@
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
+use std::sync::Arc;
 
 use half::bf16;
 use memmap2::MmapMut;
 
+use crate::large_pages;
+
 /// Bytes of a cache line, and of the widest vector.
-const LINE: usize = 64;
-/// Bytes of a large page.
-const LARGE_PAGE: usize = 2 << 20;
+pub(crate) const LINE: usize = 64;
 
 /// Plain numbers that are valid, and zero, when all their bytes are zero.
 ///
@@ -45,8 +46,8 @@ pub struct AlignedBuf<T: Element> {
 enum Memory {
     /// From the allocator.
     Heap(NonNull<u8>, Layout),
-    /// Pages of our own; held for its destructor.
-    Pages { _map: MmapMut },
+    /// A piece of pages of our own, which go with the last buffer in them.
+    Pages { _map: Arc<MmapMut> },
 }
 
 // SAFETY: the buffer owns its memory, and its elements are `Send`.
@@ -73,21 +74,13 @@ impl<T: Element> AlignedBuf<T> {
         })
     }
 
-    /// As [`Self::zeroed`], for memory that is filled at once and then read over and over: where it is
-    /// large it takes large pages if the system has them, whose addresses are found in a few entries
-    /// of the processor's tables.
+    /// As [`Self::zeroed`], for weights: memory that is filled at once and read over and over for as long
+    /// as a model is there. It lies in large pages if the system has them, whose addresses are found in a
+    /// few entries of the processor's tables.
     pub fn zeroed_for_streaming(len: usize) -> Option<Self> {
-        let bytes = len.checked_mul(size_of::<T>())?;
-        if bytes < LARGE_PAGE {
-            return Self::zeroed(len);
-        }
-        let mut map = MmapMut::map_anon(bytes).ok()?;
-        #[cfg(target_os = "linux")]
-        // A hint: a system without large pages refuses it, and nothing else changes.
-        let _ = map.advise(memmap2::Advice::HugePage);
-        let start = NonNull::new(map.as_mut_ptr())?.cast();
+        let (start, map) = large_pages::zeroed(len.checked_mul(size_of::<T>())?)?;
         Some(Self {
-            start,
+            start: start.cast(),
             len,
             memory: Memory::Pages { _map: map },
         })
@@ -132,7 +125,7 @@ mod tests {
             assert!(buffer.iter().all(|x| x.to_bits() == 0));
             buffer.fill(1.0);
         }
-        for len in [10, LARGE_PAGE / 4, LARGE_PAGE] {
+        for len in [10, 1 << 19, 1 << 21] {
             let mut buffer = AlignedBuf::<f32>::zeroed_for_streaming(len).expect("memory");
             assert_eq!(buffer.len(), len);
             assert!(buffer.as_ptr().align_offset(LINE) == 0);

@@ -17,6 +17,7 @@ mod attention;
 mod dot;
 mod isa;
 mod kv_int8;
+mod large_pages;
 mod linear;
 mod linear_w8a8;
 mod math;
