@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ use metrics::{Metrics, Phase};
 use model::CausalLm;
 use tokio::sync::mpsc::Sender;
 
-use crate::handle::{EngineHandle, EngineStatus, Limits, Shared};
+use crate::handle::{EngineHandle, EngineStatus, Shared};
 use crate::request::{EngineConfig, EngineError, GenerateRequest, StreamEvent};
 use crate::scheduler::{Counts, Scheduler, Work};
 use crate::sequence::{RequestId, Sequence};
@@ -21,8 +21,8 @@ use crate::step_size;
 
 /// How long an idle loop waits before it shows that it is alive.
 const IDLE_TURN: Duration = Duration::from_millis(500);
-/// How often a loop that waits for slow readers looks again.
-const PAUSED_TURN: Duration = Duration::from_millis(5);
+/// How often a loop looks again that can compute nothing before a client reads.
+pub(crate) const PAUSED_TURN: Duration = Duration::from_millis(5);
 /// More panics than this in [`PANIC_WINDOW`] end the engine.
 const MAX_PANICS: usize = 5;
 const PANIC_WINDOW: Duration = Duration::from_secs(60);
@@ -75,6 +75,8 @@ pub struct Engine {
     scheduler: Scheduler,
     clients: HashMap<RequestId, Client>,
     deadline: Option<Instant>,
+    /// The last turn found nothing to compute.
+    is_blocked: bool,
     panics: Vec<Instant>,
     reported: Counts,
 }
@@ -91,18 +93,8 @@ impl Engine {
         E: Send + 'static,
         F: FnOnce() -> Result<Box<dyn CausalLm>, E> + Send + 'static,
     {
-        let shared = Arc::new(Shared::new());
-        let (sender, messages) = channel();
-        let limits = Limits {
-            max_num_seqs: config.max_num_seqs,
-            max_num_queued_reqs: config.max_num_queued_reqs,
-            max_num_queued_tokens: config.max_num_queued_tokens,
-        };
-        let handle = EngineHandle {
-            shared: Arc::clone(&shared),
-            messages: sender,
-            limits,
-        };
+        let (handle, messages) = EngineHandle::new(&config);
+        let shared = Arc::clone(&handle.shared);
         let thread = std::thread::Builder::new()
             .name("engine".into())
             .spawn(move || {
@@ -115,7 +107,8 @@ impl Engine {
         (handle, thread)
     }
 
-    fn new(
+    /// An engine whose model is loaded, and which is not yet ready.
+    pub(crate) fn new(
         config: EngineConfig,
         metrics: Metrics,
         shared: Arc<Shared>,
@@ -146,6 +139,7 @@ impl Engine {
             model,
             clients: HashMap::new(),
             deadline: None,
+            is_blocked: false,
             panics: Vec::new(),
             reported: Counts::default(),
         }
@@ -154,35 +148,35 @@ impl Engine {
     fn run(mut self) {
         self.shared.beat();
         self.shared.set_status(EngineStatus::Ready);
-        loop {
-            self.shared.beat();
-            let alive = self.receive();
-            self.expire(Instant::now());
-            if !alive || (self.deadline.is_some() && self.scheduler.is_idle()) {
-                break;
-            }
-            if !self.step() {
-                break;
-            }
-        }
+        while self.turn() {}
         self.fail_all(EngineError::StepFailed);
         self.observe_state();
+    }
+
+    /// Messages, then one step. False when the engine must end.
+    pub(crate) fn turn(&mut self) -> bool {
+        self.shared.beat();
+        let alive = self.receive();
+        self.expire(Instant::now());
+        if !alive || (self.deadline.is_some() && self.scheduler.is_idle()) {
+            return false;
+        }
+        self.step()
+    }
+
+    /// How long the next turn may wait for a message.
+    pub(crate) fn rest(&self) -> Option<Duration> {
+        if self.scheduler.is_idle() {
+            Some(IDLE_TURN)
+        } else {
+            self.is_blocked.then_some(PAUSED_TURN)
+        }
     }
 
     /// Takes all messages, waiting for one when there is nothing to compute. False when nobody is left
     /// to send any.
     fn receive(&mut self) -> bool {
-        let full = |client: &Client| client.events.capacity() < client.reserve();
-        let clients = &self.clients;
-        self.scheduler
-            .set_paused(|id| clients.get(&id).is_some_and(full));
-        let mut wait = if self.scheduler.is_idle() {
-            Some(IDLE_TURN)
-        } else if self.scheduler.sequences().all(|s| s.paused) {
-            Some(PAUSED_TURN)
-        } else {
-            None
-        };
+        let mut wait = self.rest();
         loop {
             let message = match wait.take() {
                 Some(turn) => match self.messages.recv_timeout(turn) {
@@ -246,12 +240,7 @@ impl Engine {
         let late =
             move |since: Instant, limit: Duration| now.saturating_duration_since(since) > limit;
         for client in self.clients.values_mut() {
-            let full = client.events.capacity() < client.reserve();
-            client.full_since = if full {
-                client.full_since.or(Some(now))
-            } else {
-                None
-            };
+            client.full_since = client.is_full().then(|| client.full_since.unwrap_or(now));
         }
         self.fail_where(EngineError::QueueTimeout, |c| {
             c.started.is_none() && late(c.submitted, config.queue_timeout)
@@ -270,14 +259,17 @@ impl Engine {
 
     /// One step. False when the engine must end.
     fn step(&mut self) -> bool {
-        let work = self.scheduler.schedule();
+        let clients = &self.clients;
+        self.scheduler
+            .set_paused(|id| clients.get(&id).is_some_and(Client::is_full));
         let Work {
             batch,
             samples,
             events,
-        } = work;
+        } = self.scheduler.schedule();
         self.deliver(events);
-        if batch.token_ids.is_empty() {
+        self.is_blocked = batch.token_ids.is_empty();
+        if self.is_blocked {
             self.observe_state();
             return true;
         }
@@ -470,10 +462,10 @@ impl Engine {
 }
 
 impl Client {
-    /// Room that must be left before a step: a token and an end for every choice, one piece of prompt
-    /// scores, and a final failure.
-    fn reserve(&self) -> usize {
-        2 * self.num_choices + 2
+    /// Whether a step could yield more than there is room for: a token and an end for every choice, one
+    /// piece of prompt scores, and a final failure.
+    fn is_full(&self) -> bool {
+        self.events.capacity() < 2 * self.num_choices + 2
     }
 }
 

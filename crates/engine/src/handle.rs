@@ -1,7 +1,7 @@
 //! The outside of the engine: admission, streams, state. Nothing here waits for the engine thread.
 
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
-use std::sync::mpsc::Sender;
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ use model::ModelInfo;
 use tokio::sync::mpsc;
 
 use crate::engine::Message;
-use crate::request::{GenerateRequest, StreamEvent, SubmitError};
+use crate::request::{EngineConfig, GenerateRequest, StreamEvent, SubmitError};
 use crate::sequence::RequestId;
 
 /// Events a stream holds before its sequences pause.
@@ -137,6 +137,21 @@ impl Drop for TokenStream {
 }
 
 impl EngineHandle {
+    /// A handle on an engine to come, and the messages for it.
+    pub(crate) fn new(config: &EngineConfig) -> (Self, Receiver<Message>) {
+        let (sender, messages) = channel();
+        let handle = Self {
+            shared: Arc::new(Shared::new()),
+            messages: sender,
+            limits: Limits {
+                max_num_seqs: config.max_num_seqs,
+                max_num_queued_reqs: config.max_num_queued_reqs,
+                max_num_queued_tokens: config.max_num_queued_tokens,
+            },
+        };
+        (handle, messages)
+    }
+
     /// Admits a request or refuses it at once.
     ///
     /// # Errors
@@ -284,11 +299,13 @@ fn patience(limit: Duration, tokens: usize) -> Duration {
     limit.max(SLOWEST_TOKEN.saturating_mul(u32::try_from(tokens).unwrap_or(u32::MAX)))
 }
 
-/// Adds to a counter unless it would exceed its limit, which is then returned.
+/// Adds to a counter unless it would exceed its limit, which is then returned. Where nothing is counted
+/// yet, any amount may come: who is told to come back must find room at some time.
 fn reserve(counter: &AtomicUsize, amount: usize, max: usize) -> Result<(), usize> {
     counter
         .fetch_update(Ordering::AcqRel, Ordering::Acquire, |used| {
-            used.checked_add(amount).filter(|sum| *sum <= max)
+            used.checked_add(amount)
+                .filter(|sum| *sum <= max || (used == 0 && max > 0))
         })
         .map(|_| ())
         .map_err(|_| max)

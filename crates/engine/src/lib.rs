@@ -8,6 +8,7 @@ mod engine;
 pub mod fake;
 mod handle;
 mod host_pool;
+mod kv_cache_manager;
 mod request;
 mod scheduler;
 mod sequence;

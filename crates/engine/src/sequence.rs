@@ -128,6 +128,12 @@ impl Sequence {
         self.tokens.len() - self.num_computed_tokens
     }
 
+    /// Whether prompt positions are to be reported that are not computed or not reported yet; a cached
+    /// prefix has no logits to score them by.
+    pub fn owes_scores(&self) -> bool {
+        self.rules.prompt_logprobs.is_some() && self.num_scored_tokens + 1 < self.num_prompt_tokens
+    }
+
     /// Tokens generated so far.
     pub fn num_generated_tokens(&self) -> usize {
         self.tokens.len() - self.num_prompt_tokens

@@ -357,7 +357,7 @@ pub struct ServeArgs {
     /// Requests that may wait; default: max(256, 4 × max-num-seqs).
     #[arg(long, env = "OCTET_MAX_NUM_QUEUED_REQS", value_name = "N", hide = true)]
     pub max_num_queued_reqs: Option<usize>,
-    /// Prompt tokens that may wait.
+    /// Prompt tokens that may wait; a request of more waits alone.
     #[arg(
         long,
         env = "OCTET_MAX_NUM_QUEUED_TOKENS",

@@ -314,6 +314,32 @@ fn swapped_out() -> (Simulation, RequestId) {
 }
 
 #[test]
+fn who_does_not_read_is_not_computed_and_holds_nobody_up() {
+    // The oldest has blocks that the others need, the other one is preempted meanwhile.
+    for (slow, tokens, num_host_blocks) in [(0, 30, 0), (0, 30, 16), (2, 10, 0), (2, 10, 16)] {
+        let mut simulation = Simulation::with_host_blocks(&config(), 7, num_host_blocks);
+        let ids: Vec<_> = crowd().into_iter().map(|r| simulation.submit(r)).collect();
+        let slow = ids[slow];
+        while simulation.told[&slow].tokens.get(&0).map_or(0, Vec::len) < tokens {
+            simulation.step();
+        }
+        let told = simulation.told[&slow].clone();
+        for _ in 0..STEP_LIMIT {
+            simulation.scheduler.set_paused(|id| id == slow);
+            simulation.step();
+        }
+        assert_eq!(simulation.told[&slow], told);
+        let ended = simulation.told.values().filter(|t| !t.finished.is_empty());
+        assert_eq!(ended.count(), 3, "all others");
+        simulation.scheduler.set_paused(|_| false);
+        simulation.run();
+        for (id, request) in ids.iter().zip(&crowd()) {
+            assert_eq!(simulation.told[id].tokens[&0], expected(request, 0));
+        }
+    }
+}
+
+#[test]
 fn a_request_cancelled_on_the_host_leaves_no_trace() {
     let (mut simulation, id) = swapped_out();
     assert!(simulation.scheduler.remove(id, None));

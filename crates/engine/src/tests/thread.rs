@@ -1,6 +1,7 @@
 //! The engine thread: streams, cancellation, faults, admission, drain. Steps are held by gates and
 //! waits are on events, never on time.
 
+use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -9,6 +10,7 @@ use metrics::Metrics;
 use model::CausalLm;
 
 use super::{config, greedy};
+use crate::engine::PAUSED_TURN;
 use crate::fake::{FakeModel, Fault};
 use crate::request::{EngineConfig, EngineError, StreamEvent, SubmitError};
 use crate::{Engine, EngineHandle, EngineStatus, TokenId, TokenStream};
@@ -143,12 +145,50 @@ fn a_slow_reader_pauses_and_loses_nothing() {
 }
 
 #[test]
+fn the_thread_rests_while_nothing_can_be_computed_and_only_then() {
+    let config = EngineConfig {
+        max_num_seqs: 1,
+        ..config()
+    };
+    let (handle, messages) = EngineHandle::new(&config);
+    let shared = Arc::clone(&handle.shared);
+    shared.set_status(EngineStatus::Ready);
+    let metrics = Metrics::new("fake");
+    let mut engine = Engine::new(config, metrics, shared, messages, Box::new(model()));
+    let submit = |request| handle.submit(request).expect("admitted");
+    let mut slow = submit(greedy(vec![1, 2, 3], 150));
+    let mut next = submit(greedy(vec![1], 2));
+    for turns in 0.. {
+        assert!(turns < 1000, "it looks again and again");
+        assert!(engine.turn());
+        if engine.rest().is_some() {
+            break;
+        }
+    }
+    assert_eq!(engine.rest(), Some(PAUSED_TURN));
+    // Once somebody reads it goes on, and at last it waits for a message.
+    let mut tokens = 0;
+    while tokens < 150 {
+        if let Some(StreamEvent::Token { .. }) = slow.blocking_recv() {
+            tokens += 1;
+        }
+        if engine.rest() <= Some(PAUSED_TURN) {
+            assert!(engine.turn());
+        }
+    }
+    while engine.rest().is_none() {
+        assert!(engine.turn());
+    }
+    assert!(engine.rest() > Some(PAUSED_TURN));
+    assert_eq!(collect(&mut next).0.len(), 2);
+}
+
+#[test]
 fn the_queue_is_bounded_exactly() {
     let (model, gate) = gated();
     let config = EngineConfig {
         max_num_seqs: 1,
         max_num_queued_reqs: 3,
-        max_num_queued_tokens: 10,
         ..config()
     };
     let running = start(config, model);
@@ -173,12 +213,29 @@ fn the_queue_is_bounded_exactly() {
     drop(waiting);
     drop(gate);
     assert_eq!(collect(&mut first).0.len(), 2);
-    let refused = running
-        .handle
-        .submit(greedy(vec![1; 11], 1))
-        .expect_err("more tokens than may wait");
+}
+
+#[test]
+fn tokens_in_the_queue_are_bounded_and_a_request_of_more_waits_alone() {
+    let (model, gate) = gated();
+    let config = EngineConfig {
+        max_num_seqs: 1,
+        max_num_queued_tokens: 10,
+        ..config()
+    };
+    let running = start(config, model);
+    let mut first = running.handle.submit(greedy(vec![1], 2)).expect("admitted");
+    assert!(matches!(
+        first.blocking_recv(),
+        Some(StreamEvent::Started { .. })
+    ));
+    let submit = |num_tokens| running.handle.submit(greedy(vec![1; num_tokens], 1));
+    let large = submit(11).expect("nothing else waits");
+    let refused = submit(1).expect_err("more tokens than may wait");
     assert_eq!(refused, SubmitError::QueueTokensFull { max: 10 });
-    wait(|| running.handle.submit(greedy(vec![1], 1)).is_ok());
+    drop((large, gate));
+    assert_eq!(collect(&mut first).0.len(), 2);
+    wait(|| submit(1).is_ok());
 }
 
 #[test]

@@ -186,17 +186,21 @@ async fn a_full_queue_refuses_the_surplus_and_finishes_the_rest() {
 #[tokio::test]
 async fn prompt_tokens_in_the_queue_are_limited_too() {
     let config = EngineConfig {
+        max_num_seqs: 1,
         max_num_queued_tokens: 30,
         ..engine_config()
     };
-    let rig = Rig::with(GatewayConfig::new("test-model"), config, model());
-    for (prompts, status) in [(json!("x".repeat(31)), 429), (json!("x".repeat(30)), 200)] {
-        let answer = rig
-            .post(COMPLETIONS, &completion(json!({"prompt": prompts})))
-            .await;
-        assert_eq!(answer.status, status, "{}", answer.text);
-    }
+    let (rig, step) = gated(config);
+    let prompts = |prompts: &[&str]| completion(json!({"prompt": prompts}));
+    // The first one may have left the queue, the two others cannot.
+    let body = prompts(&["x".repeat(20).as_str(); 3]);
+    assert_eq!(rig.post(COMPLETIONS, &body).await.status, 429);
     assert_eq!(rig.metric(&rejected("queue_tokens")).await, 1.0);
+    drop(step);
+    until(&rig, WAITING, 0.0).await;
+    // More than may wait, and yet not refused for ever.
+    let answer = rig.post(COMPLETIONS, &prompts(&[&"x".repeat(31)])).await;
+    assert_eq!(answer.status, 200, "{}", answer.text);
 }
 
 #[tokio::test]
