@@ -125,6 +125,9 @@ pub struct Timeouts {
     pub keep_alive: Duration,
     /// Between comments of a stream that has nothing else to send.
     pub sse_ping: Duration,
+    /// For a client to take any of what waits to be sent; a connection that takes nothing is cut. Longer
+    /// than the engine waits for one, so that a client that comes back learns why its stream ended.
+    pub write: Duration,
     /// For running streams after the server was told to stop.
     pub shutdown: Duration,
     /// Age of the engine's heartbeat beyond which the engine counts as dead.
@@ -138,6 +141,7 @@ impl Default for Timeouts {
             body_read: Duration::from_secs(30),
             keep_alive: Duration::from_secs(75),
             sse_ping: Duration::from_secs(10),
+            write: Duration::from_secs(60),
             shutdown: Duration::from_secs(30),
             heartbeat: Duration::from_secs(30),
         }

@@ -1,7 +1,7 @@
 //! Connections: accepted under a limit, with timeouts, until the server is told to stop and nothing
 //! is being answered any more.
 
-mod head_timeout;
+mod socket;
 
 use std::io;
 use std::sync::Arc;
@@ -20,8 +20,8 @@ use tower::ServiceExt;
 
 use crate::gateway::Gateway;
 use crate::routes::router;
-use head_timeout::HeadTimeout;
-pub(crate) use head_timeout::{Answering, Turn};
+use socket::Socket;
+pub(crate) use socket::{Answering, Turn};
 
 /// Wait after an accept that failed, for want of descriptors mostly.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -100,7 +100,7 @@ impl Connection {
         let _ = stream.set_nodelay(true);
         let config = &self.gateway.config;
         let turn = Turn::default();
-        let socket = HeadTimeout::new(stream, turn.clone(), config.timeouts.header_read);
+        let socket = Socket::new(stream, turn.clone(), &config.timeouts);
         let router = self.router;
         let service = service_fn(move |mut request: Request<Incoming>| {
             request.extensions_mut().insert(turn.clone());

@@ -393,7 +393,7 @@ pub struct ServeArgs {
         hide = true
     )]
     pub shutdown_timeout: u64,
-    /// Seconds a client may leave its stream unread.
+    /// Seconds a client may leave its stream unread; after twice as long its connection is cut.
     #[arg(
         long,
         env = "OCTET_STREAM_WRITE_TIMEOUT",

@@ -232,6 +232,7 @@ fn gateway_config(args: &ServeArgs, model: &ModelSource, problems: &mut Problems
         },
         timeouts: Timeouts {
             sse_ping: Duration::from_secs(args.sse_ping_interval),
+            write: 2 * Duration::from_secs(args.stream_write_timeout),
             shutdown: Duration::from_secs(args.shutdown_timeout),
             ..Timeouts::default()
         },
@@ -256,8 +257,16 @@ fn gateway_config(args: &ServeArgs, model: &ModelSource, problems: &mut Problems
                 .collect(),
         },
         text_threads: 2,
-        max_connections: 1024,
+        max_connections: max_connections(),
     }
+}
+
+/// Connections at the same time: a share of the files that the process may open, which leaves some for
+/// everything else.
+fn max_connections() -> usize {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let share = limit.current.unwrap_or(u64::MAX) / 5 * 4;
+    usize::try_from(share).unwrap_or(usize::MAX).min(1024)
 }
 
 fn is_loopback(host: &str) -> bool {
