@@ -157,41 +157,62 @@ impl EngineHandle {
     /// # Errors
     /// [`SubmitError`] names the limit that was reached.
     pub fn submit(&self, request: GenerateRequest) -> Result<TokenStream, SubmitError> {
+        let mut streams = self.submit_all(vec![request])?;
+        Ok(streams.pop().expect("a stream for each request"))
+    }
+
+    /// Admits requests together, or refuses them together at once: nothing of them runs then.
+    ///
+    /// # Errors
+    /// [`SubmitError`] names the limit that was reached.
+    pub fn submit_all(
+        &self,
+        requests: Vec<GenerateRequest>,
+    ) -> Result<Vec<TokenStream>, SubmitError> {
         match self.status() {
             EngineStatus::Ready => {}
             EngineStatus::Draining => return Err(SubmitError::Draining),
             EngineStatus::Loading | EngineStatus::Dead => return Err(SubmitError::Dead),
         }
         let info = self.info().ok_or(SubmitError::Dead)?;
-        self.check(&request, info)?;
-        let (num_choices, num_tokens) = (request.num_choices, request.prompt.len());
+        requests
+            .iter()
+            .try_for_each(|request| self.check(request, info))?;
+        let num_choices = requests.iter().map(|request| request.num_choices).sum();
+        let num_tokens = requests.iter().map(|request| request.prompt.len()).sum();
         reserve(
             &self.shared.waiting_requests,
             num_choices,
             self.limits.max_num_queued_reqs,
         )
         .map_err(|max| SubmitError::QueueFull { max })?;
-        if let Err(max) = reserve(
+        reserve(
             &self.shared.waiting_tokens,
             num_tokens,
             self.limits.max_num_queued_tokens,
-        ) {
+        )
+        .map_err(|max| {
             self.shared
                 .waiting_requests
                 .fetch_sub(num_choices, Ordering::AcqRel);
-            return Err(SubmitError::QueueTokensFull { max });
-        }
+            SubmitError::QueueTokensFull { max }
+        })?;
+        requests
+            .into_iter()
+            .map(|request| self.send(request))
+            .collect()
+    }
+
+    fn send(&self, request: GenerateRequest) -> Result<TokenStream, SubmitError> {
         let id = self.shared.next_id.fetch_add(1, Ordering::Relaxed);
-        let (sender, events) = mpsc::channel(STREAM_CAPACITY + 2 * num_choices + 2);
+        let (sender, events) = mpsc::channel(STREAM_CAPACITY + 2 * request.num_choices + 2);
         let message = Message::Submit {
             id,
             request: Box::new(request),
             events: sender,
         };
-        if self.messages.send(message).is_err() {
-            self.shared.leave_queue(num_choices, num_tokens);
-            return Err(SubmitError::Dead);
-        }
+        // The queue of a thread that is gone is not counted any more.
+        self.messages.send(message).map_err(|_| SubmitError::Dead)?;
         Ok(TokenStream {
             id,
             events,

@@ -54,6 +54,29 @@ pub(crate) struct Plan {
     pub(crate) arrived: Instant,
 }
 
+impl Plan {
+    fn request(
+        &self,
+        prompt: &EncodedPrompt,
+        stop_token_ids: &[u32],
+        seed: u64,
+    ) -> GenerateRequest {
+        let generate = &self.generate;
+        let num_logprobs = generate.sampling.num_logprobs;
+        GenerateRequest {
+            prompt: prompt.ids.clone(),
+            sampling: generate.sampling.clone(),
+            num_choices: generate.n,
+            max_tokens: prompt.max_tokens,
+            min_tokens: generate.min_tokens,
+            stop_token_ids: stop_token_ids.to_vec(),
+            prompt_logprobs: num_logprobs.filter(|_| self.scores_prompt),
+            seed,
+            cache_salt: self.cache_salt,
+        }
+    }
+}
+
 /// What happens in a running generation.
 #[derive(Debug)]
 pub(crate) enum Event {
@@ -90,7 +113,7 @@ impl Generation {
     /// Submits every prompt; all or none.
     ///
     /// # Errors
-    /// The answer to the first refusal.
+    /// The answer to a refusal.
     pub(crate) fn start(
         gateway: &Gateway,
         model: &Arc<Model>,
@@ -105,46 +128,28 @@ impl Generation {
         let stop_token_ids: Vec<u32> = own.chain(eos.iter().copied()).collect();
         let seed = generate.seed.or(gateway.config.default_seed);
         let seed = seed.unwrap_or_else(rand::random);
-        let max_tokens = plan.prompts.iter().map(|p| p.max_tokens).max();
-        let mut observation = Observation::new(
-            gateway,
-            plan.arrived,
-            plan.prompts.len() * generate.n,
-            max_tokens.unwrap_or(0),
-        );
-        let mut runs = Vec::with_capacity(plan.prompts.len());
-        let rules = ChoiceRules::new(generate, stop_token_ids.clone(), eos);
-        for (i, prompt) in plan.prompts.into_iter().enumerate() {
-            let num_prompt_tokens = prompt.ids.len();
-            let request = GenerateRequest {
-                prompt: prompt.ids.clone(),
-                sampling: generate.sampling.clone(),
-                num_choices: generate.n,
-                max_tokens: prompt.max_tokens,
-                min_tokens: generate.min_tokens,
-                stop_token_ids: stop_token_ids.clone(),
-                prompt_logprobs: generate
-                    .sampling
-                    .num_logprobs
-                    .filter(|_| plan.scores_prompt),
-                seed,
-                cache_salt: plan.cache_salt,
-            };
-            let stream = model.engine.submit(request).map_err(|e| {
-                observation.refused();
-                from_submit(e, plan.param, gateway.completions.expected())
-            })?;
-            observation.submitted(num_prompt_tokens);
-            let pieces = model.tokenizer.pieces();
+        let requests = plan.prompts.iter();
+        let requests = requests.map(|prompt| plan.request(prompt, &stop_token_ids, seed));
+        let streams = model
+            .engine
+            .submit_all(requests.collect())
+            .map_err(|e| from_submit(e, plan.param, gateway.completions.expected()))?;
+        let observation = Observation::new(gateway, &plan);
+        let rules = ChoiceRules::new(generate, stop_token_ids, eos);
+        let n = generate.n;
+        let pieces = model.tokenizer.pieces();
+        let run = |(i, (prompt, stream))| {
             let echo = PromptEcho::new(pieces, prompt, plan.scores_prompt);
             let choice = Choice::new(pieces, &rules, plan.space, echo.num_chars());
-            runs.push(Run {
+            Run {
                 stream: Some(stream),
-                choices: vec![choice; generate.n],
+                choices: vec![choice; n],
                 echo,
-                first_index: i * generate.n,
-            });
-        }
+                first_index: i * n,
+            }
+        };
+        let runs = plan.prompts.into_iter().zip(streams).enumerate();
+        let runs = runs.map(run).collect();
         Ok(Self {
             model: Arc::clone(model),
             rules,

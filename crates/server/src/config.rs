@@ -16,6 +16,7 @@ use serde_json::{Map, Value};
 use crate::args::{
     DeviceArg, KvCacheDtypeArg, LogFormatArg, MetricsCompatArg, QuantizationArg, ServeArgs,
 };
+use crate::target::Target;
 
 /// Where the weights come from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -148,6 +149,14 @@ impl Config {
                 "both models would be called {name}; name the first with --served-model-name"
             ));
         }
+        let device = DeviceConfig {
+            device: args.device,
+            quantization: args.quantization,
+            kv_cache_dtype: args.kv_cache_dtype,
+            threads: args.threads.and_then(NonZeroUsize::new),
+        };
+        // Before anything is printed, bound or fetched.
+        problems.keep(Target::check(&device));
         if !problems.0.is_empty() {
             bail!(
                 "the configuration has {} problem(s):\n  {}",
@@ -168,12 +177,7 @@ impl Config {
             embedding_model,
             host: args.host,
             port: args.port,
-            device: DeviceConfig {
-                device: args.device,
-                quantization: args.quantization,
-                kv_cache_dtype: args.kv_cache_dtype,
-                threads: args.threads.and_then(NonZeroUsize::new),
-            },
+            device,
             kv_cache_memory: args.kv_cache_memory,
             gpu_memory_utilization: args.gpu_memory_utilization,
             swap_bytes: (args.swap_space * (1u64 << 30) as f64) as u64,

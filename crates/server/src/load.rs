@@ -38,8 +38,6 @@ pub struct Loaded {
 /// # Errors
 /// Whatever is missing, malformed, unsupported or too large, with its name.
 pub fn load(config: &Config, gateway: &Gateway, metrics: &Metrics) -> Result<Loaded> {
-    // Flags that contradict each other are told before anything is fetched.
-    Target::check(&config.device)?;
     let beside = match &config.embedding_model {
         Some(source) => Some(embeddings::load_beside(config, source, metrics)?),
         None => None,

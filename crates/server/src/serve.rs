@@ -13,7 +13,6 @@ use tokio::sync::watch;
 use crate::args::ServeArgs;
 use crate::config::Config;
 use crate::load::load;
-use crate::target::Target;
 use crate::{banner, embeddings, logging, supervisor};
 
 /// Threads that speak HTTP; the compute threads are the engine's.
@@ -36,8 +35,6 @@ enum End {
 /// A bad configuration, a port in use, a model that cannot be loaded, an engine that died.
 pub fn run(args: ServeArgs) -> Result<()> {
     let config = Config::resolve(args)?;
-    // Before anything is printed or bound.
-    Target::check(&config.device)?;
     logging::init(&config.log_level, config.log_format)?;
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(HTTP_THREADS)

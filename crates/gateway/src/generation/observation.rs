@@ -6,7 +6,7 @@ use std::time::Instant;
 use engine::EngineError;
 use metrics::{FinishReason, Metrics, RejectReason};
 
-use super::FinishKind;
+use super::{FinishKind, Plan};
 use crate::gateway::Gateway;
 
 /// Token counts of a request.
@@ -52,34 +52,24 @@ struct ChoiceTimes {
 }
 
 impl Observation {
-    /// Starts measuring a request of `num_choices` choices over all prompts.
-    pub(crate) fn new(
-        gateway: &Gateway,
-        arrived: Instant,
-        num_choices: usize,
-        max_tokens: usize,
-    ) -> Self {
+    /// Starts measuring a request whose prompts were accepted.
+    pub(super) fn new(gateway: &Gateway, plan: &Plan) -> Self {
+        let prompts = &plan.prompts;
+        let num_choices = prompts.len() * plan.generate.n;
         Self {
             metrics: gateway.metrics.clone(),
             gateway: gateway.clone(),
-            arrived,
-            usage: Usage::default(),
-            max_tokens,
+            arrived: plan.arrived,
+            usage: Usage {
+                prompt_tokens: prompts.iter().map(|prompt| prompt.ids.len()).sum(),
+                ..Usage::default()
+            },
+            max_tokens: prompts.iter().map(|p| p.max_tokens).max().unwrap_or(0),
             first_token: None,
             choices: vec![ChoiceTimes::default(); num_choices],
             started: None,
             end: End::None,
         }
-    }
-
-    /// A prompt was accepted.
-    pub(crate) fn submitted(&mut self, prompt_tokens: usize) {
-        self.usage.prompt_tokens += prompt_tokens;
-    }
-
-    /// The engine refused a prompt.
-    pub(crate) fn refused(&mut self) {
-        self.end = End::Refused;
     }
 
     /// A prompt left the queue.

@@ -183,46 +183,43 @@ async fn a_full_queue_refuses_the_surplus_and_finishes_the_rest() {
     assert_eq!(rig.metric(&answered(CHAT, 429)).await, 5.0);
 }
 
+/// What alone is more than may wait is not told for ever to come back; it runs whole, or not at all.
 #[tokio::test]
-async fn prompt_tokens_in_the_queue_are_limited_too() {
-    let config = EngineConfig {
-        max_num_seqs: 1,
-        max_num_queued_tokens: 30,
-        ..engine_config()
-    };
-    let (rig, step) = gated(config);
-    let prompts = |prompts: &[&str]| completion(json!({"prompt": prompts}));
-    // The first one may have left the queue, the two others cannot.
-    let body = prompts(&["x".repeat(20).as_str(); 3]);
-    assert_eq!(rig.post(COMPLETIONS, &body).await.status, 429);
-    assert_eq!(rig.metric(&rejected("queue_tokens")).await, 1.0);
-    drop(step);
-    until(&rig, WAITING, 0.0).await;
-    // More than may wait, and yet not refused for ever.
-    let answer = rig.post(COMPLETIONS, &prompts(&[&"x".repeat(31)])).await;
-    assert_eq!(answer.status, 200, "{}", answer.text);
-}
-
-#[tokio::test]
-async fn one_prompt_too_many_withdraws_those_before_it() {
-    let config = EngineConfig {
+async fn requests_and_tokens_that_wait_are_limited_and_a_larger_call_waits_alone() {
+    let few_requests = EngineConfig {
         max_num_queued_reqs: 2,
         ..engine_config()
     };
-    let (rig, step) = gated(config);
-    let body = completion(json!({"prompt": ["a", "b", "c", "d"]}));
-    assert_eq!(rig.post(COMPLETIONS, &body).await.status, 429);
-    drop(step);
-    for series in [WAITING, BLOCKS] {
-        until(&rig, series, 0.0).await;
+    let few_tokens = EngineConfig {
+        max_num_queued_tokens: 30,
+        ..engine_config()
+    };
+    let long = "x".repeat(31);
+    for (config, prompts, reason) in [
+        (few_requests, vec!["a", "b", "c", "d"], "queue_full"),
+        (few_tokens, vec![long.as_str(); 3], "queue_tokens"),
+    ] {
+        let (rig, step) = gated(EngineConfig {
+            max_num_seqs: 2,
+            ..config
+        });
+        let large = completion(json!({"prompt": prompts}));
+        let mut large = Box::pin(rig.post(COMPLETIONS, &large));
+        while rig.metric(WAITING).await == 0.0 {
+            assert!(large.as_mut().now_or_never().is_none());
+            tokio::task::yield_now().await;
+        }
+        let next = completion(json!({"prompt": ["y", "z"]}));
+        assert_eq!(rig.post(COMPLETIONS, &next).await.status, 429);
+        assert_eq!(rig.metric(&rejected(reason)).await, 1.0);
+        drop(step);
+        assert_eq!(large.await.status, 200);
+        for series in [WAITING, BLOCKS] {
+            until(&rig, series, 0.0).await;
+        }
+        assert_eq!(rig.metric(&finished("cancelled")).await, 0.0);
+        assert_eq!(rig.post(COMPLETIONS, &next).await.status, 200);
     }
-    assert_eq!(rig.metric(&finished("cancelled")).await, 0.0);
-    assert_eq!(
-        rig.post(COMPLETIONS, &completion(json!({"prompt": ["a", "b"]})))
-            .await
-            .status,
-        200
-    );
 }
 
 async fn ask(
