@@ -1,7 +1,7 @@
 //! From text to token ids, as sentence-transformers makes them: control tokens in the text are read, and
 //! the tokens that mark its beginning and end are added.
 
-use tokenizers::{Tokenizer, TruncationDirection, TruncationParams};
+use tokenizers::{Encoding, PostProcessor, Tokenizer, TruncationDirection};
 
 /// The tokenizer of an encoder.
 #[derive(Clone)]
@@ -46,49 +46,172 @@ impl TextTokenizer {
         text.split_whitespace().map(str::len).sum::<usize>() / self.longest
     }
 
+    /// Tokens that mark the beginning and the end of every text.
+    pub fn num_marks(&self) -> usize {
+        let processor = self.inner.get_post_processor();
+        processor.map_or(0, |processor| processor.added_tokens(false))
+    }
+
     /// Token ids of a text.
     ///
     /// # Errors
     /// The library's text when it fails.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, String> {
-        self.run(&self.inner, text)
+        self.run(text, true).map(|found| found.get_ids().to_vec())
     }
 
-    /// At most `max` token ids of a text, the marks of beginning and end among them.
+    /// At most `max` token ids of a text, the marks of beginning and end among them. Costs what is kept,
+    /// not what the text has.
     ///
     /// # Errors
-    /// The library's text when it fails, or when not even the marks fit.
+    /// The library's text when it fails, or that not even the marks fit.
     pub fn encode_truncated(
         &self,
         text: &str,
         max: usize,
         side: TruncationSide,
     ) -> Result<Vec<u32>, String> {
-        let ids = self.encode(text)?;
-        if ids.len() <= max {
-            return Ok(ids);
+        let num_marks = self.num_marks();
+        let num_tokens = max
+            .checked_sub(num_marks)
+            .ok_or_else(|| format!("{num_marks} marks do not fit into {max} tokens"))?;
+        let mut encoding = self.enough(text, num_tokens, side)?;
+        let direction = match side {
+            TruncationSide::Left => TruncationDirection::Left,
+            TruncationSide::Right => TruncationDirection::Right,
+        };
+        encoding.truncate(num_tokens, 0, direction);
+        let marked = self.inner.post_process(encoding, None, true);
+        let marked = marked.map_err(|error| error.to_string())?;
+        Ok(marked.get_ids().to_vec())
+    }
+
+    /// The tokens of a text without marks, or of a part with so many words that the `num_tokens` on the
+    /// side that is kept are those of the whole.
+    fn enough(
+        &self,
+        text: &str,
+        num_tokens: usize,
+        side: TruncationSide,
+    ) -> Result<Encoding, String> {
+        // Words are split apart before anything else happens, so that a cut between them is felt by a few
+        // neighbours at most.
+        const NEIGHBOURS: usize = 64;
+        let wanted = 2 * num_tokens + NEIGHBOURS;
+        let mut num_bytes = 8 * wanted;
+        loop {
+            let part = part(text, num_bytes, side);
+            let encoding = self.run(part, false)?;
+            if part.len() == text.len() || encoding.len() >= wanted {
+                return Ok(encoding);
+            }
+            num_bytes = num_bytes.saturating_mul(4);
         }
-        let mut inner = self.inner.clone();
+    }
+
+    fn run(&self, text: &str, marks: bool) -> Result<Encoding, String> {
+        let lower = self.lower_case.then(|| text.to_lowercase());
+        let text = lower.as_deref().unwrap_or(text);
+        let encoding = self.inner.encode_fast(text, marks);
+        encoding.map_err(|error| error.to_string())
+    }
+}
+
+/// At most so many bytes from one end of a text, in whole words.
+fn part(text: &str, num_bytes: usize, keeps_from: TruncationSide) -> &str {
+    if num_bytes >= text.len() {
+        return text;
+    }
+    match keeps_from {
+        TruncationSide::Right => {
+            let head = &text[..text.floor_char_boundary(num_bytes)];
+            &head[..head.rfind(char::is_whitespace).unwrap_or(0)]
+        }
+        TruncationSide::Left => {
+            let tail = &text[text.ceil_char_boundary(text.len() - num_bytes)..];
+            &tail[tail.find(char::is_whitespace).unwrap_or(tail.len())..]
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use proptest::prelude::*;
+    use tokenizers::TruncationParams;
+
+    use super::*;
+
+    fn tokenizers() -> Vec<TextTokenizer> {
+        let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+        let folders = std::fs::read_dir(fixtures).expect("fixtures");
+        let files = folders.map(|folder| folder.expect("an entry").path().join("tokenizer.json"));
+        let jsons = files.filter_map(|file| std::fs::read(file).ok());
+        let read = |json: Vec<u8>| TextTokenizer::new(&json, false).expect("a tokenizer");
+        let found: Vec<_> = jsons.map(read).collect();
+        assert!(found.len() >= 3);
+        found
+    }
+
+    /// By the library alone, from the tokens of the whole text.
+    fn slowly(
+        tokenizer: &TextTokenizer,
+        text: &str,
+        max_length: usize,
+        side: TruncationSide,
+    ) -> Vec<u32> {
+        let mut inner = tokenizer.inner.clone();
         let truncation = TruncationParams {
-            max_length: max,
+            max_length,
             direction: match side {
                 TruncationSide::Left => TruncationDirection::Left,
                 TruncationSide::Right => TruncationDirection::Right,
             },
             ..TruncationParams::default()
         };
-        inner
-            .with_truncation(Some(truncation))
-            .map_err(|error| error.to_string())?;
-        self.run(&inner, text)
+        inner.with_truncation(Some(truncation)).expect("they fit");
+        let encoding = inner.encode_fast(text, true).expect("it encodes");
+        encoding.get_ids().to_vec()
     }
 
-    fn run(&self, inner: &Tokenizer, text: &str) -> Result<Vec<u32>, String> {
-        let lower = self.lower_case.then(|| text.to_lowercase());
-        let text = lower.as_deref().unwrap_or(text);
-        let encoding = inner
-            .encode_fast(text, true)
-            .map_err(|error| error.to_string())?;
-        Ok(encoding.get_ids().to_vec())
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn a_part_gives_the_tokens_of_the_whole(
+            words in prop::collection::vec("[ab 1]{0,9}|[\\PC]{1,6}|[ \n\t\u{3000}]{1,3}|a{150,400}", 0..300),
+            room in 1usize..40,
+        ) {
+            let text = words.join(" ");
+            for tokenizer in tokenizers() {
+                let max = tokenizer.num_marks() + room;
+                for side in [TruncationSide::Left, TruncationSide::Right] {
+                    let found = tokenizer.encode_truncated(&text, max, side);
+                    prop_assert_eq!(found, Ok(slowly(&tokenizer, &text, max, side)));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_cut_off_costs_nothing() {
+        let text = "lorem ipsum ".repeat(100_000);
+        for tokenizer in tokenizers() {
+            for side in [TruncationSide::Left, TruncationSide::Right] {
+                let found = tokenizer.enough(&text, 16, side).expect("it encodes");
+                assert!(found.len() < 10_000, "{}", found.len());
+            }
+        }
+    }
+
+    #[test]
+    fn marks_alone_must_fit() {
+        for tokenizer in tokenizers() {
+            let num_marks = tokenizer.num_marks();
+            let cut = |max| tokenizer.encode_truncated("a b c", max, TruncationSide::Right);
+            assert_eq!(cut(num_marks).map(|ids| ids.len()), Ok(num_marks));
+            assert!(num_marks > 0 && cut(num_marks - 1).is_err());
+        }
     }
 }

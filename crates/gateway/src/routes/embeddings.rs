@@ -153,7 +153,16 @@ impl Preparation {
         let Some(truncation) = asked else {
             return Ok(None);
         };
+        let num_marks = self.served.tokenizer.num_marks();
         match truncation.max_tokens {
+            Some(max) if max < num_marks => Err(ApiError::field(
+                "truncate_prompt_tokens",
+                "integer_below_min_value",
+                format!(
+                    "truncate_prompt_tokens must be at least {num_marks}, the tokens that mark the \
+                     beginning and the end of a text, not {max}"
+                ),
+            )),
             Some(max) if max > own => Err(ApiError::field(
                 "truncate_prompt_tokens",
                 "integer_above_max_value",
