@@ -236,7 +236,7 @@ fn gateway_config(args: &ServeArgs, model: &ModelSource, problems: &mut Problems
         },
         timeouts: Timeouts {
             sse_ping: Duration::from_secs(args.sse_ping_interval),
-            write: 2 * Duration::from_secs(args.stream_write_timeout),
+            write: Duration::from_secs(args.stream_write_timeout).saturating_mul(2),
             shutdown: Duration::from_secs(args.shutdown_timeout),
             ..Timeouts::default()
         },
@@ -461,7 +461,7 @@ fn generation_override(args: &ServeArgs) -> Result<GenerationDefaults> {
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser;
+    use clap::{CommandFactory, Parser};
 
     use super::*;
     use crate::args::Cli;
@@ -535,6 +535,22 @@ mod tests {
             "no such file",
         ] {
             assert!(error.contains(part), "{part} is missing in {error}");
+        }
+    }
+
+    /// Sums and products of limits are taken before all problems are told.
+    #[test]
+    fn no_value_of_any_flag_panics() {
+        let command = Cli::command();
+        let flags = command.get_arguments().filter_map(|flag| flag.get_long());
+        let flags: Vec<_> = flags.map(|name| format!("--{name}")).collect();
+        assert!(flags.len() > 40, "{flags:?}");
+        for flag in &flags {
+            for value in ["0", "1", "18446744073709551615", "1e308", "NaN", "-1", ""] {
+                if let Ok(cli) = Cli::try_parse_from(["octet", &format!("{flag}={value}")]) {
+                    let _ = Config::resolve(cli.serve);
+                }
+            }
         }
     }
 
