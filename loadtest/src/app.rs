@@ -11,19 +11,21 @@ use anyhow::{Context, Result};
 use crate::args::Cache;
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::content::Prompts;
+use crate::content::{Content, Prompts};
 use crate::dataset::Filtered;
 use crate::driver::{Plan, Run, RunResult};
 use crate::metric_map::ServerKind;
 use crate::probe;
 use crate::progress;
 use crate::reconcile::Reconciliation;
-use crate::report::{self, Report, ServerInfo};
+use crate::report::{self, LengthsBy, Report, ServerInfo};
 use crate::scene::Scene;
 use crate::scrape::{Delta, Scraper, Snapshot, names};
 use crate::self_test;
+use crate::server_times::ServerTimes;
 use crate::target::Target;
 use crate::timeline::{self, Point, Timeline};
+use crate::tokenizer;
 use crate::workload::{self, TokensPerWord, Workload};
 
 /// How long the server may take to come to rest before and after the run.
@@ -43,7 +45,7 @@ pub async fn measure(config: &Config, interrupted: impl Future<Output = ()>) -> 
         targets.push(Target::resolve(url.clone(), config.api_key.as_deref(), clock).await?);
     }
     note_left_out(config);
-    let workload = prepare(config, &targets[0]).await?;
+    let (workload, lengths_by) = prepare(config, &targets[0]).await?;
     let mut metrics = Metrics::open(config, clock).await;
     let scene = Scene {
         self_test,
@@ -61,7 +63,9 @@ pub async fn measure(config: &Config, interrupted: impl Future<Output = ()>) -> 
     let run = Run::new(plan, targets, workload.clone(), clock);
     let result = drive(&run, config, &mut metrics, interrupted).await;
     let server = metrics.close(&result, config).await;
-    Ok(Report::new(config, &workload, result, server, scene))
+    let mut report = Report::new(config, &workload, result, server, scene);
+    report.load.lengths_by = Some(lengths_by);
+    Ok(report)
 }
 
 /// The client alone, where it is to be tested.
@@ -103,7 +107,7 @@ async fn drive(
 }
 
 /// Finds out what the workload needs to know of the server.
-async fn prepare(config: &Config, target: &Target) -> Result<Workload> {
+async fn prepare(config: &Config, target: &Target) -> Result<(Workload, LengthsBy)> {
     let model = match &config.model {
         Some(model) => model.clone(),
         None => probe::first_model(target).await?,
@@ -115,24 +119,47 @@ async fn prepare(config: &Config, target: &Target) -> Result<Workload> {
         contents: config.contents.clone(),
         trace: config.trace.clone(),
         tokens_per_word: PLAIN_WORDS,
+        vocabulary: None,
         temperature: config.temperature,
         nonce: (config.cache == Cache::Cold).then(workload::nonce),
     };
-    workload.tokens_per_word = match config.tokens_per_word {
-        Some(per_word) => TokensPerWord {
+    let by = set_lengths(&mut workload, config, target).await;
+    Ok((workload, by))
+}
+
+/// Finds out how prompts of a length are made: exactly where the server lets its tokenizer be asked, else as near as two
+/// answers tell.
+async fn set_lengths(workload: &mut Workload, config: &Config, target: &Target) -> LengthsBy {
+    if let Some(per_word) = config.tokens_per_word {
+        workload.tokens_per_word = TokensPerWord {
             per_word,
             overhead: 0.0,
-        },
-        None => probe::calibrate(target, &workload)
-            .await
-            .unwrap_or_else(|error| {
-                note(&format!(
-                    "one token per word is assumed, since the server does not tell: {error:#}"
-                ));
-                PLAIN_WORDS
-            }),
-    };
-    Ok(workload)
+        };
+        return LengthsBy::Flag;
+    }
+    match probe::calibrate(target, workload).await {
+        Ok(found) => workload.tokens_per_word = found,
+        Err(error) => {
+            note(&format!(
+                "one token per word is assumed, since the server does not tell: {error:#}"
+            ));
+            return LengthsBy::Assumption;
+        }
+    }
+    let has_words = |content: &Content| matches!(content.prompts, Prompts::Words(_));
+    if workload.trace.is_none() && !workload.contents.iter().any(has_words) {
+        return LengthsBy::Usage;
+    }
+    match tokenizer::learn(target, workload).await {
+        Ok(vocabulary) => {
+            workload.vocabulary = Some(Arc::new(vocabulary));
+            LengthsBy::Tokenizer
+        }
+        Err(error) => {
+            note(&format!("lengths of prompts are aimed at: {error:#}"));
+            LengthsBy::Usage
+        }
+    }
 }
 
 /// The server's metrics, if there are any.
@@ -192,6 +219,7 @@ impl Metrics {
             kind: None,
             build: BTreeMap::new(),
             timeline: None,
+            times: ServerTimes::default(),
             reconciliation: Reconciliation::default(),
         };
         let Open {
@@ -227,6 +255,7 @@ impl Metrics {
             kind: Some(kind),
             build: build_of(&before),
             timeline: Timeline::new(kind, &self.points, result.window.0),
+            times: ServerTimes::new(kind, &delta, records),
             reconciliation,
         }
     }

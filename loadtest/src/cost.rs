@@ -7,7 +7,7 @@ use crate::report::Rates;
 use crate::slo::Goodput;
 
 /// Shares of the time that a machine is in use.
-const USES: [f64; 3] = [1.0, 0.5, 0.25];
+pub const USES: [f64; 3] = [1.0, 0.5, 0.25];
 
 /// The price of an hour, as somebody stated it.
 #[derive(Debug, Clone, PartialEq, Serialize)]

@@ -5,7 +5,7 @@ mod closed;
 mod open;
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
@@ -16,7 +16,7 @@ use crate::clock::{Clock, Nanos};
 use crate::content::Conversation;
 use crate::effort::{Effort, Watch};
 use crate::exchange::{Exchange, Timeouts, exchange};
-use crate::give_up::{Bound, GiveUp};
+use crate::give_up::{Early, GiveUp, Lookout, Overload};
 use crate::observe::{StreamFacts, Window};
 use crate::outcome::{End, Evidence, classify};
 use crate::record::{Phase, Reach, RequestRecord};
@@ -57,6 +57,7 @@ pub struct Run {
     stop: watch::Sender<bool>,
     counts: Counts,
     give_up: Option<GiveUp>,
+    overload: OnceLock<Overload>,
 }
 
 /// Running totals for the progress display.
@@ -121,7 +122,7 @@ pub struct RunResult {
     /// The run was stopped from outside, or given up.
     pub stopped: bool,
     /// Why it was given up.
-    pub gave_up: Option<Bound>,
+    pub gave_up: Option<Early>,
     /// What it took from the client's machine.
     pub effort: Effort,
 }
@@ -136,6 +137,7 @@ impl Run {
         Arc::new(Self {
             clock,
             give_up,
+            overload: OnceLock::new(),
             plan,
             targets,
             workload,
@@ -150,9 +152,16 @@ impl Run {
     /// Sends the whole load and waits until every answer has ended.
     pub async fn run(self: &Arc<Self>) -> RunResult {
         let watch = Watch::start(self.clock);
-        match self.plan.arrival {
-            Arrival::Closed { users } => closed::run(self, users).await,
-            arrival => open::run(self, arrival).await,
+        let load = async {
+            match self.plan.arrival {
+                Arrival::Closed { users } => closed::run(self, users).await,
+                arrival => open::run(self, arrival).await,
+            }
+        };
+        tokio::select! {
+            biased;
+            () = load => {}
+            () = self.look_out() => unreachable!("the load is looked at until it ends"),
         }
         let effort = watch.end().await;
         let mut records = std::mem::take(&mut self.state().records);
@@ -173,8 +182,41 @@ impl Run {
             records,
             window: (start, end.unwrap_or(start)),
             stopped,
-            gave_up: self.give_up.as_ref().and_then(GiveUp::reached),
+            gave_up: self.gave_up(),
             effort,
+        }
+    }
+
+    /// Why the run was given up, where it was.
+    fn gave_up(&self) -> Option<Early> {
+        let bound = self.give_up.as_ref().and_then(GiveUp::reached);
+        let overload = self.overload.get().copied();
+        bound
+            .map(Early::OutOfReach)
+            .or(overload.map(Early::Overload))
+    }
+
+    /// Ends a run that may give up once the server falls behind; a closed loop holds its load back instead.
+    async fn look_out(&self) {
+        let is_watched = self.plan.gives_up_on.is_some();
+        if !is_watched || matches!(self.plan.arrival, Arrival::Closed { .. }) {
+            std::future::pending::<()>().await;
+        }
+        let mut lookout = Lookout::default();
+        let mut ticks = tokio::time::interval(Lookout::EVERY);
+        loop {
+            ticks.tick().await;
+            let (Some(start), now) = (self.window.start(), self.clock.now()) else {
+                continue;
+            };
+            let in_flight = self.in_flight();
+            let found = lookout.look((start, now), in_flight, &self.state().records);
+            if let Some(overload) = found {
+                let is_open = self.window.end().is_none_or(|end| now < end);
+                if is_open && self.overload.set(overload).is_ok() {
+                    self.stop();
+                }
+            }
         }
     }
 

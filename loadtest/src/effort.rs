@@ -16,9 +16,18 @@ const TICK: Duration = Duration::from_millis(10);
 #[derive(Debug, Clone, Default)]
 pub struct Effort {
     /// How much later than planned the runtime woke, tick by tick.
-    pub lags: Vec<Nanos>,
+    pub lags: Vec<Lag>,
     /// Processor time over time, in cores; none where the system does not tell.
     pub cores: Option<f64>,
+}
+
+/// A delay of the client's own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lag {
+    /// When it should have happened.
+    pub due: Nanos,
+    /// How much later it did.
+    pub late: Nanos,
 }
 
 /// Watches the runtime that it is started on.
@@ -27,7 +36,7 @@ pub struct Watch {
     begun: Nanos,
     spent: Option<Nanos>,
     is_over: Arc<AtomicBool>,
-    ticks: JoinHandle<Vec<Nanos>>,
+    ticks: JoinHandle<Vec<Lag>>,
 }
 
 impl Watch {
@@ -56,12 +65,13 @@ impl Watch {
     }
 }
 
-async fn tick(clock: Clock, is_over: Arc<AtomicBool>) -> Vec<Nanos> {
+async fn tick(clock: Clock, is_over: Arc<AtomicBool>) -> Vec<Lag> {
     let mut lags = Vec::new();
     while !is_over.load(Ordering::Relaxed) {
         let due = clock.now() + TICK.as_nanos() as Nanos;
         tokio::time::sleep_until(clock.instant(due)).await;
-        lags.push(clock.now().saturating_sub(due));
+        let late = clock.now().saturating_sub(due);
+        lags.push(Lag { due, late });
     }
     lags
 }
@@ -97,7 +107,7 @@ mod tests {
             "{}",
             effort.lags.len()
         );
-        assert!(effort.lags.iter().all(|lag| *lag < 2_000_000));
+        assert!(effort.lags.iter().all(|lag| lag.late < 2_000_000));
     }
 
     #[test]

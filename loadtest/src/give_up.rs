@@ -1,5 +1,9 @@
 //! When a run may end early: once so many requests have missed a limit that the share of those that keep
-//! them can no longer reach the objective, whatever becomes of the rest.
+//! them can no longer reach the objective, whatever becomes of the rest; or once the server falls behind for
+//! so long that what it is asked for is beyond it.
+//!
+//! Neither replaces the other. The first is certain, at any time, but it waits for requests to end or to fail. The
+//! second sees a queue grow while its first requests are still within their limits, or have not ended at all.
 
 use std::fmt::{self, Display, Formatter};
 use std::sync::OnceLock;
@@ -9,13 +13,14 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::args::Warmup;
-use crate::clock::Nanos;
+use crate::clock::{Nanos, SECOND, seconds};
 use crate::driver::Plan;
 use crate::outcome::Outcome;
 use crate::record::RequestRecord;
 use crate::schedule::schedule;
 use crate::slo::Slo;
 use crate::stats::wilson;
+use crate::steady;
 use crate::workload::Workload;
 
 /// Why the objective is out of reach.
@@ -29,6 +34,41 @@ pub struct Bound {
     pub attainment_at_most: f64,
     /// The share that was asked for.
     pub wanted: f64,
+}
+
+/// The server fell behind.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Overload {
+    /// When that was beyond doubt, from the beginning of the window.
+    pub overloaded_after_seconds: f64,
+    /// Requests in flight by then.
+    pub in_flight: u64,
+}
+
+/// Why a run ended before its time.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Early {
+    /// The objective is out of reach.
+    OutOfReach(Bound),
+    /// The server fell behind.
+    Overload(Overload),
+}
+
+impl Display for Early {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::OutOfReach(bound) => bound.fmt(f),
+            Self::Overload(Overload {
+                overloaded_after_seconds,
+                in_flight,
+            }) => write!(
+                f,
+                "after {overloaded_after_seconds:.0} s the requests in flight, {in_flight} by then, and the time to the \
+                 first token had grown all along"
+            ),
+        }
+    }
 }
 
 /// The bound that `missed` of `planned` requests reach; none while the share can still be `wanted`.
@@ -53,6 +93,43 @@ impl Display for Bound {
             percent(self.attainment_at_most),
             percent(self.wanted)
         )
+    }
+}
+
+/// Looks at a run from time to time, to see a server fall behind.
+#[derive(Debug, Default)]
+pub struct Lookout {
+    /// Requests in flight, as they were seen.
+    in_flight: Vec<(Nanos, f64)>,
+    last_verdict: Nanos,
+}
+
+impl Lookout {
+    /// Between two looks at the requests in flight.
+    pub const EVERY: Duration = Duration::from_millis(250);
+    /// What begins slowly is not overloaded before this time.
+    const EARLIEST: Nanos = 30 * SECOND;
+    /// Between two verdicts: the more there are, the more often chance looks like growth.
+    const BETWEEN: Nanos = 5 * SECOND;
+
+    /// Sees the run at `now`, with a window that began at `start` and the records of what has ended.
+    pub fn look(
+        &mut self,
+        (start, now): (Nanos, Nanos),
+        in_flight: usize,
+        records: &[RequestRecord],
+    ) -> Option<Overload> {
+        self.in_flight.push((now, in_flight as f64));
+        let passed = now.saturating_sub(start);
+        let is_due = passed >= Self::EARLIEST && now - self.last_verdict >= Self::BETWEEN;
+        if !is_due {
+            return None;
+        }
+        self.last_verdict = now;
+        steady::is_overloaded(&self.in_flight, records, (start, now)).then_some(Overload {
+            overloaded_after_seconds: seconds(passed),
+            in_flight: in_flight as u64,
+        })
     }
 }
 
@@ -116,6 +193,7 @@ fn planned(starts: impl Iterator<Item = Nanos>, warmup: Warmup, length: Duration
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::record::tests::success;
 
     /// The bound against trying every possible end of the run.
     #[test]
@@ -132,6 +210,37 @@ mod tests {
         assert_eq!((bound.missed, bound.planned, bound.wanted), (10, 200, 0.99));
         let text = "10 of 200 requests missed a limit, so that at most 97.26 % can keep them and 99 % should";
         assert_eq!(bound.to_string(), text);
+    }
+
+    /// A run of 10 requests a second whose answers take 1 s at first and `growth` more for each second of the run.
+    fn verdict(growth: f64, until: u64) -> Option<Overload> {
+        let second = |s: f64| (s * SECOND as f64) as Nanos;
+        let all = (0..10 * until).map(|i| {
+            let mut record = success(i, second(i as f64 / 10.0), 7, 2);
+            let takes = second(1.0 + growth * i as f64 / 10.0);
+            record.stream.t_first = Some(record.t_plan + takes);
+            record.t_end = record.t_plan + takes;
+            record
+        });
+        let all: Vec<RequestRecord> = all.collect();
+        let mut lookout = Lookout::default();
+        (0..4 * until).find_map(|quarter| {
+            let now = second(quarter as f64 / 4.0);
+            let ended = all.iter().filter(|r| r.t_end <= now);
+            let ended: Vec<RequestRecord> = ended.cloned().collect();
+            let begun = all.iter().filter(|r| r.t_plan <= now).count();
+            lookout.look((0, now), begun - ended.len(), &ended)
+        })
+    }
+
+    #[test]
+    fn a_queue_that_grows_for_half_a_minute_ends_the_run_and_a_steady_one_does_not() {
+        let found = verdict(0.5, 60).unwrap();
+        assert_eq!(found.overloaded_after_seconds, 30.0);
+        assert!(found.in_flight > 90, "{found:?}");
+        assert_eq!(verdict(0.5, 30), None, "not before its time");
+        assert_eq!(verdict(0.0, 60), None);
+        assert_eq!(verdict(0.001, 60), None, "growth nobody cares for");
     }
 
     /// Fewer requests than planned only lower what is possible.

@@ -61,8 +61,8 @@ fn main() -> ExitCode {
 fn search(args: SearchArgs) -> Result<bool> {
     let (json, results) = (args.run.json.clone(), args.run.results.clone());
     ensure!(
-        args.run.price_per_hour.is_none() && args.run.repeats == 1,
-        "--price-per-hour and --repeats have no use in a search"
+        args.run.repeats == 1,
+        "--repeats has no use in a search, which confirms its rate itself"
     );
     let config = SearchConfig::try_from(args)?;
     let runtime = runtime()?;

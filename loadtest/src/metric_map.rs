@@ -93,6 +93,16 @@ pub struct MetricMap {
     pub step_time: Names,
     /// Histogram: time between tokens, without suffix.
     pub itl: Names,
+    /// Histogram of the time to the first token.
+    pub ttft: Names,
+    /// Histogram of the time to the last token.
+    pub e2e: Names,
+    /// Histogram of the time before the first step.
+    pub queue_time: Names,
+    /// Histogram of the time from there to the first token.
+    pub prefill_time: Names,
+    /// Histogram of the time from there to the last token.
+    pub decode_time: Names,
 }
 
 const OCTET: MetricMap = MetricMap {
@@ -109,6 +119,11 @@ const OCTET: MetricMap = MetricMap {
     batch_size: &["octet_step_batch_size"],
     step_time: &["octet_step_duration_seconds"],
     itl: &[names::ITL],
+    ttft: &[names::TTFT],
+    e2e: &[names::E2E],
+    queue_time: &["octet_request_queue_time_seconds"],
+    prefill_time: &["octet_request_prefill_time_seconds"],
+    decode_time: &["octet_request_decode_time_seconds"],
 };
 
 const VLLM: MetricMap = MetricMap {
@@ -128,6 +143,11 @@ const VLLM: MetricMap = MetricMap {
         "vllm:inter_token_latency_seconds",
         "vllm:time_per_output_token_seconds",
     ],
+    ttft: &["vllm:time_to_first_token_seconds"],
+    e2e: &["vllm:e2e_request_latency_seconds"],
+    queue_time: &["vllm:request_queue_time_seconds"],
+    prefill_time: &["vllm:request_prefill_time_seconds"],
+    decode_time: &["vllm:request_decode_time_seconds"],
 };
 
 const SGLANG: MetricMap = MetricMap {
@@ -144,6 +164,11 @@ const SGLANG: MetricMap = MetricMap {
     batch_size: &[],
     step_time: &[],
     itl: &["sglang:inter_token_latency_seconds"],
+    ttft: &["sglang:time_to_first_token_seconds"],
+    e2e: &["sglang:e2e_request_latency_seconds"],
+    queue_time: &[],
+    prefill_time: &[],
+    decode_time: &[],
 };
 
 const LLAMA_CPP: MetricMap = MetricMap {
@@ -160,6 +185,11 @@ const LLAMA_CPP: MetricMap = MetricMap {
     batch_size: &[],
     step_time: &[],
     itl: &[],
+    ttft: &[],
+    e2e: &[],
+    queue_time: &[],
+    prefill_time: &[],
+    decode_time: &[],
 };
 
 const TGI: MetricMap = MetricMap {
@@ -176,6 +206,11 @@ const TGI: MetricMap = MetricMap {
     batch_size: &["tgi_batch_next_size"],
     step_time: &["tgi_batch_forward_duration"],
     itl: &[],
+    ttft: &[],
+    e2e: &["tgi_request_duration"],
+    queue_time: &["tgi_request_queue_duration"],
+    prefill_time: &[],
+    decode_time: &[],
 };
 
 impl MetricMap {

@@ -9,11 +9,15 @@ mod details;
 mod facts;
 mod group;
 pub mod index;
+mod lags;
 mod metric;
 mod plots;
+mod rates;
 mod ratio;
 pub mod search;
+mod shares;
 mod single;
+mod stages;
 mod suite;
 mod tables;
 #[cfg(test)]
@@ -148,7 +152,7 @@ pub(crate) fn render(groups: &[Group]) -> String {
         @else { (single::verdict(&groups[0])) (single::tiles(&groups[0])) }
         @if groups.len() > 1 { (tables::side_by_side(groups)) (compare::differences(groups)) }
         @for group in groups { @if group.runs.len() > 1 { (tables::run_table(group)) } }
-        (plots::all(groups)) (plots::server(groups))
+        (plots::all(groups)) (stages::all(groups)) (plots::server(groups)) (lags::all(groups))
         @for group in groups { (details::details(group, groups.len() > 1)) }
     };
     document(&title, &body)

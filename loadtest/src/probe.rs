@@ -43,8 +43,8 @@ pub async fn first_model(target: &Target) -> Result<String> {
 /// Solves overhead and tokens per word from the usage of two short answers.
 pub async fn calibrate(target: &Target, workload: &Workload) -> Result<TokensPerWord> {
     let (few, many) = CALIBRATION_WORDS;
-    let low = prompt_tokens(target, workload, 0, few).await?;
-    let high = prompt_tokens(target, workload, 1, many).await?;
+    let low = f64::from(prompt_tokens(target, workload, 0, few).await?.1);
+    let high = f64::from(prompt_tokens(target, workload, 1, many).await?.1);
     let per_word = (high - low) / f64::from(many - few);
     if per_word <= 0.0 {
         bail!("{many} words make {high} tokens and {few} words {low}");
@@ -53,13 +53,21 @@ pub async fn calibrate(target: &Target, workload: &Workload) -> Result<TokensPer
     Ok(TokensPerWord { per_word, overhead })
 }
 
+/// A prompt and the tokens that its answer says it has.
+///
+/// # Errors
+/// A target that does not answer it, or answers without usage.
+pub async fn one_answer(target: &Target, workload: &Workload) -> Result<(String, u32)> {
+    prompt_tokens(target, workload, 0, CALIBRATION_WORDS.0).await
+}
+
 async fn prompt_tokens(
     target: &Target,
     workload: &Workload,
     index: u64,
     words: u32,
-) -> Result<f64> {
-    let body = workload.calibration_body(index, words);
+) -> Result<(String, u32)> {
+    let (prompt, body) = workload.calibration_body(index, words);
     let (status, answer) = target
         .fetch(
             Method::POST,
@@ -76,7 +84,7 @@ async fn prompt_tokens(
             answer["error"]["message"].as_str().unwrap_or("no message")
         );
     }
-    answer["usage"]["prompt_tokens"]
-        .as_f64()
-        .context("the answer has no usage")
+    let tokens = answer["usage"]["prompt_tokens"].as_u64();
+    let tokens = tokens.context("the answer has no usage")?;
+    Ok((prompt, u32::try_from(tokens)?))
 }

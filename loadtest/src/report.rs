@@ -1,9 +1,14 @@
 //! The results of a run: everything that is printed and everything that goes into the JSON file,
 //! computed from the records alone. Field order is that of the file; times are in seconds.
 
+mod client;
+mod judge;
+mod latency;
+mod traffic;
+
 use std::collections::BTreeMap;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::args::{Cache, Warmup};
 use crate::arrival::Arrival;
@@ -12,32 +17,26 @@ use crate::config::Config;
 use crate::content::{Content, Described};
 use crate::cost::Cost;
 use crate::driver::RunResult;
-use crate::effort::Effort;
-use crate::give_up::Bound;
+use crate::give_up::Early;
 use crate::metric_map::ServerKind;
-use crate::outcome::Outcome;
 use crate::parts::{Part, parts};
-use crate::reconcile::{Reconciliation, Verdict};
+use crate::reconcile::Reconciliation;
 use crate::record::{Phase, RequestRecord};
 use crate::scene::{Host, Scene, Series};
+use crate::server_times::ServerTimes;
 use crate::slo::Goodput;
-use crate::stats::{Gaps, Percentile, Sample, Summary, min_samples};
 use crate::steady;
 use crate::timeline::Timeline;
 use crate::workload::{TokensPerWord, Workload};
+pub use client::{ClientQuality, Lags, SelfTested};
+pub use judge::RunVerdict;
+use latency::samples;
+pub use latency::{Latency, RequestSample};
+pub(crate) use traffic::in_flight;
+pub use traffic::{LengthInfo, Rates, Requests};
 
 /// Version of the JSON file's schema.
 pub const SCHEMA: u32 = 1;
-/// Below this many events per token a gap between events is not a gap between tokens.
-const MIN_EVENTS_PER_TOKEN: f64 = 0.98;
-/// Above this many, the server splits tokens into several events.
-const MAX_EVENTS_PER_TOKEN: f64 = 1.02;
-/// The send lag that is always allowed, in seconds.
-const SEND_LAG_FLOOR: f64 = 0.001;
-/// The 99th percentile of the runtime's lag that is allowed, in seconds; its timer is one millisecond fine.
-const RUNTIME_LAG_LIMIT: f64 = 0.002;
-/// Cores that the client may use.
-const CORES_LIMIT: f64 = 0.6;
 /// Conversations that the digest of a run covers: as many of every run, however far it came.
 const DIGESTED: u64 = 256;
 
@@ -171,10 +170,27 @@ pub struct Load {
     pub temperature: f64,
     /// Prefix cache policy.
     pub cache: Cache,
-    /// How many words made a prompt.
+    /// How many words made a prompt, where that was aimed at.
     pub tokens_per_word: TokensPerWord,
+    /// What the lengths of prompts rest on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lengths_by: Option<LengthsBy>,
     /// SHA-256 of the first 256 conversations without model name and nonce.
     pub workload_sha256: String,
+}
+
+/// What the lengths of prompts of random words rest on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LengthsBy {
+    /// The server's tokenizer: they are exact.
+    Tokenizer,
+    /// The usage of two answers: they are aimed at.
+    Usage,
+    /// A flag.
+    Flag,
+    /// Nothing: one token for each word.
+    Assumption,
 }
 
 /// The steady window.
@@ -186,28 +202,9 @@ pub struct WindowInfo {
     pub stopped: bool,
     /// The bound that ended it, where it was not stopped from outside.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub gave_up: Option<Bound>,
+    pub gave_up: Option<Early>,
     /// What grew from its beginning to its end beyond doubt: the server fell behind.
     pub growing: Vec<&'static str>,
-}
-
-/// Numbers of requests.
-#[derive(Debug, Clone, Serialize)]
-pub struct Requests {
-    /// Planned inside the window.
-    pub measured: u64,
-    /// Successes among them.
-    pub succeeded: u64,
-    /// Failures among them.
-    pub failed: u64,
-    /// Planned before the window.
-    pub warmup: u64,
-    /// Planned after it.
-    pub background: u64,
-    /// Failures before and after the window.
-    pub failed_outside: u64,
-    /// Requests sent again because a reused connection had been closed under them.
-    pub reconnects: u64,
 }
 
 /// How often a class occurred.
@@ -218,161 +215,6 @@ pub struct OutcomeCount {
     /// Why the first of them failed.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub first_detail: String,
-}
-
-/// Mean lengths in tokens, asked for and got.
-#[derive(Debug, Clone, Serialize)]
-pub struct LengthInfo {
-    /// Prompt tokens aimed at.
-    pub prompt_asked_mean: Option<f64>,
-    /// Prompt tokens by usage.
-    pub prompt_mean: Option<f64>,
-    /// Prompt tokens from the prefix cache by usage.
-    pub prompt_cached_mean: Option<f64>,
-    /// Output tokens asked for.
-    pub output_asked_mean: Option<f64>,
-    /// Output tokens by usage.
-    pub output_mean: Option<f64>,
-}
-
-/// What passed through the window, per second; failures carry no tokens.
-#[derive(Debug, Clone, Default, Serialize)]
-pub struct Rates {
-    /// Requests planned.
-    pub offered_requests: f64,
-    /// Requests whose first byte left.
-    pub sent_requests: f64,
-    /// Successes that ended.
-    pub completed_requests: f64,
-    /// Output tokens received.
-    pub output_tokens: f64,
-    /// Prompt tokens, credited at the first token of the answer.
-    pub prompt_tokens: f64,
-    /// Prompt tokens among them that came from the prefix cache.
-    pub cached_prompt_tokens: f64,
-    /// Output and prompt tokens.
-    pub total_tokens: f64,
-    /// Requests in flight, mean over time.
-    pub in_flight_mean: f64,
-    /// Most requests in flight at once.
-    pub in_flight_max: u64,
-}
-
-/// Latencies of the measured successes.
-#[derive(Debug, Clone, Serialize)]
-pub struct Latency {
-    /// First token, from the planned start.
-    pub ttft: Summary,
-    /// First token, from the first byte sent.
-    pub ttft_from_send: Summary,
-    /// First token, with failures as infinitely slow.
-    pub ttft_with_failures: Summary,
-    /// Time per output token after the first, per request.
-    pub tpot: Summary,
-    /// Gap between token-bearing events.
-    pub chunk_gap: Summary,
-    /// The same as microseconds and counts, to be merged with those of other runs.
-    pub chunk_gap_counts: Vec<(u64, u64)>,
-    /// Token-bearing events per output token.
-    pub events_per_token: Option<f64>,
-    /// Whether a chunk gap may be called inter-token latency.
-    pub chunk_gap_is_itl: bool,
-    /// The longest gap of each request.
-    pub longest_stall: Summary,
-    /// End of the text, from the planned start.
-    pub e2e: Summary,
-    /// End of the text, with failures as infinitely slow.
-    pub e2e_with_failures: Summary,
-    /// End-to-end latency over output tokens, per request.
-    pub normalised: Summary,
-    /// From the end of the text to the end of the stream.
-    pub tail: Summary,
-}
-
-/// One measured success; times in seconds.
-#[derive(Debug, Clone, Serialize)]
-pub struct RequestSample {
-    /// Planned start, from the beginning of the window.
-    pub t: f64,
-    /// First token, from the planned start.
-    pub ttft: Option<f64>,
-    /// Time per output token after the first.
-    pub tpot: Option<f64>,
-    /// End of the text, from the planned start.
-    pub e2e: Option<f64>,
-    /// Prompt tokens by usage.
-    pub prompt_tokens: u64,
-    /// Generated tokens by usage.
-    pub output_tokens: u64,
-    /// Prompt tokens from the prefix cache by usage.
-    pub cached_tokens: u64,
-    /// Conversation it belongs to.
-    pub conversation: u64,
-    /// Its place there, from zero.
-    pub turn: u32,
-}
-
-fn samples(records: &[&RequestRecord], begin: Nanos) -> Vec<RequestSample> {
-    let mut ordered: Vec<&RequestRecord> = records.to_vec();
-    ordered.sort_by_key(|record| (record.t_plan, record.index));
-    let sample = |record: &&RequestRecord| RequestSample {
-        t: seconds(record.t_plan.saturating_sub(begin)),
-        ttft: record.ttft().map(seconds),
-        tpot: record.tpot().map(seconds),
-        e2e: record.e2e().map(seconds),
-        prompt_tokens: record.prompt_tokens(),
-        output_tokens: record.output_tokens(),
-        cached_tokens: record.cached_tokens(),
-        conversation: record.conversation,
-        turn: record.turn,
-    };
-    ordered.iter().map(sample).collect()
-}
-
-/// How well the client kept its plan.
-#[derive(Debug, Clone, Serialize)]
-pub struct ClientQuality {
-    /// From the planned start to the first byte sent.
-    pub send_lag: Summary,
-    /// What its 99th percentile may be: 1 ms, or 1 % of the median TTFT.
-    pub send_lag_limit: f64,
-    /// Time spent opening connections, over requests that had to.
-    pub connect: Summary,
-    /// How late the client's runtime woke, looked at every 10 ms.
-    pub runtime_lag: Summary,
-    /// What its 99th percentile may be.
-    pub runtime_lag_limit: f64,
-    /// Processor time of the client, in cores. It reads all streams on one.
-    pub cores: Option<f64>,
-    /// What that may be.
-    pub cores_limit: f64,
-    /// Share of the token-bearing events that one read brought together with the one before: many of
-    /// them are many at once from the server, or a client that reads late.
-    pub bundled_events: Option<f64>,
-    /// What the client can do by its self-test, against what the run needed.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub self_test: Option<SelfTested>,
-}
-
-/// Token events per second.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct SelfTested {
-    /// The most with which the client kept up before the run; none where it kept up with nothing.
-    pub sustained_events_per_second: Option<f64>,
-    /// What it read in the window, on average.
-    pub used_events_per_second: f64,
-}
-
-impl SelfTested {
-    fn new(sustained: Option<f64>, result: &RunResult) -> Self {
-        let events = result.records.iter().map(|r| r.stream.events_in_window);
-        let (start, end) = result.window;
-        Self {
-            sustained_events_per_second: sustained,
-            used_events_per_second: events.sum::<u64>() as f64
-                / seconds(end - start).max(f64::MIN_POSITIVE),
-        }
-    }
 }
 
 /// The server's side of the run.
@@ -390,21 +232,12 @@ pub struct ServerInfo {
     pub build: BTreeMap<String, String>,
     /// Its metrics over the run.
     pub timeline: Option<Timeline>,
+    /// Its own histograms of times.
+    #[serde(skip_serializing_if = "ServerTimes::is_empty")]
+    pub times: ServerTimes,
     /// The comparisons.
     #[serde(flatten)]
     pub reconciliation: Reconciliation,
-}
-
-/// Whether the numbers of a run can be trusted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum RunVerdict {
-    /// Yes.
-    Valid,
-    /// With a reservation.
-    Warning,
-    /// No.
-    Invalid,
 }
 
 impl Report {
@@ -431,7 +264,7 @@ impl Report {
             .filter(|r| r.outcome.is_success())
             .collect();
         let latency = Latency::new(&good, (measured.len() - good.len()) as u64);
-        let mut client = ClientQuality::new(&measured, &latency, &result.effort);
+        let mut client = ClientQuality::new(&measured, &latency, &result.effort, result.window);
         client.self_test = scene
             .self_test
             .map(|sustained| SelfTested::new(sustained, &result));
@@ -497,105 +330,6 @@ impl Report {
         self.requests.failed + self.requests.failed_outside == 0
             && self.verdict != RunVerdict::Invalid
     }
-
-    fn judge(&mut self) {
-        let mut found: Vec<(RunVerdict, String)> = Vec::new();
-        for check in &self.server.reconciliation.checks {
-            let verdict = match check.verdict {
-                Verdict::Pass | Verdict::NotPossible => continue,
-                Verdict::Fail => RunVerdict::Invalid,
-                Verdict::Warn => RunVerdict::Warning,
-            };
-            found.push((
-                verdict,
-                format!("{} {}: the counts differ", check.id, check.what),
-            ));
-        }
-        let shed = Outcome::ShedByClient.name();
-        if self.outcomes.contains_key(&*shed) || self.outcomes_outside.contains_key(&*shed) {
-            found.push((RunVerdict::Invalid, "the client shed requests".into()));
-        }
-        if self.server.lost {
-            let reason = "the server's counters could not be read after the run".into();
-            found.push((RunVerdict::Invalid, reason));
-        }
-        if self.window.stopped {
-            let reason = match self.window.gave_up {
-                Some(bound) => format!("the run was ended early: {bound}"),
-                None => "the run was stopped".into(),
-            };
-            found.push((RunVerdict::Invalid, reason));
-        }
-        if self.requests.succeeded == 0 {
-            found.push((RunVerdict::Invalid, "no measured request succeeded".into()));
-        }
-        if self.server.reconciliation.not_exclusive {
-            found.push((
-                RunVerdict::Warning,
-                "the server answered others meanwhile".into(),
-            ));
-        }
-        if !self.server.quiet {
-            found.push((
-                RunVerdict::Warning,
-                "the server did not come to rest".into(),
-            ));
-        }
-        if !self.window.growing.is_empty() {
-            let what = self.window.growing.join(" and ");
-            let reason = format!("not steady, {what} grew: latencies state a backlog");
-            found.push((RunVerdict::Warning, reason));
-        }
-        if matches!(self.load.arrival, Arrival::Ramp { .. }) {
-            let reason = "the rate changed: no part of a ramp is a steady state";
-            found.push((RunVerdict::Warning, reason.into()));
-        }
-        if self.client.is_late() {
-            found.push((
-                RunVerdict::Warning,
-                "the client sent late: latencies contain its own delay".into(),
-            ));
-        }
-        if self.client.is_sluggish() {
-            let reason = "the client woke late: its time stamps may be late too".into();
-            found.push((RunVerdict::Warning, reason));
-        }
-        if self.client.is_beyond_its_test() {
-            let reason = "the client read more events than it kept up with in its self-test".into();
-            found.push((RunVerdict::Warning, reason));
-        }
-        if self.client.is_busy() {
-            let reason = "the client was short of processor time: it may be the bottleneck".into();
-            found.push((RunVerdict::Warning, reason));
-        }
-        if self
-            .latency
-            .events_per_token
-            .is_some_and(|ratio| ratio > MAX_EVENTS_PER_TOKEN)
-        {
-            found.push((
-                RunVerdict::Warning,
-                "the server splits tokens into several events".into(),
-            ));
-        }
-        if let Some(short) = self.too_short() {
-            found.push((RunVerdict::Warning, short));
-        }
-        self.verdict = found
-            .iter()
-            .map(|(verdict, _)| *verdict)
-            .max()
-            .unwrap_or(RunVerdict::Valid);
-        self.reasons = found.into_iter().map(|(_, reason)| reason).collect();
-    }
-
-    /// Names what the sample is too small for, when that is more than the 99th percentile.
-    fn too_short(&self) -> Option<String> {
-        let n = self.latency.ttft.n;
-        let least = min_samples(0.95);
-        (n > 0 && n < least)
-            .then(|| format!("{n} answers are too few for a 95th percentile, which takes {least}"))
-    }
 }
 
 impl Load {
@@ -627,192 +361,9 @@ impl Load {
             temperature: config.temperature,
             cache: config.cache,
             tokens_per_word: workload.tokens_per_word,
+            lengths_by: None,
             workload_sha256: workload.digest(DIGESTED),
         }
-    }
-}
-
-impl Requests {
-    fn new(records: &[RequestRecord]) -> Self {
-        let count = |predicate: &dyn Fn(&RequestRecord) -> bool| {
-            records.iter().filter(|r| predicate(r)).count() as u64
-        };
-        let is_measured = |r: &RequestRecord| r.phase == Phase::Measured;
-        Self {
-            measured: count(&is_measured),
-            succeeded: count(&|r| is_measured(r) && r.outcome.is_success()),
-            failed: count(&|r| is_measured(r) && !r.outcome.is_success()),
-            warmup: count(&|r| r.phase == Phase::Warmup),
-            background: count(&|r| r.phase == Phase::Background),
-            failed_outside: count(&|r| !is_measured(r) && !r.outcome.is_success()),
-            reconnects: records.iter().map(|r| u64::from(r.reconnects)).sum(),
-        }
-    }
-}
-
-impl LengthInfo {
-    fn new(good: &[&RequestRecord]) -> Self {
-        let mean = |value: &dyn Fn(&RequestRecord) -> u64| {
-            let total: u64 = good.iter().map(|r| value(r)).sum();
-            (!good.is_empty()).then(|| total as f64 / good.len() as f64)
-        };
-        Self {
-            prompt_asked_mean: mean(&|r| u64::from(r.asked_prompt_tokens)),
-            prompt_mean: mean(&RequestRecord::prompt_tokens),
-            prompt_cached_mean: mean(&RequestRecord::cached_tokens),
-            output_asked_mean: mean(&|r| u64::from(r.asked_output_tokens)),
-            output_mean: mean(&RequestRecord::output_tokens),
-        }
-    }
-}
-
-impl Rates {
-    fn new(records: &[RequestRecord], window: (Nanos, Nanos)) -> Self {
-        let (start, end) = window;
-        let inside = |t: Nanos| t >= start && t < end;
-        let length = seconds(end - start);
-        let per_second = |amount: f64| if length > 0.0 { amount / length } else { 0.0 };
-        let count = |predicate: &dyn Fn(&RequestRecord) -> bool| {
-            per_second(records.iter().filter(|r| predicate(r)).count() as f64)
-        };
-        let good = || records.iter().filter(|r| r.outcome.is_success());
-        let started = || good().filter(|r| r.stream.first_in_window);
-        let output_tokens = per_second(good().map(RequestRecord::output_tokens_in_window).sum());
-        let prompt_tokens =
-            per_second(started().map(RequestRecord::prompt_tokens).sum::<u64>() as f64);
-        let (in_flight_mean, in_flight_max) = in_flight(records, window);
-        Self {
-            offered_requests: count(&|r| inside(r.t_plan)),
-            sent_requests: count(&|r| r.t_send.is_some_and(inside)),
-            completed_requests: count(&|r| r.outcome.is_success() && inside(r.t_end)),
-            output_tokens,
-            prompt_tokens,
-            cached_prompt_tokens: per_second(
-                started().map(RequestRecord::cached_tokens).sum::<u64>() as f64,
-            ),
-            total_tokens: output_tokens + prompt_tokens,
-            in_flight_mean,
-            in_flight_max,
-        }
-    }
-}
-
-/// Requests between first byte sent and end, within the window: mean over time and maximum.
-pub(crate) fn in_flight(records: &[RequestRecord], (start, end): (Nanos, Nanos)) -> (f64, u64) {
-    let mut changes: Vec<(Nanos, i64)> = Vec::new();
-    let mut busy: u128 = 0;
-    for record in records {
-        let (from, to) = (
-            record.t_send.unwrap_or(Nanos::MAX).max(start),
-            record.t_end.min(end),
-        );
-        if from < to {
-            busy += u128::from(to - from);
-            changes.extend([(from, 1), (to, -1)]);
-        }
-    }
-    // At the same moment an end comes before a start.
-    changes.sort_unstable();
-    let mut now = 0;
-    let max = changes.iter().fold(0, |max, (_, change)| {
-        now += change;
-        max.max(now)
-    });
-    let length = (end - start).max(1);
-    (busy as f64 / length as f64, u64::try_from(max).unwrap_or(0))
-}
-
-impl Latency {
-    fn new(good: &[&RequestRecord], failures: u64) -> Self {
-        let sample = |value: fn(&RequestRecord) -> Option<Nanos>| -> Sample {
-            good.iter().filter_map(|r| value(r)).collect()
-        };
-        let mut gaps = Gaps::default();
-        good.iter()
-            .flat_map(|r| &r.stream.gaps)
-            .for_each(|gap| gaps.record(*gap));
-        let events: u64 = good.iter().map(|r| r.stream.events).sum();
-        let tokens: u64 = good.iter().map(|r| r.output_tokens()).sum();
-        let events_per_token = (tokens > 0).then(|| events as f64 / tokens as f64);
-        let (ttft, e2e) = (sample(RequestRecord::ttft), sample(RequestRecord::e2e));
-        Self {
-            ttft: ttft.summary(),
-            ttft_from_send: sample(RequestRecord::ttft_from_send).summary(),
-            ttft_with_failures: ttft.summary_with_failures(failures),
-            tpot: sample(RequestRecord::tpot).summary(),
-            chunk_gap: gaps.summary(),
-            chunk_gap_counts: gaps.counts(),
-            events_per_token,
-            chunk_gap_is_itl: events_per_token.is_some_and(|ratio| ratio >= MIN_EVENTS_PER_TOKEN),
-            longest_stall: sample(RequestRecord::longest_stall).summary(),
-            e2e: e2e.summary(),
-            e2e_with_failures: e2e.summary_with_failures(failures),
-            normalised: sample(RequestRecord::normalised_latency).summary(),
-            tail: sample(RequestRecord::tail).summary(),
-        }
-    }
-}
-
-impl ClientQuality {
-    fn new(measured: &[&RequestRecord], latency: &Latency, effort: &Effort) -> Self {
-        let sum = |value: fn(&RequestRecord) -> u64| measured.iter().map(|r| value(r)).sum::<u64>();
-        let events = sum(|r| r.stream.events);
-        let bundled = sum(|r| r.stream.bundled);
-        let send_lag: Sample = measured.iter().filter_map(|r| r.send_lag()).collect();
-        let connect: Sample = measured
-            .iter()
-            .map(|r| r.connect)
-            .filter(|t| *t > 0)
-            .collect();
-        let median = if let Percentile::Seconds(median) = latency.ttft.p50 {
-            median
-        } else {
-            0.0
-        };
-        Self {
-            send_lag: send_lag.summary(),
-            send_lag_limit: (median * 0.01).max(SEND_LAG_FLOOR),
-            connect: connect.summary(),
-            runtime_lag: effort.lags.iter().copied().collect::<Sample>().summary(),
-            runtime_lag_limit: RUNTIME_LAG_LIMIT,
-            cores: effort.cores,
-            cores_limit: CORES_LIMIT,
-            bundled_events: (events > 0).then(|| bundled as f64 / events as f64),
-            self_test: None,
-        }
-    }
-
-    /// Whether the client, and not the server, may be what was measured.
-    pub fn may_be_the_bottleneck(&self) -> bool {
-        self.is_late() || self.is_sluggish() || self.is_busy() || self.is_beyond_its_test()
-    }
-
-    /// Whether the client's runtime woke too late to stamp what it read.
-    fn is_sluggish(&self) -> bool {
-        matches!(self.runtime_lag.p99, Percentile::Seconds(p99) if p99 > self.runtime_lag_limit)
-    }
-
-    /// Whether the run had more events than those with which the client had kept up.
-    fn is_beyond_its_test(&self) -> bool {
-        self.self_test.is_some_and(|test| {
-            let sustained = test.sustained_events_per_second;
-            sustained.is_some_and(|sustained| test.used_events_per_second > sustained)
-        })
-    }
-
-    /// Whether the client used more of its processor than leaves it in time.
-    fn is_busy(&self) -> bool {
-        self.cores.is_some_and(|cores| cores > self.cores_limit)
-    }
-
-    /// Whether the client's own delay is more than a small share of what it measured: the 99th
-    /// percentile of its send lag, or without one its maximum, exceeds the limit.
-    pub fn is_late(&self) -> bool {
-        let worst = match self.send_lag.p99 {
-            Percentile::Seconds(p99) => Some(p99),
-            _ => self.send_lag.max,
-        };
-        worst.is_some_and(|worst| worst > self.send_lag_limit)
     }
 }
 

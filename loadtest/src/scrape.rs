@@ -265,19 +265,22 @@ impl Delta<'_> {
         names.iter().find_map(|name| self.counter(name, &[]))
     }
 
-    /// What a histogram observed in between: upper edges in rising order, each with the share of the
-    /// observations at or below it. None without any.
-    pub fn curve(&self, histogram: &str) -> Option<Vec<(f64, f64)>> {
+    /// What a histogram observed in between: upper edges in rising order, each with the number of the
+    /// observations at or below it. None where it is missing.
+    pub fn cumulative(&self, histogram: &str) -> Option<Vec<(f64, f64)>> {
         let name = format!("{histogram}_bucket");
         let edges = self.after.label_values(&name, "le", &[]);
-        let mut curve: Vec<(f64, f64)> = edges
+        let mut grown: Vec<(f64, f64)> = edges
             .iter()
-            .filter_map(|le| {
-                let grown = self.counter(&name, &[("le", le)])?;
-                Some((le.parse().ok()?, grown))
-            })
+            .filter_map(|le| Some((le.parse().ok()?, self.counter(&name, &[("le", le)])?)))
             .collect();
-        curve.sort_by(|a, b| a.0.total_cmp(&b.0));
+        grown.sort_by(|a, b| a.0.total_cmp(&b.0));
+        (!grown.is_empty()).then_some(grown)
+    }
+
+    /// The same as shares of all; none where nothing was observed.
+    pub fn curve(&self, histogram: &str) -> Option<Vec<(f64, f64)>> {
+        let mut curve = self.cumulative(histogram)?;
         let total = curve.last()?.1;
         curve.iter_mut().for_each(|(_, count)| *count /= total);
         (total > 0.0).then_some(curve)
@@ -379,6 +382,9 @@ mod tests {
             map.prefix_hits,
             map.batch_size,
             map.step_time,
+            map.queue_time,
+            map.prefill_time,
+            map.decode_time,
         ]
         .concat();
         for name in COUNTERS

@@ -172,6 +172,7 @@ async fn measure(script: Script, users: u32, length: Duration) -> Result<Level> 
             per_word: 1.0,
             overhead: 0.0,
         },
+        vocabulary: None,
         // Above zero a request carries its number as its seed, by which the server remembers it.
         temperature: 1.0,
         nonce: None,

@@ -26,24 +26,55 @@ pub fn growing(
     }
     let border = |block: usize| start + (end - start) / BLOCKS as Nanos * block as Nanos;
     let busy: [f64; BLOCKS] = std::array::from_fn(|i| in_flight((border(i), border(i + 1))));
-    let ttft: [Option<f64>; BLOCKS] = std::array::from_fn(|i| {
-        let block = border(i)..border(i + 1);
-        let times = measured().filter(|r| block.contains(&r.t_plan));
-        mean(times.filter_map(|r| Some(seconds(r.ttft()?))))
-    });
+    let ttft = measured().filter_map(|r| Some((r.t_plan, seconds(r.ttft()?))));
     let mut found = Vec::new();
     if grows(&busy) {
         found.push("requests in flight");
     }
-    if ttft.iter().all(Option::is_some) && grows(&ttft.map(Option::unwrap_or_default)) {
+    if blocks(ttft, (start, border(BLOCKS)))
+        .as_ref()
+        .is_some_and(grows)
+    {
         found.push("time to first token");
     }
     found
 }
 
-fn mean(values: impl Iterator<Item = f64>) -> Option<f64> {
-    let (n, sum) = values.fold((0u32, 0.0), |(n, sum), value| (n + 1, sum + value));
-    (n > 0).then(|| sum / f64::from(n))
+/// Whether, in a window that is still open, both the requests in flight and the time to the first token have grown.
+/// `in_flight` are looks at the former; `records` are those that have ended. The latter is looked at up to the
+/// latest start of them: later ones have not had the time to be slow.
+pub fn is_overloaded(
+    in_flight: &[(Nanos, f64)],
+    records: &[RequestRecord],
+    (start, now): (Nanos, Nanos),
+) -> bool {
+    let measured = || records.iter().filter(|r| r.phase == Phase::Measured);
+    let latest = measured().map(|r| r.t_plan + 1).max().unwrap_or(start);
+    if measured().count() < MIN_REQUESTS {
+        return false;
+    }
+    let first_tokens = measured().filter_map(|r| Some((r.t_plan, seconds(r.ttft()?))));
+    let busy = blocks(in_flight.iter().copied(), (start, now));
+    let ttft = blocks(first_tokens, (start, latest));
+    [busy, ttft]
+        .iter()
+        .all(|blocks| blocks.as_ref().is_some_and(grows))
+}
+
+/// Means of values in equal parts of a stretch of time; none where one of them has no value.
+fn blocks(
+    values: impl Iterator<Item = (Nanos, f64)>,
+    (start, end): (Nanos, Nanos),
+) -> Option<[f64; BLOCKS]> {
+    let length = (end.saturating_sub(start) / BLOCKS as Nanos).max(1);
+    let mut sums = [(0u32, 0.0); BLOCKS];
+    for (at, value) in values.filter(|(at, _)| (start..end).contains(at)) {
+        let block = ((at - start) / length).min(BLOCKS as Nanos - 1);
+        let (n, sum) = &mut sums[block as usize];
+        (*n, *sum) = (*n + 1, *sum + value);
+    }
+    let all = sums.iter().all(|(n, _)| *n > 0);
+    all.then(|| sums.map(|(n, sum)| sum / f64::from(n)))
 }
 
 /// Whether the slope of a least-squares line is above zero with its whole 95 % interval, and the line

@@ -5,8 +5,11 @@
 
 mod cell;
 mod job;
+mod loads;
 mod plan;
+mod quality;
 mod serve;
+mod summary;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -14,9 +17,10 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
-pub use cell::{Cell, Figures, Found, SUMMARY, SideName, Summary, run};
+pub use cell::run;
 pub use job::{Job, Side};
 pub use plan::{Fit, plan};
+pub use summary::{Cell, Figures, Found, SUMMARY, SideName, Summary};
 
 /// The version of the format that is read.
 const SCHEMA: u32 = 1;

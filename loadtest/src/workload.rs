@@ -13,9 +13,10 @@ use crate::content::{Content, Conversation, Prefix, Prompts, Turn, pick};
 use crate::dataset;
 use crate::rng::{Rng, Stream};
 use crate::trace::{BLOCK_TOKENS, Trace, TraceRequest};
+use crate::vocabulary::{Vocabulary, join};
 
 /// 256 short, frequent English words, each a single token of most vocabularies.
-static WORDS: LazyLock<Vec<&str>> =
+pub(crate) static WORDS: LazyLock<Vec<&str>> =
     LazyLock::new(|| include_str!("words.txt").split_whitespace().collect());
 /// Words of a run's nonce: 48 random bits.
 const NONCE_WORDS: u32 = 6;
@@ -82,6 +83,8 @@ pub struct Workload {
     pub trace: Option<Arc<Trace>>,
     /// How many words make a prompt of a length.
     pub tokens_per_word: TokensPerWord,
+    /// The tokens of every word, where the target tells: then lengths are exact.
+    pub vocabulary: Option<Arc<Vocabulary>>,
     /// Sampling temperature.
     pub temperature: f64,
     /// First words of every prompt, so that no prompt was seen by an earlier run.
@@ -172,22 +175,22 @@ impl Workload {
         };
         let (tokens, output_tokens) = draw(rng);
         let shared = self.shared(content, rng);
+        let shared_tokens = content.prefix.map_or(0, |prefix| prefix.tokens);
         let mut turns = vec![Turn {
             think: content.think.draw(rng),
-            prompt_tokens: tokens + content.prefix.map_or(0, |prefix| prefix.tokens),
+            prompt_tokens: tokens + shared_tokens,
             output_tokens,
-            text: self.prompt(number, tokens, &shared),
+            text: self.prompt(number, tokens, &shared, shared_tokens),
             recorded: None,
         }];
         for turn in 1..content.turns.draw(rng) {
             let (prompt_tokens, output_tokens) = draw(rng);
             let mut words = Rng::new(self.seed, Stream::Turn(number, turn));
-            let count = self.tokens_per_word.more_words(prompt_tokens).max(1);
             turns.push(Turn {
                 think: content.think.draw(rng),
                 prompt_tokens,
                 output_tokens,
-                text: random_words(&mut words, count),
+                text: self.more(&mut words, prompt_tokens),
                 recorded: None,
             });
         }
@@ -229,11 +232,24 @@ impl Workload {
             return String::new();
         };
         let group = rng.below(u64::from(groups));
-        let words = self.tokens_per_word.more_words(tokens).max(1);
-        random_words(&mut Rng::new(self.seed, Stream::Prefix(group)), words)
+        self.more(&mut Rng::new(self.seed, Stream::Prefix(group)), tokens)
     }
 
-    fn prompt(&self, number: u64, tokens: u32, shared: &str) -> String {
+    /// Words that add `tokens` to a text.
+    fn more(&self, rng: &mut Rng, tokens: u32) -> String {
+        match &self.vocabulary {
+            Some(vocabulary) => vocabulary.more(rng, tokens),
+            None => random_words(rng, self.tokens_per_word.more_words(tokens).max(1)),
+        }
+    }
+
+    /// A prompt of `tokens` beside those of its `shared` beginning.
+    fn prompt(&self, number: u64, tokens: u32, shared: &str, shared_tokens: u32) -> String {
+        if let Some(vocabulary) = &self.vocabulary {
+            let total = tokens + shared_tokens;
+            let lead = join([self.nonce.as_deref().unwrap_or(""), shared]);
+            return self.exact(vocabulary, &lead, total, Stream::Words(number));
+        }
         let words = match shared {
             "" => self.tokens_per_word.words(tokens),
             _ => self.tokens_per_word.more_words(tokens).max(1),
@@ -243,10 +259,14 @@ impl Workload {
             Some(nonce) if words > NONCE_WORDS => (nonce.as_str(), words - NONCE_WORDS),
             _ => ("", words),
         };
-        let own = random_words(&mut rng, own);
-        let parts = [lead, shared, own.as_str()];
-        let parts = parts.into_iter().filter(|part| !part.is_empty());
-        parts.collect::<Vec<_>>().join(" ")
+        join([lead, shared, &random_words(&mut rng, own)])
+    }
+
+    /// A prompt of `tokens` that begins with `lead`, or with as much of it as there is room for.
+    fn exact(&self, vocabulary: &Vocabulary, lead: &str, tokens: u32, words: Stream) -> String {
+        let lead = vocabulary.cut(lead, tokens);
+        let own = vocabulary.fill(&mut Rng::new(self.seed, words), &lead, tokens);
+        join([&lead, &own])
     }
 
     fn traced(&self, number: u64) -> Option<&TraceRequest> {
@@ -257,12 +277,30 @@ impl Workload {
     }
 
     fn traced_conversation(&self, number: u64, request: &TraceRequest) -> Conversation {
+        Conversation {
+            number,
+            content: 0,
+            turns: vec![Turn {
+                think: 0,
+                prompt_tokens: request.prompt_tokens,
+                output_tokens: request.output_tokens,
+                text: self.traced_prompt(number, request),
+                recorded: None,
+            }],
+        }
+    }
+
+    fn traced_prompt(&self, number: u64, request: &TraceRequest) -> String {
         let words = self.tokens_per_word.words(request.prompt_tokens) as usize;
         let mut parts: Vec<String> = self.nonce.iter().cloned().collect();
-        let per_block = self.tokens_per_word.more_words(BLOCK_TOKENS).max(1);
         for id in &request.blocks {
             let mut rng = Rng::new(self.seed, Stream::TraceBlock(*id));
-            parts.push(random_words(&mut rng, per_block));
+            parts.push(self.more(&mut rng, BLOCK_TOKENS));
+        }
+        if let Some(vocabulary) = &self.vocabulary {
+            let lead = parts.join(" ");
+            let tokens = request.prompt_tokens;
+            return self.exact(vocabulary, &lead, tokens, Stream::Words(number));
         }
         // Blocks cover the whole prompt where a trace has them; without them its words are its own.
         let known = parts.iter().map(|part| dataset::words(part)).sum();
@@ -271,30 +309,21 @@ impl Workload {
         parts.push(random_words(&mut own, missing));
         let text = parts.join(" ");
         let text: Vec<&str> = text.split_whitespace().take(words).collect();
-        Conversation {
-            number,
-            content: 0,
-            turns: vec![Turn {
-                think: 0,
-                prompt_tokens: request.prompt_tokens,
-                output_tokens: request.output_tokens,
-                text: text.join(" "),
-                recorded: None,
-            }],
-        }
+        text.join(" ")
     }
 
-    /// A request of `words` words and one output token, not streamed, whose usage tells how the
+    /// The prompt and the body of a request of `words` words and one output token, not streamed, whose usage tells how the
     /// target counts.
-    pub fn calibration_body(&self, index: u64, words: u32) -> Bytes {
+    pub fn calibration_body(&self, index: u64, words: u32) -> (String, Bytes) {
         let prompt = random_words(&mut Rng::new(self.seed, Stream::Calibration(index)), words);
-        self.body(&Body {
+        let body = self.body(&Body {
             said: &[&prompt],
             output_tokens: 1,
             ignore_eos: false,
             index,
             stream: false,
-        })
+        });
+        (prompt, body)
     }
 
     fn body(&self, parts: &Body<'_>) -> Bytes {

@@ -44,6 +44,7 @@ async fn idle_run(plan: Plan) -> (Arc<Run>, TcpListener) {
             per_word: 1.0,
             overhead: 0.0,
         },
+        vocabulary: None,
         temperature: 0.0,
         nonce: None,
     };

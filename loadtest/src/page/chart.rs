@@ -7,7 +7,7 @@ use super::axis::Axis;
 const WIDTH: f64 = 560.0;
 const HEIGHT: f64 = 320.0;
 const LEFT: f64 = 64.0;
-const RIGHT: f64 = 16.0;
+const RIGHT: f64 = 26.0;
 const TOP: f64 = 12.0;
 const BOTTOM: f64 = 44.0;
 
@@ -18,12 +18,16 @@ pub enum Form {
     Line,
     /// One mark each.
     Dots,
-    /// Joined, with a mark and a label at each.
+    /// Joined, with a mark and a label at each, and with its interval where there is one.
     Marked,
+    /// A thin outline beside a line of its colour.
+    Outline,
     /// A mark each that tells a verdict without its colour, too.
     Verdict(Mark),
     /// A line across the chart at the height of the first point.
     Level,
+    /// Joined, as something to hold the others against.
+    Guide,
 }
 
 /// What a mark says.
@@ -39,11 +43,35 @@ pub enum Mark {
 pub struct Series {
     pub name: String,
     pub form: Form,
+    /// Number of its colour, which it shares with what belongs to it.
+    pub colour: usize,
     pub points: Vec<(f64, f64)>,
     /// What stands at the points of a marked series.
     pub labels: Vec<String>,
-    /// Lower and upper end of the interval of each point, where they have one.
+    /// Lower and upper end of the interval of each point, where they have one; of one without, itself twice.
     pub intervals: Vec<(f64, f64)>,
+    /// Where on the axis below an arrow from each point of a marked series ends.
+    pub arrows: Vec<f64>,
+}
+
+impl Series {
+    /// Points and no more.
+    pub fn new(
+        name: impl Into<String>,
+        form: Form,
+        colour: usize,
+        points: Vec<(f64, f64)>,
+    ) -> Self {
+        Self {
+            name: name.into(),
+            form,
+            colour,
+            points,
+            labels: Vec::new(),
+            intervals: Vec::new(),
+            arrows: Vec::new(),
+        }
+    }
 }
 
 /// A chart.
@@ -62,6 +90,9 @@ impl Chart {
             self.x.include(*x);
             self.y.include(*y);
         }
+        for x in self.series.iter().flat_map(|series| &series.arrows) {
+            self.x.include(*x);
+        }
         for (low, high) in self.series.iter().flat_map(|series| &series.intervals) {
             self.y.include(*low);
             self.y.include(*high);
@@ -74,12 +105,12 @@ impl Chart {
                 svg viewBox=(format!("0 0 {WIDTH} {HEIGHT}")) role="img" aria-label=(self.summary()) {
                     title { (self.title) }
                     (self.grid())
-                    @for (i, series) in self.series.iter().enumerate() { (self.marks(i, series)) }
+                    @for series in &self.series { (self.marks(series)) }
                 }
                 @if self.series.len() > 1 {
                     p class="legend" {
-                        @for (i, series) in self.series.iter().enumerate() {
-                            span class={ "key " (class(series, i)) } { (series.name) } " "
+                        @for series in &self.series {
+                            span class={ "key " (class(series)) } { (series.name) } " "
                         }
                     }
                 }
@@ -120,41 +151,69 @@ impl Chart {
         }
     }
 
-    fn marks(&self, index: usize, series: &Series) -> Markup {
-        let places = series
-            .points
-            .iter()
-            .map(|(x, y)| (self.place_x(*x), self.place_y(*y)));
+    fn marks(&self, series: &Series) -> Markup {
+        let places = || {
+            let points = series.points.iter();
+            points.map(|(x, y)| (self.place_x(*x), self.place_y(*y)))
+        };
+        let class = class(series);
         match series.form {
-            Form::Line => polyline(index, places),
+            Form::Line | Form::Outline => polyline(&format!("line {class}"), places()),
+            Form::Guide => polyline(&class, places()),
             Form::Marked => html! {
-                (polyline(index, places.clone()))
-                g class={ "dots s" (index) } {
-                    @for ((x, y), label) in places.zip(&series.labels) {
-                        circle cx=(coordinate(x)) cy=(coordinate(y)) r="4" {}
+                (polyline(&format!("line {class}"), places()))
+                g class={ "dots " (class) } {
+                    (self.intervals(series))
+                    (self.arrows(series))
+                    @for (x, y) in places() { circle cx=(coordinate(x)) cy=(coordinate(y)) r="4" {} }
+                    @for ((x, y), label) in places().zip(&series.labels) {
                         text class="tick" x=(coordinate(x + 7.0)) y=(coordinate(y - 9.0)) { (label) }
                     }
                 }
             },
             Form::Verdict(mark) => html! {
-                g class={ "dots " (class(series, index)) } {
-                    @for ((x, _), (low, high)) in series.points.iter().zip(&series.intervals) {
-                        @let x = coordinate(self.place_x(*x));
-                        line class="interval" x1=(x) x2=(x) y1=(coordinate(self.place_y(*low))) y2=(coordinate(self.place_y(*high))) {}
-                    }
-                    @for (x, y) in places { (verdict(mark, x, y)) }
+                g class={ "dots " (class) } {
+                    (self.intervals(series))
+                    @for (x, y) in places() { (verdict(mark, x, y)) }
                 }
             },
             Form::Level => html! {
-                @if let Some((_, y)) = places.into_iter().next() {
-                    line class="level" x1=(LEFT) x2=(WIDTH - RIGHT) y1=(coordinate(y)) y2=(coordinate(y)) {}
+                @if let Some((_, y)) = places().next() {
+                    line class=(class) x1=(LEFT) x2=(WIDTH - RIGHT) y1=(coordinate(y)) y2=(coordinate(y)) {}
                 }
             },
             Form::Dots => html! {
-                g class={ "dots s" (index) } {
-                    @for (x, y) in places { circle cx=(coordinate(x)) cy=(coordinate(y)) r="2.2" {} }
+                g class={ "dots " (class) } {
+                    @for (x, y) in places() { circle cx=(coordinate(x)) cy=(coordinate(y)) r="2.2" {} }
                 }
             },
+        }
+    }
+
+    fn intervals(&self, series: &Series) -> Markup {
+        let known = series.points.iter().zip(&series.intervals);
+        let known = known.filter(|(_, (low, high))| low < high);
+        html! {
+            @for ((x, _), (low, high)) in known {
+                @let x = coordinate(self.place_x(*x));
+                line class="interval" x1=(x) x2=(x) y1=(coordinate(self.place_y(*low))) y2=(coordinate(self.place_y(*high))) {}
+            }
+        }
+    }
+
+    /// A shaft and a head each, where they do not hide behind their mark.
+    fn arrows(&self, series: &Series) -> Markup {
+        const HEAD: f64 = 5.0;
+        let places = series.points.iter().zip(&series.arrows);
+        let places =
+            places.map(|((x, y), end)| (self.place_x(*x), self.place_x(*end), self.place_y(*y)));
+        let seen = places.filter(|(from, to, _)| (to - from).abs() > 2.0 * HEAD);
+        html! {
+            @for (from, to, y) in seen {
+                @let back = to - HEAD * (to - from).signum();
+                path class="arrow" d=(format!("M{} {y:.1}L{} {y:.1}M{} {:.1}L{} {y:.1}L{} {:.1}", coordinate(from), coordinate(to),
+                    coordinate(back), y - HEAD, coordinate(to), coordinate(back), y + HEAD)) {}
+            }
         }
     }
 
@@ -168,13 +227,14 @@ impl Chart {
 }
 
 /// The class that colours a series.
-fn class(series: &Series, index: usize) -> String {
+fn class(series: &Series) -> String {
     match series.form {
         Form::Verdict(Mark::Pass) => "pass".into(),
         Form::Verdict(Mark::Fail) => "fail".into(),
         Form::Verdict(Mark::Open) => "open".into(),
-        Form::Level => "level".into(),
-        _ => format!("s{index}"),
+        Form::Level | Form::Guide => "level".into(),
+        Form::Outline => format!("outline s{}", series.colour),
+        _ => format!("s{}", series.colour),
     }
 }
 
@@ -190,11 +250,11 @@ fn verdict(mark: Mark, x: f64, y: f64) -> Markup {
     }
 }
 
-fn polyline(index: usize, places: impl Iterator<Item = (f64, f64)>) -> Markup {
+fn polyline(class: &str, places: impl Iterator<Item = (f64, f64)>) -> Markup {
     let points: Vec<String> = places
         .map(|(x, y)| format!("{},{}", coordinate(x), coordinate(y)))
         .collect();
-    html! { polyline class={ "line s" (index) } points=(points.join(" ")) {} }
+    html! { polyline class=(class) points=(points.join(" ")) {} }
 }
 
 /// One digit after the point is finer than any screen.

@@ -7,8 +7,10 @@ use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
 use crate::arrival::RampShape;
+use crate::report::{Lags, LengthsBy};
 use crate::results::RUN;
 use crate::scene::{Host, Series};
+use crate::server_times::{Buckets, Stages};
 
 /// The schema this page reads.
 const SCHEMA: u32 = 1;
@@ -70,8 +72,19 @@ pub struct Target {
 
 #[derive(Debug, Clone, Deserialize)]
 pub struct Goodput {
+    pub slo: Option<Limits>,
     pub requests_per_second: f64,
     pub attainment: Share,
+}
+
+/// Limits of a good request, in seconds.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Limits {
+    pub ttft_seconds: Option<f64>,
+    pub tpot_seconds: Option<f64>,
+    pub stall_seconds: Option<f64>,
+    pub e2e_seconds: Option<f64>,
+    pub attainment: f64,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -109,6 +122,7 @@ pub struct Load {
     pub output_tokens: serde_json::Value,
     pub ignore_eos: bool,
     pub temperature: f64,
+    pub lengths_by: Option<LengthsBy>,
     pub workload_sha256: String,
 }
 
@@ -158,6 +172,9 @@ pub struct Outcome {
 
 #[derive(Debug, Clone, Deserialize)]
 pub struct Lengths {
+    /// None of a run of an earlier version, as the next.
+    pub prompts_as_asked: Option<u64>,
+    pub prompt_off_max: Option<u64>,
     pub prompt_mean: Option<f64>,
     pub output_mean: Option<f64>,
 }
@@ -195,6 +212,10 @@ pub struct Summary {
 #[derive(Debug, Clone, Deserialize)]
 pub struct Client {
     pub send_lag: Summary,
+    pub send_lag_limit: Option<f64>,
+    pub runtime_lag: Option<Summary>,
+    pub runtime_lag_limit: Option<f64>,
+    pub lags: Option<Lags>,
     pub self_test: Option<SelfTested>,
 }
 
@@ -233,6 +254,17 @@ pub struct Server {
     #[serde(default)]
     pub checks: Vec<Check>,
     pub timeline: Option<Timeline>,
+    #[serde(default)]
+    pub times: Times,
+}
+
+/// What the server's own histograms said; a run of an earlier version has none.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub struct Times {
+    pub ttft: Option<Buckets>,
+    pub itl: Option<Buckets>,
+    pub stages: Option<Stages>,
 }
 
 /// What the server said of itself over the run; `t` is in seconds after the beginning of the window.

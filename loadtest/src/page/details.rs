@@ -5,6 +5,7 @@ use maud::{Markup, html};
 use super::data::{Cost, Run, milliseconds, number};
 use super::facts;
 use super::group::Group;
+use crate::report::LengthsBy;
 use crate::stats::Percentile;
 
 /// Everything else about a configuration.
@@ -22,6 +23,7 @@ pub fn details(group: &Group, named: bool) -> Markup {
                     "mean prompt " (number(first.lengths.prompt_mean.unwrap_or(0.0))) ", mean output "
                     (number(first.lengths.output_mean.unwrap_or(0.0))) " tokens"
                 }
+                @if let Some(words) = prompt_lengths(first) { dt { "lengths of prompts" } dd { (words) } }
                 @if let Some(test) = &first.client.self_test { dt { "the client" } dd { (test.words()) } }
                 dt { "digest of the requests" } dd { code { (first.load.workload_sha256) } }
             }
@@ -38,6 +40,26 @@ pub fn details(group: &Group, named: bool) -> Markup {
             }
         }
     }
+}
+
+/// What the lengths of prompts rest on, and what came of it; none of a run that does not say.
+fn prompt_lengths(run: &Run) -> Option<String> {
+    let by = match run.load.lengths_by? {
+        LengthsBy::Tokenizer => "made to measure with the server's /tokenize",
+        LengthsBy::Usage => {
+            "aimed at by the usage of two answers, because the server's tokenizer could not be asked"
+        }
+        LengthsBy::Flag => "aimed at by --tokens-per-word",
+        LengthsBy::Assumption => "one token for each word was assumed",
+    };
+    let (exact, all) = (run.lengths.prompts_as_asked?, run.latency.e2e.n);
+    let off = match run.lengths.prompt_off_max? {
+        0 => "by usage all are as long as was asked".to_owned(),
+        most => format!(
+            "by usage {exact} of {all} are as long as was asked, the others off by {most} tokens at most"
+        ),
+    };
+    Some(format!("{by}; {off}"))
 }
 
 /// What a million tokens cost, as the mean over runs.

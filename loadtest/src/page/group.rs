@@ -11,7 +11,7 @@ use crate::results::RUN;
 use crate::stats::Gaps;
 
 /// Folders inside folders that are looked through for runs.
-const MAX_DEPTH: usize = 6;
+pub const MAX_DEPTH: usize = 6;
 
 /// Runs of one configuration, at least one.
 #[derive(Debug, Clone)]
@@ -35,10 +35,19 @@ impl Group {
         if path.is_file() {
             return Ok(vec![Self::new(vec![Run::read(path)?])]);
         }
-        let mut groups = read_folder(path, MAX_DEPTH)?;
+        let groups = Self::below(path)?;
         if groups.is_empty() {
             bail!("{} holds no {RUN}", path.display());
         }
+        Ok(groups)
+    }
+
+    /// All runs below a folder.
+    ///
+    /// # Errors
+    /// A folder or a result that cannot be read.
+    pub fn below(folder: &Path) -> Result<Vec<Self>> {
+        let mut groups = read_folder(folder, MAX_DEPTH)?;
         groups.sort_by_key(|group| group.runs[0].side());
         Ok(groups)
     }

@@ -1,5 +1,7 @@
 //! `loadtest index`: a table of everything in a folder of results, as `index.html` and `index.json`.
 
+mod found;
+
 use std::path::Path;
 
 use anyhow::{Result, bail};
@@ -11,6 +13,7 @@ use super::group::Group;
 use super::metric::{Latency, Metric, Quantile};
 use super::{document, facts, suite};
 use crate::results::{self, PAGE, write_whole};
+use found::Found;
 
 /// Version of `index.json`'s schema.
 const SCHEMA: u32 = 1;
@@ -67,6 +70,8 @@ struct Index<'a> {
     schema: u32,
     kind: &'static str,
     results: &'a [Entry],
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    searches: &'a Vec<Found>,
 }
 
 /// Looks through `folder` and writes its index.
@@ -80,20 +85,26 @@ pub fn write(folder: &Path) -> Result<()> {
     if let Some(page) = suite::page(folder)? {
         return write_page(folder, &page);
     }
-    let groups = Group::read(folder)?;
+    let mut searches = found::read(folder)?;
+    let groups = Group::below(folder)?;
+    if groups.is_empty() && searches.is_empty() {
+        bail!("{} holds no results", folder.display());
+    }
     let mut entries: Vec<Entry> = groups
         .iter()
         .map(|group| Entry::new(group, folder))
         .collect();
     // The newest first; what has no time last.
     entries.sort_by(|a, b| (&b.started, &a.folder).cmp(&(&a.started, &b.folder)));
+    searches.sort_by(|a, b| (&b.started, &a.folder).cmp(&(&a.started, &b.folder)));
     let index = Index {
         schema: SCHEMA,
         kind: "index",
         results: &entries,
+        searches: &searches,
     };
     results::write_json(&folder.join("index.json"), &index)?;
-    write_page(folder, &render(&entries))
+    write_page(folder, &render(&entries, &searches))
 }
 
 fn write_page(folder: &Path, page: &str) -> Result<()> {
@@ -175,8 +186,10 @@ impl Figure {
     }
 }
 
-fn render(entries: &[Entry]) -> String {
-    let mut models: Vec<&str> = entries.iter().map(|entry| entry.model.as_str()).collect();
+fn render(entries: &[Entry], searches: &[Found]) -> String {
+    let of_runs = entries.iter().map(|entry| entry.model.as_str());
+    let of_searches = searches.iter().map(|found| found.model.as_str());
+    let mut models: Vec<&str> = of_runs.chain(of_searches).collect();
     models.sort_unstable();
     models.dedup();
     let body = html! {
@@ -187,6 +200,7 @@ fn render(entries: &[Entry]) -> String {
             section id={ "m" (i) } {
                 h2 { (model) }
                 (table(&entries.iter().filter(|entry| entry.model == *model).collect::<Vec<_>>()))
+                (found::table(&searches.iter().filter(|found| found.model == *model).collect::<Vec<_>>()))
             }
         }
         p class="note" {
@@ -197,6 +211,9 @@ fn render(entries: &[Entry]) -> String {
 }
 
 fn table(entries: &[&Entry]) -> Markup {
+    if entries.is_empty() {
+        return html! {};
+    }
     let most = entries
         .iter()
         .filter_map(|e| e.output_tokens_per_second.mean)

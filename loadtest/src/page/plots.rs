@@ -6,6 +6,7 @@ use super::axis::{Axis, Scale};
 use super::chart::{Chart, Form, Series};
 use super::data::Sample;
 use super::group::Group;
+use super::shares;
 
 /// Dots of one series; more hide each other.
 const MAX_DOTS: usize = 2000;
@@ -28,7 +29,7 @@ pub fn all(groups: &[Group]) -> Markup {
             div class="charts" {
                 @for (name, measure) in LATENCIES { (by_percentile(groups, name, measure)) }
             }
-            div class="charts" { (ttft_shares(groups)) (gap_shares(groups)) }
+            (shares::all(groups))
             h2 { "Over the run" }
             div class="charts" {
                 (dots(groups, "Time to first token, by start", "seconds since the window began", |s| Some(s.t)))
@@ -78,13 +79,8 @@ pub fn server(groups: &[Group]) -> Markup {
 fn over_time(groups: &[Group], key: &str, title: &str, is_time: bool) -> Option<Markup> {
     let series: Vec<Series> = groups
         .iter()
-        .map(|group| Series {
-            name: group.name.clone(),
-            form: Form::Line,
-            labels: Vec::new(),
-            intervals: Vec::new(),
-            points: in_window(group, key),
-        })
+        .enumerate()
+        .map(|(i, group)| Series::new(&group.name, Form::Line, i, in_window(group, key)))
         .collect();
     let is_seen = series.iter().flat_map(|s| &s.points).any(|(_, y)| *y > 0.0);
     is_seen.then(|| {
@@ -115,106 +111,20 @@ fn in_window(group: &Group, key: &str) -> Vec<(f64, f64)> {
         .collect()
 }
 
-/// The distribution of the first token's time.
-fn ttft_shares(groups: &[Group]) -> Markup {
-    let values = |group: &Group| {
-        let samples = group.counted().into_iter().flat_map(|run| &run.samples);
-        samples.filter_map(|s| Some((s.ttft?, 1))).collect()
-    };
-    shares(
-        groups,
-        "Time to first token: how often",
-        "share of requests",
-        values,
-    )
-}
-
-/// The distribution of the gaps between events.
-fn gap_shares(groups: &[Group]) -> Markup {
-    let values = |group: &Group| {
-        let gaps = group
-            .counted()
-            .into_iter()
-            .flat_map(|run| &run.latency.chunk_gap_counts);
-        gaps.map(|(micros, count)| (*micros as f64 * 1e-6, *count))
-            .collect()
-    };
-    shares(
-        groups,
-        "Gap between two events: how often",
-        "share of gaps",
-        values,
-    )
-}
-
-/// Steps of a histogram of times with their counts.
-fn shares(
-    groups: &[Group],
-    title: &str,
-    what: &'static str,
-    values: impl Fn(&Group) -> Vec<(f64, u64)>,
-) -> Markup {
-    let series = groups.iter().map(|group| Series {
-        name: group.name.clone(),
-        form: Form::Line,
-        labels: Vec::new(),
-        intervals: Vec::new(),
-        points: steps(&values(group)),
-    });
-    Chart {
-        title: title.to_owned(),
-        x: Axis::seconds(Scale::Log),
-        y: Axis::new(what, Scale::Linear),
-        series: series.collect(),
-    }
-    .draw()
-}
-
-/// Ten bins for each power of ten, as the corners of their outline.
-fn steps(values: &[(f64, u64)]) -> Vec<(f64, f64)> {
-    const PER_DECADE: f64 = 10.0;
-    let total: u64 = values.iter().map(|(_, count)| count).sum();
-    let mut bins: std::collections::BTreeMap<i32, u64> = std::collections::BTreeMap::new();
-    for (seconds, count) in values.iter().filter(|(seconds, _)| *seconds > 0.0) {
-        *bins
-            .entry((seconds.log10() * PER_DECADE).floor() as i32)
-            .or_default() += count;
-    }
-    let (Some(first), Some(last)) = (bins.keys().next(), bins.keys().next_back()) else {
-        return Vec::new();
-    };
-    let edge = |bin: i32| 10f64.powf(f64::from(bin) / PER_DECADE);
-    let corners = (*first..=*last).flat_map(|bin| {
-        let share = bins.get(&bin).copied().unwrap_or(0) as f64 / total as f64;
-        [(edge(bin), share), (edge(bin + 1), share)]
-    });
-    let (left, right) = ((edge(*first), 0.0), (edge(*last + 1), 0.0));
-    std::iter::once(left)
-        .chain(corners)
-        .chain(std::iter::once(right))
-        .collect()
-}
-
 fn by_percentile(groups: &[Group], name: &str, measure: Measure) -> Markup {
-    let series = groups.iter().map(|group| {
+    let series = groups.iter().enumerate().map(|(i, group)| {
         let samples = group.counted().into_iter().flat_map(|run| &run.samples);
         let mut values: Vec<f64> = samples.filter_map(measure).collect();
         values.sort_by(f64::total_cmp);
         let n = values.len() as f64;
         let last = values.len().saturating_sub(1);
-        Series {
-            name: group.name.clone(),
-            form: Form::Line,
-            labels: Vec::new(),
-            intervals: Vec::new(),
-            // The largest value stands at one share short of everything.
-            points: values
-                .iter()
-                .enumerate()
-                .filter(|(i, _)| last < MAX_DOTS || i % (last / MAX_DOTS + 1) == 0 || *i == last)
-                .map(|(i, value)| ((i as f64 + 0.5) / n, *value))
-                .collect(),
-        }
+        // The largest value stands at one share short of everything.
+        let points = values
+            .iter()
+            .enumerate()
+            .filter(|(i, _)| last < MAX_DOTS || i % (last / MAX_DOTS + 1) == 0 || *i == last)
+            .map(|(i, value)| ((i as f64 + 0.5) / n, *value));
+        Series::new(&group.name, Form::Line, i, points.collect())
     });
     Chart {
         title: name.to_owned(),
@@ -226,7 +136,7 @@ fn by_percentile(groups: &[Group], name: &str, measure: Measure) -> Markup {
 }
 
 fn dots(groups: &[Group], title: &str, x: &'static str, place: Measure) -> Markup {
-    let series = groups.iter().map(|group| {
+    let series = groups.iter().enumerate().map(|(i, group)| {
         let samples: Vec<&Sample> = group
             .counted()
             .into_iter()
@@ -234,13 +144,8 @@ fn dots(groups: &[Group], title: &str, x: &'static str, place: Measure) -> Marku
             .collect();
         let step = samples.len() / MAX_DOTS + 1;
         let samples = samples.into_iter().step_by(step);
-        Series {
-            name: group.name.clone(),
-            form: Form::Dots,
-            labels: Vec::new(),
-            intervals: Vec::new(),
-            points: samples.filter_map(|s| Some((place(s)?, s.ttft?))).collect(),
-        }
+        let points = samples.filter_map(|s| Some((place(s)?, s.ttft?)));
+        Series::new(&group.name, Form::Dots, i, points.collect())
     });
     Chart {
         title: title.to_owned(),
@@ -249,25 +154,4 @@ fn dots(groups: &[Group], title: &str, x: &'static str, place: Measure) -> Marku
         series: series.collect(),
     }
     .draw()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn bins_hold_everything_once() {
-        let values = [(0.01, 1), (0.0101, 2), (0.5, 1), (0.0, 1)];
-        let points = steps(&values);
-        let tops: f64 = points[1..points.len() - 1]
-            .chunks(2)
-            .map(|pair| pair[0].1)
-            .sum();
-        assert!(
-            (tops - 0.8).abs() < 1e-12,
-            "a gap of zero has no place: {points:?}"
-        );
-        assert!(points.windows(2).all(|p| p[0].0 <= p[1].0), "{points:?}");
-        assert_eq!(steps(&[]), []);
-    }
 }

@@ -10,9 +10,11 @@ use serde_json::Value;
 
 use super::axis::{Axis, Scale};
 use super::chart::{Chart, Form, Mark, Series};
-use super::data::{Arrival, Goodput, Target, Tool, milliseconds, number};
+use super::data::{Arrival, Goodput, Limits, Price, Target, Tool, milliseconds, number};
 use super::document;
-use crate::give_up::Bound;
+use super::rates::{self, Ladder, Tried};
+use crate::cost::USES;
+use crate::give_up::Early;
 use crate::results::SEARCH;
 use crate::scene::Host;
 use crate::search::{ProbeKind, ProbeVerdict, StopReason};
@@ -25,29 +27,25 @@ const SCHEMA: u32 = 1;
 pub struct Search {
     schema: u32,
     kind: String,
+    /// What it is called.
     #[serde(default)]
-    name: String,
+    pub name: String,
+    /// Wall time of its start.
     #[serde(default)]
-    started: String,
+    pub started: String,
     #[serde(default)]
     host: Host,
     #[serde(default)]
     tool: Tool,
     target: Option<Target>,
     slo: Limits,
-    rate: Option<f64>,
-    stop: StopReason,
+    /// Requests per second; none when no rate passed.
+    pub rate: Option<f64>,
+    /// Why it ended.
+    pub stop: StopReason,
     not_monotone: bool,
+    price: Option<Price>,
     probes: Vec<Probe>,
-}
-
-#[derive(Debug, Clone, Deserialize)]
-struct Limits {
-    ttft_seconds: Option<f64>,
-    tpot_seconds: Option<f64>,
-    stall_seconds: Option<f64>,
-    e2e_seconds: Option<f64>,
-    attainment: f64,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -57,11 +55,14 @@ struct Probe {
     seconds: f64,
     verdict: ProbeVerdict,
     goodput: Option<Goodput>,
-    ended_early: Option<Bound>,
+    ended_early: Option<Early>,
     growing: Vec<String>,
     client_was_late: bool,
+    offered_requests: Option<f64>,
+    completed_requests: f64,
     ttft_p50: Option<f64>,
     tpot_p50: Option<f64>,
+    per_million_output_tokens: Option<f64>,
 }
 
 impl Search {
@@ -112,6 +113,7 @@ impl Search {
                     }
                 }
             }
+            (self.rates())
             (self.table())
             (self.details())
         };
@@ -161,19 +163,10 @@ impl Search {
                 .map(|(rate, [value, low, high])| ((rate, cap(value)), (cap(low), cap(high))))
                 .unzip()
         });
-        let wanted = Series {
-            name: format!("{} wanted", percent(self.slo.attainment)),
-            form: Form::Level,
-            points: self
-                .probes
-                .iter()
-                .find_map(|p| p.arrival.rate())
-                .map(|rate| (rate, self.slo.attainment))
-                .into_iter()
-                .collect(),
-            labels: Vec::new(),
-            intervals: Vec::new(),
-        };
+        let rate = self.probes.iter().find_map(|p| p.arrival.rate());
+        let level = rate.map(|rate| (rate, self.slo.attainment));
+        let wanted = format!("{} wanted", percent(self.slo.attainment));
+        let wanted = Series::new(wanted, Form::Level, 0, level.into_iter().collect());
         Chart {
             title: "Share of the requests that kept the limits, by rate".into(),
             x: Axis::new("requests per second", Scale::Linear),
@@ -196,6 +189,91 @@ impl Search {
             series,
         }
         .draw()
+    }
+
+    /// The model, where it is known.
+    pub fn model(&self) -> &str {
+        self.target.as_ref().map_or("", |target| &target.model)
+    }
+
+    /// What had to be kept.
+    pub fn limits(&self) -> String {
+        let share = percent(self.slo.attainment);
+        format!("{} by {share} of the requests", self.slo.words())
+    }
+
+    /// How many probes there were.
+    pub fn probes(&self) -> usize {
+        self.probes.len()
+    }
+
+    /// Where the client ran.
+    pub fn machine(&self) -> String {
+        match self.host.cores {
+            0 => String::new(),
+            cores => format!("{}, {cores} cores", self.host.cpu),
+        }
+    }
+
+    /// What the first token may take.
+    pub fn ttft_limit(&self) -> Option<f64> {
+        self.slo.ttft_seconds
+    }
+
+    /// What becomes of the server at higher rates.
+    fn rates(&self) -> Markup {
+        let ladder = self.ladder();
+        html! {
+            @if !ladder.tried.is_empty() {
+                section {
+                    h2 { "At higher rates" }
+                    (rates::charts(&[ladder], self.slo.ttft_seconds))
+                    (self.cost())
+                }
+            }
+        }
+    }
+
+    /// The probes that were made to their end, by rising rates.
+    pub fn ladder(&self) -> Ladder {
+        let tried = self.probes.iter().filter_map(|probe| {
+            let rate = probe.arrival.rate()?;
+            Some(Tried {
+                offered: probe.offered_requests.unwrap_or(rate),
+                completed: probe.completed_requests,
+                good: probe.goodput.as_ref()?.requests_per_second,
+                ttft_p50: probe.ttft_p50,
+                cost: probe.per_million_output_tokens,
+            })
+        });
+        let mut tried: Vec<Tried> = tried.collect();
+        tried.sort_by(|a, b| a.offered.total_cmp(&b.offered));
+        Ladder {
+            name: self.name.clone(),
+            tried,
+        }
+    }
+
+    /// What a million tokens cost at the rate that was found, by the use of the machine.
+    fn cost(&self) -> Markup {
+        let at_rate = |p: &&Probe| p.arrival.rate() == self.rate;
+        let costs = self.probes.iter().filter(at_rate);
+        let costs: Vec<f64> = costs
+            .filter_map(|probe| probe.per_million_output_tokens)
+            .collect();
+        let mean = costs.iter().sum::<f64>() / costs.len() as f64;
+        html! {
+            @if let (Some(price), false) = (&self.price, costs.is_empty()) {
+                p {
+                    "At this rate a million output tokens cost "
+                    @for (i, share) in USES.into_iter().enumerate() {
+                        @if i > 0 { ", " }
+                        (number(mean / share)) " on a machine in use " (percent(share)) " of the time"
+                    }
+                    ", at " (number(price.per_hour)) " an hour" @if !price.note.is_empty() { " (" (price.note) ")" } "."
+                }
+            }
+        }
     }
 
     fn table(&self) -> Markup {
@@ -244,11 +322,8 @@ fn marks(points: impl Fn(Mark) -> (Vec<(f64, f64)>, Vec<(f64, f64)>)) -> Vec<Ser
     let each = [Mark::Pass, Mark::Fail, Mark::Open].map(|mark| {
         let (points, intervals) = points(mark);
         Series {
-            name: mark.words().into(),
-            form: Form::Verdict(mark),
-            points,
-            labels: Vec::new(),
             intervals,
+            ..Series::new(mark.words(), Form::Verdict(mark), 0, points)
         }
     });
     each.into_iter().filter(|s| !s.points.is_empty()).collect()
@@ -293,8 +368,13 @@ impl Probe {
 
     /// The share that kept the limits and the ends of its interval.
     fn share(&self) -> Option<[f64; 3]> {
-        if let Some(bound) = &self.ended_early {
-            return Some([bound.attainment_at_most, 0.0, bound.attainment_at_most]);
+        match self.ended_early {
+            Some(Early::OutOfReach(bound)) => {
+                return Some([bound.attainment_at_most, 0.0, bound.attainment_at_most]);
+            }
+            // What was answered before says nothing about the rest.
+            Some(Early::Overload(_)) => return None,
+            None => {}
         }
         let share = &self.goodput.as_ref()?.attainment;
         Some([share.value?, share.low, share.high])
@@ -311,19 +391,21 @@ impl Probe {
 
     fn kept(&self) -> String {
         match (&self.ended_early, self.share()) {
-            (Some(bound), _) => format!("at most {}", percent(bound.attainment_at_most)),
-            (None, Some([value, low, high])) => {
+            (Some(Early::OutOfReach(bound)), _) => {
+                format!("at most {}", percent(bound.attainment_at_most))
+            }
+            (_, Some([value, low, high])) => {
                 let [value, low, high] = [value, low, high].map(percent);
                 format!("{value} ({low} to {high})")
             }
-            (None, None) => "–".into(),
+            (_, None) => "–".into(),
         }
     }
 
     fn why(&self) -> String {
         let early = self
             .ended_early
-            .map(|bound| format!("ended early: {bound}"));
+            .map(|early| format!("ended early: {early}"));
         let grew = match self.growing[..] {
             [] => None,
             _ => Some(format!("{} grew", self.growing.join(" and "))),
@@ -346,7 +428,7 @@ mod tests {
         json!({"kind": "probe", "arrival": {"kind": "poisson", "rate": rate}, "seconds": 60.0, "verdict": verdict,
                "goodput": {"requests_per_second": rate * value,
                            "attainment": {"value": value, "low": value - 0.02, "high": value}},
-               "growing": [], "client_was_late": false, "ttft_p50": 0.1, "tpot_p50": 0.02})
+               "growing": [], "client_was_late": false, "completed_requests": rate * 0.9, "ttft_p50": 0.1, "tpot_p50": 0.02})
     }
 
     fn search(stop: &str, rate: Option<f64>) -> Value {
@@ -398,10 +480,28 @@ mod tests {
         for mark in ["dots pass", "dots fail", "dots open"] {
             assert_eq!(page.matches(mark).count(), 2, "{mark}");
         }
-        assert_eq!(page.matches("class=\"level\"").count(), 1);
+        // The share that was wanted, the limit of the first token, and everything that was asked for.
+        assert_eq!(page.matches("class=\"level\"").count(), 3);
         assert_eq!(page.matches("class=\"interval\"").count(), 3);
         assert!(page.contains("at most 97.26 %") && page.contains("ended early: 10 of 200"));
         assert!(page.contains("first token within 1.00 s, each further token within 80.0 ms"));
+    }
+
+    #[test]
+    fn what_is_served_is_drawn_against_what_is_asked_for_and_costs_only_where_it_is_known() {
+        let mut value = search("converged", Some(2.0));
+        let page = Search::parse(value.clone()).unwrap().render();
+        // Two of the probes were made to their end, in two pictures of which one has two lines.
+        assert_eq!(page.matches("r=\"4\"").count(), 6, "{page}");
+        assert!(page.contains("limit: 1.00 s") && !page.contains("Price of a million"));
+        value["price"] = json!({"per_hour": 0.72, "note": "EUR, today"});
+        value["probes"][0]["per_million_output_tokens"] = json!(1.5);
+        let page = Search::parse(value).unwrap().render();
+        assert_eq!(page.matches("r=\"4\"").count(), 7);
+        assert!(page.contains(
+            "cost 1.50 on a machine in use 100 % of the time, 3 on a machine in use 50 %"
+        ));
+        assert!(page.contains("at 0.7200 an hour (EUR, today)"));
     }
 
     #[test]

@@ -9,10 +9,13 @@ use serde_json::Value;
 
 use super::axis::{Axis, Scale};
 use super::chart::{Chart, Form, Series};
-use super::data::number;
+use super::data::{milliseconds, number};
 use super::group::Group;
 use super::metric::{Latency, Metric, Quantile};
+use super::rates::{self, Ladder};
+use super::search::Search;
 use super::{compare, document};
+use crate::interval::Interval;
 use crate::results::PAGE;
 use crate::suite::{Cell, SUMMARY, Summary};
 
@@ -20,6 +23,7 @@ use crate::suite::{Cell, SUMMARY, Summary};
 struct Row {
     cell: Cell,
     loads: Vec<Group>,
+    searches: Vec<Search>,
 }
 
 /// The page of the suite whose results lie in `folder`; none where there is no suite.
@@ -49,9 +53,14 @@ pub fn page(folder: &Path) -> Result<Option<String>> {
         if cell.sides.len() == 1 {
             loads.sort_by_key(|group| position(cell, group));
         }
+        let pages = cell.searches.iter().filter_map(|found| found.page.as_ref());
+        let searches = pages.map(|page| Search::read(place.join(page).parent().unwrap_or(&place)));
         rows.push(Row {
             cell: cell.clone(),
             loads,
+            searches: searches
+                .filter_map(Result::transpose)
+                .collect::<Result<_>>()?,
         });
     }
     Ok(Some(render(&summary, &rows)))
@@ -266,70 +275,121 @@ fn charts(cells: &[&Row]) -> Markup {
     models.dedup();
     html! {
         @for model in models {
-            @let rows: Vec<&&Row> = cells.iter().filter(|row| row.cell.sides[0].model == model && row.loads.len() > 1).collect();
-            @if !rows.is_empty() {
-                h2 { (model) }
-                div class="charts" { (speeds(&rows)) (knee(&rows)) }
-                p class="note" { "The numbers are those of users, each with one request at a time." }
+            @let rows: Vec<&Row> = cells.iter().copied().filter(|row| row.cell.sides[0].model == model).collect();
+            @let closed: Vec<&Row> = rows.iter().copied().filter(|row| row.loads.len() > 1).collect();
+            @let ladders = ladders(&rows);
+            @if !closed.is_empty() || !ladders.0.is_empty() { h2 { (model) } }
+            @if !closed.is_empty() {
+                div class="charts" { (speeds(&closed)) (knee(&closed)) }
+                p class="note" {
+                    "The numbers are those of users, each with one request at a time. Bars are 95 % intervals of the mean over runs, where there "
+                    "are several."
+                }
             }
+            (rates::charts(&ladders.0, ladders.1))
         }
     }
 }
 
+/// The searches of some cells, and the limit of their first token if it is the same in all.
+fn ladders(rows: &[&Row]) -> (Vec<Ladder>, Option<f64>) {
+    let searches = rows.iter().flat_map(|row| {
+        let side = &row.cell.sides[0];
+        let name = format!("{} on {}", side.precision, side.server);
+        row.searches
+            .iter()
+            .map(move |search| (name.clone(), search))
+    });
+    let (ladders, mut limits): (Vec<Ladder>, Vec<Option<f64>>) = searches
+        .map(|(name, search)| {
+            let tried = search.ladder().tried;
+            (Ladder { name, tried }, search.ttft_limit())
+        })
+        .unzip();
+    limits.dedup();
+    let limit = match limits[..] {
+        [limit] => limit,
+        _ => None,
+    };
+    (ladders, limit)
+}
+
+/// A point of a load, and the interval of its height over runs.
+type Point = ((f64, f64), Option<Interval>);
+
 /// The closed loops of a cell, each with its number of users.
-fn series(row: &Row, place: impl Fn(&Group) -> Option<(f64, f64)>) -> Series {
+fn series(colour: usize, row: &Row, place: impl Fn(&Group) -> Option<Point>) -> Series {
     let side = &row.cell.sides[0];
     let mut points = Vec::new();
     for group in row.loads.iter().filter(|group| group.is_valid()) {
         let users = group.runs[0].load.arrival.users();
-        if let (Some(users), Some(point)) = (users, place(group)) {
-            points.push((users.to_string(), point));
+        if let (Some(users), Some((point, interval))) = (users, place(group)) {
+            let ends = interval.map_or((point.1, point.1), |i| (i.low.max(0.0), i.high));
+            points.push((users.to_string(), point, ends));
         }
     }
     points.sort_by(|a, b| a.1.0.total_cmp(&b.1.0));
-    let (labels, points) = points.into_iter().unzip();
+    let name = format!("{} on {}", side.precision, side.server);
     Series {
-        name: format!("{} on {}", side.precision, side.server),
-        form: Form::Marked,
-        labels,
-        intervals: Vec::new(),
-        points,
+        labels: points.iter().map(|(users, ..)| users.clone()).collect(),
+        intervals: points.iter().map(|(.., ends)| *ends).collect(),
+        ..Series::new(
+            name,
+            Form::Marked,
+            colour,
+            points.iter().map(|(_, point, _)| *point).collect(),
+        )
     }
 }
 
+fn all_series(rows: &[&Row], place: impl Fn(&Group) -> Option<Point>) -> Vec<Series> {
+    let rows = rows.iter().enumerate();
+    rows.map(|(i, row)| series(i, row, &place)).collect()
+}
+
 /// What all get against what each gets: the trade that more users make.
-fn speeds(rows: &[&&Row]) -> Markup {
+fn speeds(rows: &[&Row]) -> Markup {
     let place = |group: &Group| {
-        let tpot = group
-            .summary(Metric::Latency(Latency::Tpot, Quantile::P50))?
-            .0;
-        Some((1.0 / tpot, group.summary(Metric::OutputTokens)?.0))
+        let tpot = group.summary(Metric::Latency(Latency::Tpot, Quantile::P50))?;
+        let (output, interval) = group.summary(Metric::OutputTokens)?;
+        Some(((1.0 / tpot.0, output), interval))
     };
     Chart {
-        title: "Output of the server against what one user sees".into(),
+        title: "Output of the server (tokens per second) against what one user sees".into(),
         x: Axis::new(
             "tokens per second of one user, once its answer has begun",
             Scale::Linear,
         ),
         y: Axis::new("tokens per second", Scale::Linear),
-        series: rows.iter().map(|row| series(row, place)).collect(),
+        series: all_series(rows, place),
     }
     .draw()
 }
 
-/// The wait for the first token against what is served.
-fn knee(rows: &[&&Row]) -> Markup {
+/// The wait for the first token against what is served, and the limit that it had, if all had the same.
+fn knee(rows: &[&Row]) -> Markup {
     let place = |group: &Group| {
-        let ttft = group
-            .summary(Metric::Latency(Latency::Ttft, Quantile::P50))?
-            .0;
-        Some((group.summary(Metric::CompletedRequests)?.0, ttft))
+        let (ttft, interval) = group.summary(Metric::Latency(Latency::Ttft, Quantile::P50))?;
+        let served = group.summary(Metric::CompletedRequests)?;
+        Some(((served.0, ttft), interval))
     };
+    let mut series = all_series(rows, place);
+    let runs = rows.iter().flat_map(|row| &row.loads);
+    let runs = runs.flat_map(|group| &group.runs);
+    let mut limits: Vec<f64> = runs
+        .filter_map(|run| run.goodput.as_ref()?.slo.as_ref()?.ttft_seconds)
+        .collect();
+    limits.dedup();
+    if let ([limit], Some((x, _))) = (&limits[..], series.iter().find_map(|s| s.points.first())) {
+        let name = format!("limit: {}", milliseconds(Some(*limit)));
+        let points = vec![(*x, *limit)];
+        series.push(Series::new(name, Form::Level, 0, points));
+    }
     Chart {
         title: "Time to first token (median) against answers per second".into(),
         x: Axis::new("answers per second", Scale::Linear),
         y: Axis::seconds(Scale::Log),
-        series: rows.iter().map(|row| series(row, place)).collect(),
+        series,
     }
     .draw()
 }

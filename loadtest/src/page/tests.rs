@@ -252,3 +252,40 @@ fn the_line_of_equal_speed_is_always_drawn() {
         assert_eq!(page.matches("class=\"one\"").count(), 4, "{factor}");
     }
 }
+
+#[test]
+fn what_client_and_server_recorded_of_times_is_drawn_and_older_results_do_without() {
+    let titles = [
+        "Where the time of an answer went",
+        "Was the client in time?",
+        "a, by the server",
+        "lengths of prompts",
+    ];
+    let old = render(&[group("a", &result(20))]);
+    assert!(titles.iter().all(|title| !old.contains(title)));
+
+    let mut value = result(20);
+    value["client"]["lags"] = json!({"slice_seconds": 0.5, "send_lag_max": [0.001, null, 0.002],
+                                     "runtime_lag_max": [null, 0.003, 0.001]});
+    value["client"]["send_lag_limit"] = json!(0.001);
+    value["latency"]["chunk_gap_counts"] = json!([[1000, 5], [2000, 3]]);
+    let buckets = json!({"edges": [0.001, 0.01, 0.1], "counts": [1, 2, 3, 0]});
+    // The decode is longer than what is left of the server's whole time.
+    let stages = json!({"answers": 20, "send_lag": 0.001, "sent_to_last": 0.1, "server": 0.09, "queue": 0.01,
+                        "prefill": 0.02, "decode": 0.07});
+    value["server"]["times"] = json!({"ttft": buckets, "itl": buckets, "stages": stages});
+    value["load"]["lengths_by"] = json!("usage");
+    value["lengths"]["prompts_as_asked"] = json!(18);
+    value["lengths"]["prompt_off_max"] = json!(3);
+    let page = render(&[group("a", &value), group("b", &result(20))]);
+    for title in titles {
+        assert!(page.contains(title), "{title}");
+    }
+    assert_eq!(page.matches("class=\"line outline s0\"").count(), 2);
+    let stages = "client before sending 1.0 ms, on the way 10.0 ms, not explained −10.0 ms, queue 10.0 ms, \
+                  prefill 20.0 ms, decode 70.0 ms";
+    assert!(page.contains(stages), "{page}");
+    // What is less than nothing has no width.
+    assert!(page.contains("width=\"0.00%\"") && !page.contains("NaN"));
+    assert!(page.contains("18 of 20 are as long as was asked, the others off by 3 tokens at most"));
+}

@@ -2,7 +2,8 @@ use clap::Parser;
 
 use super::*;
 use crate::args::Args;
-use crate::reconcile::{Check, Strength};
+use crate::outcome::Outcome;
+use crate::reconcile::{Check, Strength, Verdict};
 use crate::record::tests::{failure, success};
 use crate::scene::Scene;
 use crate::table::Table;
@@ -15,6 +16,7 @@ fn server() -> ServerInfo {
         kind: None,
         build: BTreeMap::new(),
         timeline: None,
+        times: crate::server_times::ServerTimes::default(),
         reconciliation: Reconciliation::default(),
     }
 }
@@ -33,6 +35,7 @@ fn workload() -> Workload {
             per_word: 1.0,
             overhead: 0.0,
         },
+        vocabulary: None,
         temperature: 0.0,
         nonce: None,
     }
@@ -245,7 +248,7 @@ fn a_client_that_had_too_much_to_do_is_a_reservation() {
             stopped: false,
             gave_up: None,
             effort: crate::effort::Effort {
-                lags: vec![lag; 400],
+                lags: vec![crate::effort::Lag { due: 0, late: lag }; 400],
                 cores: Some(cores),
             },
         };

@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{ProbeVerdict, SearchConfig, StopReason};
 use crate::arrival::Arrival;
-use crate::give_up::Bound;
+use crate::cost::Price;
+use crate::give_up::Early;
 use crate::report::{Report, SCHEMA, TargetInfo, Tool};
 use crate::scene::Host;
 use crate::slo::{Goodput, Slo};
@@ -33,6 +34,9 @@ pub struct SearchReport {
     pub stop: StopReason,
     /// A rate failed although a higher one passed: the machine changed meanwhile.
     pub not_monotone: bool,
+    /// Price of the server's machine, where it was given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub price: Option<Price>,
     /// Every probe, in order.
     pub probes: Vec<Probe>,
 }
@@ -81,11 +85,13 @@ pub struct Probe {
     pub goodput: Option<Goodput>,
     /// Why it ended early.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub ended_early: Option<Bound>,
+    pub ended_early: Option<Early>,
     /// What grew over the window.
     pub growing: Vec<&'static str>,
     /// The client's own delay was too large, or it had too much to do.
     pub client_was_late: bool,
+    /// Requests per second that were planned.
+    pub offered_requests: f64,
     /// Requests per second that ended well.
     pub completed_requests: f64,
     /// Output tokens per second.
@@ -94,6 +100,10 @@ pub struct Probe {
     pub ttft_p50: Percentile,
     /// The same of the time per output token.
     pub tpot_p50: Percentile,
+    /// What a million output tokens cost at this rate on a machine in use all the time; of a probe that kept its
+    /// limits, where the price of an hour was given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub per_million_output_tokens: Option<f64>,
     /// What speaks against the run.
     pub reasons: Vec<String>,
     #[serde(skip)]
@@ -115,10 +125,12 @@ impl Probe {
             ended_early: report.window.gave_up,
             growing: report.window.growing.clone(),
             client_was_late: report.client.may_be_the_bottleneck(),
+            offered_requests: report.rates.offered_requests,
             completed_requests: report.rates.completed_requests,
             output_tokens: report.rates.output_tokens,
             ttft_p50: report.latency.ttft.p50,
             tpot_p50: report.latency.tpot.p50,
+            per_million_output_tokens: per_million_output_tokens(verdict, report),
             reasons: report.reasons.clone(),
             setting: Setting {
                 name: report.name.clone(),
@@ -128,6 +140,15 @@ impl Probe {
             },
         }
     }
+}
+
+/// The first line of a cost is that of a machine in use all the time.
+fn per_million_output_tokens(verdict: ProbeVerdict, report: &Report) -> Option<f64> {
+    let cost = report
+        .cost
+        .as_ref()
+        .filter(|_| verdict == ProbeVerdict::Pass)?;
+    Some(cost.uses.first()?.per_million_output_tokens)
 }
 
 impl SearchReport {
@@ -155,6 +176,7 @@ impl SearchReport {
             rate,
             stop,
             not_monotone: rates(ProbeVerdict::Fail).any(|failed| failed < best),
+            price: config.probe.price.clone(),
             probes,
         }
     }
@@ -177,8 +199,8 @@ impl Display for Probe {
         if let Some(goodput) = &self.goodput {
             write!(f, "  kept by {}", share(&goodput.attainment))?;
         }
-        if let Some(bound) = &self.ended_early {
-            write!(f, "  ended early: {bound}")?;
+        if let Some(early) = &self.ended_early {
+            write!(f, "  ended early: {early}")?;
         }
         if !self.growing.is_empty() {
             write!(f, ", {} grew", self.growing.join(" and "))?;

@@ -16,6 +16,7 @@ fn workload() -> Workload {
             per_word: 1.0,
             overhead: 0.0,
         },
+        vocabulary: None,
         temperature: 0.0,
         nonce: None,
     }

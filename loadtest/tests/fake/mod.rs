@@ -71,6 +71,21 @@ pub enum MetricsPage {
     SharedWithOthers,
 }
 
+/// How words become tokens, and who may ask.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tokenizer {
+    /// A token each; `/tokenize` is a path like any other.
+    Hidden,
+    /// A token each, and `/tokenize` counts them as vLLM's does.
+    Single,
+    /// Long words are two tokens, and `/tokenize` counts them.
+    Vllm,
+    /// The same; `/tokenize` as llama.cpp has it, beside `/apply-template`.
+    LlamaCpp,
+    /// `/tokenize` counts one token less than answers do.
+    Wrong,
+}
+
 #[derive(Debug, Default)]
 struct Counts {
     codes: BTreeMap<u16, u64>,
@@ -95,6 +110,7 @@ pub struct FakeServer {
 struct State {
     script: Vec<Behaviour>,
     page: MetricsPage,
+    tokenizer: Tokenizer,
     counts: Mutex<Counts>,
     go_on: Notify,
     stalled: Notify,
@@ -116,11 +132,21 @@ impl State {
 impl FakeServer {
     /// Starts a server that plays `script` over and over.
     pub async fn start(script: &[Behaviour], page: MetricsPage) -> Self {
+        Self::with_tokenizer(script, page, Tokenizer::Hidden).await
+    }
+
+    /// The same with a tokenizer that can be asked.
+    pub async fn with_tokenizer(
+        script: &[Behaviour],
+        page: MetricsPage,
+        tokenizer: Tokenizer,
+    ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let state = Arc::new(State {
             script: script.to_vec(),
             page,
+            tokenizer,
             counts: Mutex::default(),
             go_on: Notify::new(),
             stalled: Notify::new(),
@@ -204,7 +230,9 @@ async fn connection(mut stream: TcpStream, state: Arc<State>) {
             ("GET", "/metrics") => metrics(&mut stream, &state).await,
             ("POST", path) => {
                 let body: Value = serde_json::from_slice(&request.body).unwrap();
-                if body["stream"] == true {
+                if let Some(answer) = state.tokenizer.answer(path, &body) {
+                    reply(&mut stream, 200, &answer.to_string()).await
+                } else if body["stream"] == true {
                     let is_new = std::mem::replace(&mut is_first_stream, false);
                     state.counts.lock().unwrap().connections += u64::from(is_new);
                     streamed(&mut stream, &state, path, body).await
@@ -229,18 +257,47 @@ async fn reply(stream: &mut TcpStream, status: u16, body: &str) -> bool {
     send(stream, &format!("HTTP/1.1 {status} X\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}")).await
 }
 
-/// Words of the prompt plus a template of ten tokens: what this server calls prompt tokens.
-fn prompt_tokens(body: &Value) -> u64 {
-    let words = |text: &Value| text.as_str().unwrap().split_whitespace().count() as u64;
-    let said = match body["messages"].as_array() {
-        Some(messages) => messages.iter().map(|m| words(&m["content"])).sum(),
-        None => words(&body["prompt"]),
-    };
-    said + 10
+impl Tokenizer {
+    /// Tokens of the prompt and of a template of ten: what this server calls prompt tokens.
+    fn prompt_tokens(self, body: &Value) -> u64 {
+        let said = match body["messages"].as_array() {
+            Some(messages) => messages.iter().map(|m| self.tokens(&m["content"])).sum(),
+            None => self.tokens(&body["prompt"]),
+        };
+        said + 10
+    }
+
+    fn tokens(self, text: &Value) -> u64 {
+        let words = text.as_str().unwrap().split_whitespace();
+        let of_word = |word: &str| {
+            let is_plain = matches!(self, Self::Hidden | Self::Single);
+            1 + u64::from(!is_plain && word.len() > 4)
+        };
+        words.map(of_word).sum()
+    }
+
+    fn answer(self, path: &str, body: &Value) -> Option<Value> {
+        match (self, path) {
+            (Self::Vllm | Self::Single, "/tokenize") => {
+                Some(json!({ "count": self.prompt_tokens(body) }))
+            }
+            (Self::Wrong, "/tokenize") => Some(json!({ "count": self.prompt_tokens(body) - 1 })),
+            (Self::LlamaCpp, "/apply-template") => {
+                let said = body["messages"][0]["content"].as_str().unwrap();
+                Some(json!({ "prompt": format!("{} {said}", "user ".repeat(10)) }))
+            }
+            (Self::LlamaCpp, "/tokenize") => {
+                let content = &body["content"];
+                let tokens = content.as_str().map_or(0, |_| self.tokens(content));
+                Some(json!({ "tokens": vec![0; tokens as usize] }))
+            }
+            _ => None,
+        }
+    }
 }
 
 async fn calibration(stream: &mut TcpStream, state: &State, body: &Value) -> bool {
-    let prompt = prompt_tokens(body);
+    let prompt = state.tokenizer.prompt_tokens(body);
     {
         let mut counts = state.counts.lock().unwrap();
         *counts.codes.entry(200).or_default() += 1;
@@ -318,7 +375,7 @@ async fn streamed(stream: &mut TcpStream, state: &State, path: &str, body: Value
         Behaviour::CutStream | Behaviour::Stall => (1, "cancelled"),
         _ => (asked, "length"),
     };
-    let prompt = prompt_tokens(&body);
+    let prompt = state.tokenizer.prompt_tokens(&body);
     state
         .counts
         .lock()

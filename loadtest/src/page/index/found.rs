@@ -1,0 +1,150 @@
+//! The searches of a folder of results.
+
+use std::path::Path;
+
+use anyhow::Result;
+use maud::{Markup, html};
+use serde::Serialize;
+
+use super::super::data::number;
+use super::super::group::{MAX_DEPTH, subfolders};
+use super::super::search::Search;
+use crate::results::{PAGE, SEARCH};
+use crate::search::StopReason;
+
+/// One search.
+#[derive(Debug, Clone, Serialize)]
+pub struct Found {
+    pub name: String,
+    pub model: String,
+    pub started: String,
+    /// Its folder, seen from the index.
+    pub folder: String,
+    /// Its page, if it has one.
+    page: Option<String>,
+    /// What had to be kept, in words.
+    limits: String,
+    /// Requests per second; none when no rate passed.
+    rate: Option<f64>,
+    stop: StopReason,
+    probes: usize,
+    machine: String,
+}
+
+/// All searches below `folder`.
+///
+/// # Errors
+/// A search that cannot be read.
+pub fn read(folder: &Path) -> Result<Vec<Found>> {
+    let mut found = Vec::new();
+    collect(folder, folder, MAX_DEPTH, &mut found)?;
+    Ok(found)
+}
+
+fn collect(base: &Path, folder: &Path, depth: usize, found: &mut Vec<Found>) -> Result<()> {
+    if folder.join(SEARCH).is_file()
+        && let Some(search) = Search::read(folder)?
+    {
+        found.push(Found::new(&search, base, folder));
+    } else if depth > 0 {
+        for below in subfolders(folder)? {
+            collect(base, &below, depth - 1, found)?;
+        }
+    }
+    Ok(())
+}
+
+impl Found {
+    fn new(search: &Search, base: &Path, folder: &Path) -> Self {
+        let below = |path: &Path| {
+            let path = path.strip_prefix(base).unwrap_or(path);
+            path.to_string_lossy().into_owned()
+        };
+        let page = folder.join(PAGE);
+        Self {
+            name: search.name.clone(),
+            model: search.model().to_owned(),
+            started: search.started.clone(),
+            folder: below(folder),
+            page: page.is_file().then(|| below(&page)),
+            limits: search.limits(),
+            rate: search.rate,
+            stop: search.stop,
+            probes: search.probes(),
+            machine: search.machine(),
+        }
+    }
+}
+
+/// The table of some searches; nothing of none.
+pub fn table(searches: &[&Found]) -> Markup {
+    html! {
+        @if !searches.is_empty() {
+            h3 { "Highest rate within limits" }
+            div class="wide" tabindex="0" { table {
+                thead { tr { @for name in ["search", "limits", "requests per second", "probes", "ended because", "started (UTC)", "machine"] { th { (name) } } } }
+                tbody { @for found in searches { tr class=(if found.rate.is_none() { "fail" } else { "" }) {
+                    th { @match &found.page { Some(page) => a href=(page) { (found.name) }, None => (found.name) } }
+                    td { (found.limits) }
+                    td { @match found.rate {
+                        Some(rate) if found.stop == StopReason::Converged => (number(rate)),
+                        Some(rate) => { "at least " (number(rate)) }
+                        None => "none",
+                    } }
+                    td { (found.probes) }
+                    td { (found.stop.words()) }
+                    td { (found.started.replace('T', " ").get(..16).unwrap_or(&found.started)) }
+                    td { (found.machine) }
+                } } }
+            } }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn search(stop: &str, rate: Option<f64>) -> Value {
+        json!({"schema": 1, "kind": "search", "name": "chat", "started": "2026-01-01T00:00:00Z",
+               "target": {"url": "http://h", "endpoint": "/v1/chat/completions", "model": "m"},
+               "slo": {"ttft_seconds": 1.0, "tpot_seconds": null, "stall_seconds": null, "e2e_seconds": null,
+                       "attainment": 0.99},
+               "rate": rate, "stop": stop, "not_monotone": false, "probes": []})
+    }
+
+    #[test]
+    fn a_folder_of_searches_alone_has_an_index() {
+        let base = tempfile::tempdir().unwrap();
+        assert!(super::super::write(base.path()).is_err(), "nothing there");
+        for (place, stop, rate) in [
+            ("a/one", "converged", Some(2.0)),
+            ("b", "max_time", Some(3.0)),
+            ("c", "solo_fails", None),
+        ] {
+            let folder = base.path().join(place);
+            std::fs::create_dir_all(&folder).unwrap();
+            std::fs::write(folder.join(SEARCH), search(stop, rate).to_string()).unwrap();
+        }
+        std::fs::write(base.path().join("a/one").join(PAGE), "").unwrap();
+        super::super::write(base.path()).unwrap();
+        let page = std::fs::read_to_string(base.path().join("index.html")).unwrap();
+        for words in [
+            "<a href=\"a/one/report.html\">chat</a>",
+            "<td>first token within 1.00 s by 99 % of the requests</td><td>2</td>",
+            "<td>at least 3</td>",
+            "<td>none</td>",
+        ] {
+            assert!(page.contains(words), "{words}: {page}");
+        }
+        let text = std::fs::read_to_string(base.path().join("index.json")).unwrap();
+        let index: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(index["results"], json!([]));
+        let folders: Vec<&Value> = index["searches"].as_array().unwrap().iter().collect();
+        assert_eq!(folders.len(), 3);
+        assert_eq!(folders[0]["folder"], "a/one");
+        assert_eq!(folders[1]["page"], Value::Null);
+    }
+}

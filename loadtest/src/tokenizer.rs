@@ -1,0 +1,169 @@
+//! The target's tokenizer, where it can be asked: `/tokenize` as vLLM and octet have it, which applies the chat
+//! template itself, or as llama.cpp has it, beside `/apply-template`. Everything here happens before the first scrape.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use hyper::Method;
+use hyper::body::Bytes;
+use serde_json::{Value, json};
+
+use crate::probe;
+use crate::target::Target;
+use crate::vocabulary::{Vocabulary, Word};
+use crate::workload::{Api, WORDS, Workload};
+
+const TIMEOUT: Duration = Duration::from_secs(60);
+/// Questions at once: a distant server takes a moment for each.
+const AT_ONCE: usize = 16;
+/// Whole prompts that are tried before a run.
+const TRIED: u64 = 4;
+
+/// Whose `/tokenize` it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Dialect {
+    Vllm,
+    LlamaCpp,
+}
+
+/// A tokenizer that answers.
+struct Tokenizer {
+    target: Target,
+    model: String,
+    api: Api,
+    dialect: Dialect,
+}
+
+/// Asks how many tokens the target makes of every word, and tries what comes of it: the prompt of one answer, whose
+/// usage tells, and some prompts of the workload.
+///
+/// # Errors
+/// A target that has no tokenizer, or one whose tokens are not those of its words.
+pub async fn learn(target: &Target, workload: &Workload) -> Result<Vocabulary> {
+    let tokenizer = Arc::new(Tokenizer::find(target, workload).await?);
+    let words = tokenizer.words().await?;
+    let vocabulary = Vocabulary::new(words).context("no word is a single token")?;
+    let (prompt, used) = probe::one_answer(target, workload).await?;
+    let counted = tokenizer.count(&prompt).await?;
+    ensure!(
+        counted == used,
+        "/tokenize makes {counted} tokens of a prompt whose usage is {used}"
+    );
+    let exact = Workload {
+        vocabulary: Some(Arc::new(vocabulary.clone())),
+        ..workload.clone()
+    };
+    for number in 0..TRIED {
+        let conversation = exact.conversation(number);
+        let turn = &conversation.turns[0];
+        let counted = tokenizer.count(&turn.text).await?;
+        // A length below that of the template cannot be reached, which is no fault of the words.
+        let wanted = vocabulary.tokens(&turn.text).unwrap_or(turn.prompt_tokens);
+        ensure!(
+            counted == wanted || turn.recorded.is_some(),
+            "a prompt of {counted} tokens should have {wanted}"
+        );
+    }
+    Ok(vocabulary)
+}
+
+impl Tokenizer {
+    async fn find(target: &Target, workload: &Workload) -> Result<Self> {
+        let mut tokenizer = Self {
+            target: target.clone(),
+            model: workload.model.clone(),
+            api: workload.api,
+            dialect: Dialect::Vllm,
+        };
+        for dialect in [Dialect::Vllm, Dialect::LlamaCpp] {
+            tokenizer.dialect = dialect;
+            if tokenizer.count(WORDS[0]).await.is_ok_and(|n| n > 0) {
+                return Ok(tokenizer);
+            }
+        }
+        bail!("the server has no /tokenize")
+    }
+
+    /// The tokens of every word: most vocabularies have all of them, which one question shows.
+    async fn words(self: &Arc<Self>) -> Result<Vec<Word>> {
+        let alone = self
+            .each(WORDS.iter().map(|word| (*word).to_owned()))
+            .await?;
+        let all = self.count(&WORDS.join(" ")).await?;
+        let more = if all == alone[0] + WORDS.len() as u32 - 1 {
+            vec![1; WORDS.len()]
+        } else {
+            let pairs = WORDS.iter().map(|word| format!("{} {word}", WORDS[0]));
+            let pairs = self.each(pairs).await?;
+            pairs.iter().map(|n| n.saturating_sub(alone[0])).collect()
+        };
+        let each = WORDS.iter().zip(alone.iter().zip(&more));
+        Ok(each
+            .map(|(text, (alone, more))| Word {
+                text,
+                alone: *alone,
+                more: *more,
+            })
+            .collect())
+    }
+
+    /// Tokens of several prompts, in their order.
+    async fn each(self: &Arc<Self>, prompts: impl Iterator<Item = String>) -> Result<Vec<u32>> {
+        let prompts: Vec<String> = prompts.collect();
+        let mut counts = Vec::new();
+        for some in prompts.chunks(AT_ONCE) {
+            let asked = some.iter().map(|prompt| {
+                let (tokenizer, prompt) = (Arc::clone(self), prompt.clone());
+                tokio::spawn(async move { tokenizer.count(&prompt).await })
+            });
+            for count in asked.collect::<Vec<_>>() {
+                counts.push(count.await??);
+            }
+        }
+        Ok(counts)
+    }
+
+    /// Tokens of a request with this prompt.
+    async fn count(&self, prompt: &str) -> Result<u32> {
+        let messages = json!([{ "role": "user", "content": prompt }]);
+        let count = match (self.dialect, self.api) {
+            (Dialect::Vllm, Api::Chat) => {
+                let body = json!({ "model": self.model, "messages": messages });
+                self.ask("/tokenize", &body).await?["count"].as_u64()
+            }
+            (Dialect::Vllm, Api::Completions) => {
+                let body = json!({ "model": self.model, "prompt": prompt });
+                self.ask("/tokenize", &body).await?["count"].as_u64()
+            }
+            (Dialect::LlamaCpp, Api::Chat) => {
+                let body = json!({ "messages": messages });
+                let rendered = self.ask("/apply-template", &body).await?;
+                let text = rendered["prompt"].as_str();
+                self.tokens(text.context("/apply-template renders nothing")?)
+                    .await?
+            }
+            (Dialect::LlamaCpp, Api::Completions) => self.tokens(prompt).await?,
+        };
+        let count = count.context("/tokenize does not count")?;
+        Ok(u32::try_from(count)?)
+    }
+
+    async fn tokens(&self, text: &str) -> Result<Option<u64>> {
+        let body = json!({ "content": text, "add_special": true, "parse_special": true });
+        let answer = self.ask("/tokenize", &body).await?;
+        Ok(answer["tokens"]
+            .as_array()
+            .map(|tokens| tokens.len() as u64))
+    }
+
+    async fn ask(&self, path: &str, body: &Value) -> Result<Value> {
+        let body = Bytes::from(serde_json::to_vec(body)?);
+        let asked = self
+            .target
+            .fetch(Method::POST, path, "application/json", body, TIMEOUT);
+        let (status, answer) = asked.await?;
+        ensure!(status == 200, "{path} answers {status}");
+        Ok(serde_json::from_slice(&answer)?)
+    }
+}
