@@ -151,10 +151,11 @@ async fn set_lengths(workload: &mut Workload, config: &Config, target: &Target) 
         return LengthsBy::Usage;
     }
     match tokenizer::learn(target, workload).await {
-        Ok(vocabulary) => {
+        Ok(Some(vocabulary)) => {
             workload.vocabulary = Some(Arc::new(vocabulary));
             LengthsBy::Tokenizer
         }
+        Ok(None) => LengthsBy::Usage,
         Err(error) => {
             note(&format!("lengths of prompts are aimed at: {error:#}"));
             LengthsBy::Usage

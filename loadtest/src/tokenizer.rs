@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use hyper::Method;
 use hyper::body::Bytes;
 use serde_json::{Value, json};
@@ -39,9 +39,12 @@ struct Tokenizer {
 /// usage tells, and some prompts of the workload.
 ///
 /// # Errors
-/// A target that has no tokenizer, or one whose tokens are not those of its words.
-pub async fn learn(target: &Target, workload: &Workload) -> Result<Vocabulary> {
-    let tokenizer = Arc::new(Tokenizer::find(target, workload).await?);
+/// A tokenizer whose tokens are not those of its words. Most servers have none that can be asked, which is no error.
+pub async fn learn(target: &Target, workload: &Workload) -> Result<Option<Vocabulary>> {
+    let Some(tokenizer) = Tokenizer::find(target, workload).await else {
+        return Ok(None);
+    };
+    let tokenizer = Arc::new(tokenizer);
     let words = tokenizer.words().await?;
     let vocabulary = Vocabulary::new(words).context("no word is a single token")?;
     let (prompt, used) = probe::one_answer(target, workload).await?;
@@ -65,11 +68,11 @@ pub async fn learn(target: &Target, workload: &Workload) -> Result<Vocabulary> {
             "a prompt of {counted} tokens should have {wanted}"
         );
     }
-    Ok(vocabulary)
+    Ok(Some(vocabulary))
 }
 
 impl Tokenizer {
-    async fn find(target: &Target, workload: &Workload) -> Result<Self> {
+    async fn find(target: &Target, workload: &Workload) -> Option<Self> {
         let mut tokenizer = Self {
             target: target.clone(),
             model: workload.model.clone(),
@@ -79,10 +82,10 @@ impl Tokenizer {
         for dialect in [Dialect::Vllm, Dialect::LlamaCpp] {
             tokenizer.dialect = dialect;
             if tokenizer.count(WORDS[0]).await.is_ok_and(|n| n > 0) {
-                return Ok(tokenizer);
+                return Some(tokenizer);
             }
         }
-        bail!("the server has no /tokenize")
+        None
     }
 
     /// The tokens of every word: most vocabularies have all of them, which one question shows.

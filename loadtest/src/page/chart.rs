@@ -93,9 +93,12 @@ impl Chart {
         for x in self.series.iter().flat_map(|series| &series.arrows) {
             self.x.include(*x);
         }
+        // The interval of two runs may be a hundred times what it is of: it goes beyond the edge then.
+        let points = self.series.iter().flat_map(|series| &series.points);
+        let roof = 2.0 * points.fold(0.0, |most: f64, (_, y)| most.max(*y));
         for (low, high) in self.series.iter().flat_map(|series| &series.intervals) {
             self.y.include(*low);
-            self.y.include(*high);
+            self.y.include(high.min(roof));
         }
         self.x.finish();
         self.y.finish();

@@ -283,7 +283,7 @@ fn charts(cells: &[&Row]) -> Markup {
                 div class="charts" { (speeds(&closed)) (knee(&closed)) }
                 p class="note" {
                     "The numbers are those of users, each with one request at a time. Bars are 95 % intervals of the mean over runs, where there "
-                    "are several."
+                    "are several; those of few runs may go on beyond the edge."
                 }
             }
             (rates::charts(&ladders.0, ladders.1))
