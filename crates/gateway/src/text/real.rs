@@ -168,6 +168,25 @@ fn with_rule(file: &[u8], name: &str) -> Result<Checkpoint, String> {
     Checkpoint::from_bytes(vec![file]).map_err(|error| error.to_string())
 }
 
+/// Holds the ids of all strings to a column of hashes.
+fn compare_rule(name: &str, files: &TextFiles, strings: &[String], column: usize, hashes: &str) {
+    let tokenizer = Tokenizer::new(files).expect("it loads");
+    let mut compared = 0;
+    for (text, line) in strings.iter().zip(hashes.lines()) {
+        let expected = line.split(' ').nth(column).expect("a hash for each rule");
+        if expected == "-" {
+            continue;
+        }
+        let ids = tokenizer
+            .encode_rendered(text)
+            .expect("any text is encoded");
+        let found = fnv1a(ids.iter().flat_map(|id| id.to_le_bytes()));
+        assert_eq!(found, expected, "{name}: {text:?} has the ids {ids:?}");
+        compared += 1;
+    }
+    assert!(compared > 950, "{name}: {compared}");
+}
+
 /// The rules that a GGUF file can name, each with Llama 3's vocabulary, against llama.cpp
 /// (`fixtures/tokenizers/make_pre.py`); the vocabularies above check some of them with their own.
 #[test]
@@ -180,23 +199,16 @@ fn every_named_rule_cuts_as_llama_cpp_does() {
     let (names, hashes) = expected.split_once('\n').expect("a line of names");
     let mut checked = Vec::new();
     for (column, names) in names.split(' ').enumerate() {
+        // Some names give one and the same tokenizer, which need not be compared twice.
+        let mut compared: Vec<Checkpoint> = Vec::new();
         for name in names.split(',') {
             let checkpoint = with_rule(&vocabulary, name).expect("the rule is known");
-            let tokenizer = Tokenizer::new(checkpoint.text()).expect("it loads");
-            let mut compared = 0;
-            for (text, line) in strings.iter().zip(hashes.lines()) {
-                let expected = line.split(' ').nth(column).expect("a hash for each rule");
-                if expected == "-" {
-                    continue;
-                }
-                let ids = tokenizer
-                    .encode_rendered(text)
-                    .expect("any text is encoded");
-                let found = fnv1a(ids.iter().flat_map(|id| id.to_le_bytes()));
-                assert_eq!(found, expected, "{name}: {text:?} has the ids {ids:?}");
-                compared += 1;
+            let json = &checkpoint.text().tokenizer_json;
+            let is_known = |known: &Checkpoint| known.text().tokenizer_json == *json;
+            if !compared.iter().any(is_known) {
+                compare_rule(name, checkpoint.text(), &strings, column, hashes);
+                compared.push(checkpoint);
             }
-            assert!(compared > 950, "{name}: {compared}");
             checked.push(name);
         }
     }
