@@ -1,8 +1,8 @@
 //! The outside of the engine: admission, streams, state. Nothing here waits for the engine thread.
 
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use model::ModelInfo;
@@ -11,73 +11,10 @@ use tokio::sync::mpsc;
 use crate::engine::Message;
 use crate::request::{EngineConfig, GenerateRequest, StreamEvent, SubmitError};
 use crate::sequence::RequestId;
+use crate::shared::{EngineStatus, Shared};
 
 /// Events a stream holds before its sequences pause.
 pub(crate) const STREAM_CAPACITY: usize = 64;
-
-/// Where the engine is in its life.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
-pub enum EngineStatus {
-    /// The model is being loaded.
-    Loading,
-    /// Requests are served.
-    Ready,
-    /// Running requests end, new ones are refused.
-    Draining,
-    /// The thread has ended.
-    Dead,
-}
-
-/// What handle and thread share: a few numbers, no locks.
-#[derive(Debug)]
-pub(crate) struct Shared {
-    status: AtomicU8,
-    pub waiting_requests: AtomicUsize,
-    pub waiting_tokens: AtomicUsize,
-    next_id: AtomicU64,
-    started: Instant,
-    heartbeat_millis: AtomicU64,
-    /// Tokens of the step that runs now.
-    pub tokens_in_step: AtomicUsize,
-    pub info: OnceLock<ModelInfo>,
-    /// Tokens of one step.
-    pub step_tokens: OnceLock<usize>,
-    pub draining: AtomicBool,
-}
-
-impl Shared {
-    pub fn new() -> Self {
-        Self {
-            status: AtomicU8::new(EngineStatus::Loading as u8),
-            waiting_requests: AtomicUsize::new(0),
-            waiting_tokens: AtomicUsize::new(0),
-            next_id: AtomicU64::new(1),
-            started: Instant::now(),
-            heartbeat_millis: AtomicU64::new(0),
-            tokens_in_step: AtomicUsize::new(0),
-            info: OnceLock::new(),
-            step_tokens: OnceLock::new(),
-            draining: AtomicBool::new(false),
-        }
-    }
-
-    pub fn set_status(&self, status: EngineStatus) {
-        self.status.store(status as u8, Ordering::Release);
-    }
-
-    pub fn beat(&self) {
-        let millis = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.heartbeat_millis.store(millis, Ordering::Relaxed);
-    }
-
-    /// A request that waited does so no more.
-    pub fn leave_queue(&self, num_choices: usize, num_tokens: usize) {
-        self.waiting_requests
-            .fetch_sub(num_choices, Ordering::AcqRel);
-        self.waiting_tokens.fetch_sub(num_tokens, Ordering::AcqRel);
-    }
-}
 
 /// A cheap handle on the engine.
 #[derive(Debug, Clone)]
@@ -204,7 +141,7 @@ impl EngineHandle {
     }
 
     fn send(&self, request: GenerateRequest) -> Result<TokenStream, SubmitError> {
-        let id = self.shared.next_id.fetch_add(1, Ordering::Relaxed);
+        let id = self.shared.next_id();
         let (sender, events) = mpsc::channel(STREAM_CAPACITY + 2 * request.num_choices + 2);
         let message = Message::Submit {
             id,
@@ -280,19 +217,12 @@ impl EngineHandle {
 
     /// Where the engine is in its life.
     pub fn status(&self) -> EngineStatus {
-        match self.shared.status.load(Ordering::Acquire) {
-            0 => EngineStatus::Loading,
-            1 if self.shared.draining.load(Ordering::Acquire) => EngineStatus::Draining,
-            1 => EngineStatus::Ready,
-            2 => EngineStatus::Draining,
-            _ => EngineStatus::Dead,
-        }
+        self.shared.status()
     }
 
     /// Time since the engine thread last turned its loop.
     pub fn heartbeat_age(&self) -> Duration {
-        let beat = Duration::from_millis(self.shared.heartbeat_millis.load(Ordering::Relaxed));
-        self.shared.started.elapsed().saturating_sub(beat)
+        self.shared.heartbeat_age()
     }
 
     /// Whether an engine that serves has not moved for `limit`, or for longer than a step of its tokens can

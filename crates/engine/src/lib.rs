@@ -12,12 +12,14 @@ mod kv_cache_manager;
 mod request;
 mod scheduler;
 mod sequence;
+mod shared;
 mod step_size;
 #[cfg(test)]
 mod tests;
 
 pub use engine::Engine;
-pub use handle::{EngineHandle, EngineStatus, TokenStream};
+pub use handle::{EngineHandle, TokenStream};
+pub use shared::EngineStatus;
 
 pub use backend::{Sampled, SamplingParams, TokenId};
 pub use request::{

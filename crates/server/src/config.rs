@@ -1,50 +1,21 @@
 //! What the flags mean: everything resolved and checked once, all problems reported together.
 
-use std::fmt;
 use std::net::IpAddr;
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use engine::EngineConfig;
 use gateway::{GatewayConfig, GenerationPolicy, RequestLimits, Timeouts, VersionInfo};
 use model::GenerationDefaults;
-use model::hub::{HubOptions, is_repository};
+use model::hub::HubOptions;
 use serde_json::{Map, Value};
 
 use crate::args::{
     DeviceArg, KvCacheDtypeArg, LogFormatArg, MetricsCompatArg, QuantizationArg, ServeArgs,
 };
+use crate::model_source::ModelSource;
 use crate::target::Target;
-
-/// Where the weights come from.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ModelSource {
-    /// The model inside the binary.
-    Bundled,
-    /// A checkpoint directory or a GGUF file.
-    Path(PathBuf),
-    /// A repository on the hub.
-    Hub(String),
-}
-
-impl fmt::Display for ModelSource {
-    /// What was loaded, without the folders it lies in.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Bundled => f.write_str(bundled::NAME),
-            Self::Hub(name) => f.write_str(name),
-            Self::Path(path) => {
-                let path = path.canonicalize().unwrap_or_else(|_| path.clone());
-                let name = path
-                    .file_name()
-                    .map(|name| name.to_string_lossy().into_owned());
-                f.write_str(name.as_deref().unwrap_or("model"))
-            }
-        }
-    }
-}
 
 /// Where and how to compute.
 #[derive(Debug, Clone)]
@@ -126,7 +97,8 @@ impl Config {
     pub fn resolve(args: ServeArgs) -> Result<Self> {
         let mut problems = Problems::default();
         check_limits(&args, &mut problems);
-        let model = source(args.model.as_deref().or(args.model_positional.as_deref()));
+        let model = args.model.as_deref().or(args.model_positional.as_deref());
+        let model = ModelSource::parse(model);
         if let ModelSource::Path(path) = &model
             && !path.exists()
         {
@@ -138,13 +110,13 @@ impl Config {
         let embedding_model = args
             .embedding_model
             .as_deref()
-            .map(|text| source(Some(text)));
+            .map(|text| ModelSource::parse(Some(text)));
         check_embedding_model(embedding_model.as_ref(), &mut problems);
         let gateway = gateway_config(&args, &model, &mut problems);
         if let Some(beside) = &embedding_model
-            && gateway.served_model_names.contains(&default_name(beside))
+            && gateway.served_model_names.contains(&beside.name())
         {
-            let name = default_name(beside);
+            let name = beside.name();
             problems.0.push(format!(
                 "both models would be called {name}; name the first with --served-model-name"
             ));
@@ -215,7 +187,7 @@ fn gateway_config(args: &ServeArgs, model: &ModelSource, problems: &mut Problems
     }
     GatewayConfig {
         served_model_names: if names.is_empty() {
-            vec![default_name(model)]
+            vec![model.name()]
         } else {
             names.clone()
         },
@@ -290,41 +262,6 @@ fn check_embedding_model(source: Option<&ModelSource>, problems: &mut Problems) 
                 .push(format!("--embedding-model {path}: no such directory"));
         }
         _ => {}
-    }
-}
-
-/// The bundled model, a hub id where the text has that form and nothing of that name lies here, or a
-/// path.
-fn source(text: Option<&str>) -> ModelSource {
-    let Some(text) = text.filter(|text| !text.is_empty() && *text != "bundled") else {
-        return ModelSource::Bundled;
-    };
-    let path = PathBuf::from(text);
-    let is_file = text.ends_with(".gguf") && !text.contains(':');
-    if is_repository(text) && !is_file && !path.exists() {
-        ModelSource::Hub(text.to_owned())
-    } else {
-        ModelSource::Path(path)
-    }
-}
-
-/// What a model is called where no flag says.
-pub fn default_name(model: &ModelSource) -> String {
-    match model {
-        ModelSource::Bundled => bundled::NAME.to_owned(),
-        ModelSource::Hub(id) => id.clone(),
-        ModelSource::Path(path) => {
-            let path = path.canonicalize().unwrap_or_else(|_| path.clone());
-            let name = if path.is_dir() {
-                path.file_name()
-            } else {
-                path.file_stem()
-            };
-            name.map_or_else(
-                || "model".into(),
-                |name| name.to_string_lossy().into_owned(),
-            )
-        }
     }
 }
 
@@ -477,27 +414,6 @@ mod tests {
             panic!("{flags:?} was accepted")
         };
         error.to_string()
-    }
-
-    #[test]
-    fn sources() {
-        for (text, expected) in [
-            (None, ModelSource::Bundled),
-            (Some("bundled"), ModelSource::Bundled),
-            (Some("org/name"), ModelSource::Hub("org/name".into())),
-            (
-                Some("org/name:q8.gguf"),
-                ModelSource::Hub("org/name:q8.gguf".into()),
-            ),
-            (Some("./org/name"), ModelSource::Path("./org/name".into())),
-            (Some("/a/b"), ModelSource::Path("/a/b".into())),
-            (
-                Some("org/file.gguf"),
-                ModelSource::Path("org/file.gguf".into()),
-            ),
-        ] {
-            assert_eq!(source(text), expected, "{text:?}");
-        }
     }
 
     #[test]

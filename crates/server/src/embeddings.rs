@@ -9,8 +9,9 @@ use encoder::{Encoder, EncoderConfig, EncoderHandle, EncoderOptions, TextTokeniz
 use gateway::{Gateway, ServedEncoder};
 use metrics::Metrics;
 
-use crate::config::{Config, ModelSource, default_name};
+use crate::config::Config;
 use crate::load::fetch;
+use crate::model_source::ModelSource;
 
 /// A loaded embedding model that nobody can ask yet.
 pub struct Loaded {
@@ -49,7 +50,7 @@ pub fn load_alone(config: &Config, metrics: &Metrics) -> Result<Loaded> {
 /// # Errors
 /// Whatever is missing, malformed or not supported.
 pub fn load_beside(config: &Config, source: &ModelSource, metrics: &Metrics) -> Result<Loaded> {
-    load(config, source, vec![default_name(source)], metrics)
+    load(config, source, vec![source.name()], metrics)
 }
 
 fn load(

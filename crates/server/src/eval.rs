@@ -13,8 +13,9 @@ use model::{CausalLm, Checkpoint, LoadOptions};
 use serde::Serialize;
 
 use crate::args::{DeviceArg, EvalArgs, KvCacheDtypeArg, QuantizationArg};
-use crate::config::{Config, DeviceConfig, ModelSource};
+use crate::config::{Config, DeviceConfig};
 use crate::load::{available_memory, open};
+use crate::model_source::ModelSource;
 use crate::progress::Progress;
 use crate::target::Target;
 use held_out::Score;

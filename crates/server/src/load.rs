@@ -11,8 +11,9 @@ use metrics::Metrics;
 use model::{Checkpoint, LoadOptions, hub};
 
 use crate::banner::bytes;
-use crate::config::{Config, ModelSource};
+use crate::config::Config;
 use crate::embeddings;
+use crate::model_source::ModelSource;
 use crate::progress::Progress;
 use crate::target::Target;
 

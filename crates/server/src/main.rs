@@ -17,6 +17,7 @@ mod health;
 mod load;
 mod logging;
 mod manual;
+mod model_source;
 mod progress;
 mod quantize;
 mod serve;
