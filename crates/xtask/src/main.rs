@@ -38,7 +38,7 @@ cargo xtask <command>
   figures         draw the pictures of docs/quantisation.md from the bundled model and SmolLM2
   pictures        draw the README's pictures from a conversation and load tests on this machine
   suite           measure the bundled model, SmolLM2 and llama.cpp's server where it is installed, in about
-                  20 minutes, into target/suite/cpu (--out FOLDER, --plan)
+                  half an hour, into target/suite/cpu (--out FOLDER, --plan)
   dashboards      write the Grafana boards, Prometheus rules and start-up files of deploy/
   dist            write the archive of a release into target/dist
   assets          fetch the model files that tests use into target/assets";

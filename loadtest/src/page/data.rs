@@ -404,6 +404,7 @@ impl Arrival {
     /// For a sentence.
     pub fn words(&self) -> String {
         match self {
+            Self::Closed { users: 1 } => "1 user with one request at a time".to_owned(),
             Self::Closed { users } => format!("{users} users, each with one request at a time"),
             Self::Poisson { rate } => format!("{} requests a second at random", number(*rate)),
             Self::Gamma { rate, burstiness } => format!(
