@@ -40,6 +40,8 @@ pub struct GenerateRequest {
     pub min_tokens: usize,
     /// Tokens that end a choice: end-of-sequence ids (unless ignored) and the request's own.
     pub stop_token_ids: Vec<TokenId>,
+    /// Tokens that stand for an end, whether they end a choice here or not; banned before `min_tokens`.
+    pub end_token_ids: Vec<TokenId>,
     /// Report log-probabilities of the prompt, with this many alternatives per position.
     pub prompt_logprobs: Option<u32>,
     /// Seed of the request; choices and positions are mixed in.

@@ -47,10 +47,12 @@ pub struct Rules {
     pub sampling: Arc<SamplingParams>,
     /// Tokens each choice may generate.
     pub max_tokens: usize,
-    /// End tokens are banned before this many.
+    /// No end tokens before this many.
     pub min_tokens: usize,
     /// Tokens that end a choice.
     pub stop_token_ids: Arc<[TokenId]>,
+    /// Tokens that are banned before `min_tokens`.
+    pub end_token_ids: Arc<[TokenId]>,
     /// Alternatives per prompt position, where positions are scored.
     pub prompt_logprobs: Option<u32>,
     /// Parameters of the scoring rows.
@@ -87,6 +89,7 @@ impl Sequence {
                 max_tokens: request.max_tokens,
                 min_tokens: request.min_tokens,
                 stop_token_ids: request.stop_token_ids.into(),
+                end_token_ids: request.end_token_ids.into(),
                 prompt_logprobs: request.prompt_logprobs,
                 scoring: Arc::new(scoring),
                 seed: request.seed,
@@ -159,7 +162,7 @@ impl Sequence {
                 Vec::new()
             },
             banned: if early {
-                Arc::clone(&rules.stop_token_ids)
+                Arc::clone(&rules.end_token_ids)
             } else {
                 Arc::from([])
             },

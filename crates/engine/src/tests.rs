@@ -30,6 +30,7 @@ fn greedy(prompt: Vec<TokenId>, max_tokens: usize) -> GenerateRequest {
         max_tokens,
         min_tokens: 0,
         stop_token_ids: Vec::new(),
+        end_token_ids: Vec::new(),
         prompt_logprobs: None,
         seed: 0,
         cache_salt: 0,

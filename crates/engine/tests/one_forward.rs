@@ -41,6 +41,7 @@ fn one_forward_computes_every_sequence_of_a_step() {
         max_tokens,
         min_tokens: 0,
         stop_token_ids: Vec::new(),
+        end_token_ids: Vec::new(),
         prompt_logprobs: None,
         seed: 0,
         cache_salt: i as u64,

@@ -59,6 +59,7 @@ impl Plan {
         &self,
         prompt: &EncodedPrompt,
         stop_token_ids: &[u32],
+        end_token_ids: &[u32],
         seed: u64,
     ) -> GenerateRequest {
         let generate = &self.generate;
@@ -70,6 +71,7 @@ impl Plan {
             max_tokens: prompt.max_tokens,
             min_tokens: generate.min_tokens,
             stop_token_ids: stop_token_ids.to_vec(),
+            end_token_ids: end_token_ids.to_vec(),
             prompt_logprobs: num_logprobs.filter(|_| self.scores_prompt),
             seed,
             cache_salt: self.cache_salt,
@@ -120,16 +122,18 @@ impl Generation {
         plan: Plan,
     ) -> Result<Self, ApiError> {
         let generate = &plan.generate;
-        let mut eos = Vec::new();
-        if !generate.stop.ignore_eos {
-            eos.extend_from_slice(&model.eos_token_ids);
-        }
-        let own = generate.stop.token_ids.iter().copied();
-        let stop_token_ids: Vec<u32> = own.chain(eos.iter().copied()).collect();
+        let own = &generate.stop.token_ids;
+        let end_token_ids = [own.as_slice(), &model.eos_token_ids].concat();
+        let (stop_token_ids, eos) = if generate.stop.ignore_eos {
+            (own.clone(), Vec::new())
+        } else {
+            (end_token_ids.clone(), model.eos_token_ids.clone())
+        };
         let seed = generate.seed.or(gateway.config.default_seed);
         let seed = seed.unwrap_or_else(rand::random);
         let requests = plan.prompts.iter();
-        let requests = requests.map(|prompt| plan.request(prompt, &stop_token_ids, seed));
+        let requests =
+            requests.map(|prompt| plan.request(prompt, &stop_token_ids, &end_token_ids, seed));
         let streams = model
             .engine
             .submit_all(requests.collect())

@@ -265,6 +265,7 @@ fn once(engine: &EngineHandle, (test, prompt, output): Test, batch: usize) -> Re
         max_tokens: output,
         min_tokens: 0,
         stop_token_ids: Vec::new(),
+        end_token_ids: Vec::new(),
         prompt_logprobs: None,
         seed: 0,
         cache_salt: 0,

@@ -141,6 +141,7 @@ fn a_device_that_fails_for_good_ends_the_engine() {
         max_tokens: 100,
         min_tokens: 100,
         stop_token_ids: Vec::new(),
+        end_token_ids: Vec::new(),
         prompt_logprobs: None,
         seed: 0,
         cache_salt: 0,

@@ -426,6 +426,7 @@ fn non_finite_rows_fail_their_request_only() {
 fn end_tokens_are_banned_before_the_minimum() {
     let mut request = greedy(vec![1, 2], 40);
     request.stop_token_ids = (0..45).collect();
+    request.end_token_ids.clone_from(&request.stop_token_ids);
     let mut simulation = Simulation::new(&config(), 64);
     let early = simulation.submit(request.clone());
     request.min_tokens = 10;

@@ -223,6 +223,7 @@ pub fn greedy(prompt: Vec<TokenId>, max_tokens: usize, stop: Vec<TokenId>) -> Ge
         num_choices: 1,
         max_tokens,
         min_tokens: 0,
+        end_token_ids: stop.clone(),
         stop_token_ids: stop,
         prompt_logprobs: None,
         seed: 0,

@@ -242,6 +242,14 @@ async fn what_ends_a_choice_is_named() {
             json!(null),
             5,
         ),
+        // Before the minimum an end token gives way even where it would end nothing.
+        (
+            json!({"ignore_eos": true, "min_tokens": 4, "max_tokens": 5}),
+            "abc\0",
+            "length",
+            json!(null),
+            5,
+        ),
     ] {
         for n in [1, 2] {
             let mut fields = fields.clone();

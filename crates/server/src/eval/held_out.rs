@@ -128,6 +128,7 @@ fn greedy(prompt: Vec<u32>) -> GenerateRequest {
         max_tokens: MAX_ANSWER_TOKENS,
         min_tokens: 0,
         stop_token_ids: vec![IM_END_ID],
+        end_token_ids: Vec::new(),
         prompt_logprobs: None,
         seed: 0,
         cache_salt: 0,
