@@ -156,6 +156,8 @@ fn a_suite_that_was_killed_goes_on_where_it_was() {
     );
     first.kill().unwrap();
     first.wait().unwrap();
+    let left = std::fs::read_to_string(out.join(".lock")).unwrap();
+    assert_eq!(running(&left).len(), 1, "{left}");
     let cells = files(&out, "cell.json");
     assert_eq!(cells.len(), 1, "{cells:?}");
     let runs = files(&out, "run.json");
@@ -227,21 +229,23 @@ fn a_suite_that_was_killed_goes_on_where_it_was() {
         .nth(1)
         .and_then(|rest| rest.split('"').next());
     assert!(out.join(link.unwrap()).is_file(), "{link:?}");
-    assert_eq!(servers_of(&out), Vec::<PathBuf>::new(), "still running");
+    let later = std::fs::read_to_string(out.join(".lock")).unwrap();
+    for servers in [left, later] {
+        assert_eq!(running(&servers), Vec::<&str>::new(), "still running");
+    }
 }
 
-/// Processes that a suite over this folder started.
-fn servers_of(out: &Path) -> Vec<PathBuf> {
-    let wanted = format!("LOADTEST_SUITE_FOLDER={}", out.display());
-    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-    let is_ours = |process: &PathBuf| {
-        let variables = std::fs::read(process.join("environ")).unwrap_or_default();
-        variables
-            .split(|byte| *byte == 0)
-            .any(|variable| variable == wanted.as_bytes())
+/// Processes of this number and start that still run, of those that a suite's lock names.
+fn running(lock: &str) -> Vec<&str> {
+    let start = |stat: &str| {
+        stat.rsplit(") ")
+            .next()
+            .and_then(|rest| rest.split(' ').nth(19).map(str::to_owned))
     };
-    processes
-        .map(|entry| entry.path())
-        .filter(is_ours)
-        .collect()
+    let runs = |line: &&str| {
+        let pid = line.split(' ').next().unwrap();
+        let now = std::fs::read_to_string(format!("/proc/{pid}/stat"));
+        now.is_ok_and(|now| start(&now) == start(line))
+    };
+    lock.lines().filter(runs).collect()
 }

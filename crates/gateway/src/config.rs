@@ -143,7 +143,7 @@ impl Default for Timeouts {
             sse_ping: Duration::from_secs(10),
             write: Duration::from_secs(60),
             shutdown: Duration::from_secs(30),
-            heartbeat: Duration::from_secs(30),
+            heartbeat: Duration::from_secs(10),
         }
     }
 }

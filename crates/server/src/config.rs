@@ -2,6 +2,8 @@
 
 use std::net::IpAddr;
 use std::num::NonZeroUsize;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -268,8 +270,7 @@ fn check_embedding_model(source: Option<&ModelSource>, problems: &mut Problems) 
 fn api_keys(args: &ServeArgs) -> Result<Vec<String>> {
     let mut keys = args.api_key.clone();
     if let Some(path) = &args.api_key_file {
-        let text = std::fs::read_to_string(path)
-            .with_context(|| format!("--api-key-file {}", path.display()))?;
+        let text = secret(path).with_context(|| format!("--api-key-file {}", path.display()))?;
         let lines = text
             .lines()
             .map(str::trim)
@@ -283,6 +284,15 @@ fn api_keys(args: &ServeArgs) -> Result<Vec<String>> {
         bail!("--api-key must not be empty");
     }
     Ok(keys)
+}
+
+/// The text of a file that only its owner and group may read.
+fn secret(path: &Path) -> Result<String> {
+    let mode = std::fs::metadata(path)?.permissions().mode() & 0o777;
+    if mode & 0o007 != 0 {
+        bail!("everybody may use this file (mode {mode:03o}); take that away with chmod o-rwx");
+    }
+    Ok(std::fs::read_to_string(path)?)
 }
 
 fn check_access(args: &ServeArgs, api_keys: &[String], problems: &mut Problems) {

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail};
 use gateway::Gateway;
 use metrics::{BuildInfo, Metrics};
+use rustix::process::DumpableBehavior;
 use tokio::net::{TcpListener, TcpSocket, lookup_host};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -36,6 +37,8 @@ enum End {
 pub fn run(args: ServeArgs) -> Result<()> {
     let config = Config::resolve(args)?;
     logging::init(&config.log_level, config.log_format)?;
+    // Memory holds keys and prompts: no core dump of it, and no look into it by processes of the same user.
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(HTTP_THREADS)
         .enable_all()

@@ -3,6 +3,7 @@
 mod support;
 
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
 use serde_json::{Value, json};
@@ -142,6 +143,10 @@ fn bad_configuration_is_refused_with_its_reason() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
     let port = taken.local_addr().expect("bound").port().to_string();
     let secret = "do-not-print-me";
+    let keys = concat!(env!("CARGO_TARGET_TMPDIR"), "/everybodys-keys");
+    std::fs::write(keys, secret).expect("written");
+    let everybody = std::fs::Permissions::from_mode(0o644);
+    std::fs::set_permissions(keys, everybody).expect("its owner");
     for (flags, reason) in [
         (vec!["--port", &port], "in use"),
         (vec!["--model", "./no/such/model"], "no such file"),
@@ -151,6 +156,7 @@ fn bad_configuration_is_refused_with_its_reason() {
             "--max-num-seqs",
         ),
         (vec!["--no-such-flag"], "--no-such-flag"),
+        (vec!["--api-key-file", keys], "mode 644"),
         (vec!["--max-model-len", "1000000"], "1000000"),
     ] {
         let output = Command::new(env!("CARGO_BIN_EXE_octet"))

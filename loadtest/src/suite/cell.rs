@@ -30,8 +30,8 @@ pub async fn run(suite: &Suite, args: &SuiteArgs, mut tell: impl FnMut(&str)) ->
     let out = args.out.clone();
     let out = out.unwrap_or_else(|| Path::new("results").join(plain(&suite.name)));
     std::fs::create_dir_all(&out).with_context(|| format!("cannot make {}", out.display()))?;
-    let _lock = lock(&out).await?;
-    end_left_over(&out)?;
+    let mut lock = lock(&out).await?;
+    end_left_over(&mut lock)?;
     let mut budget = args.budget;
     let (mut cells, mut left) = (Vec::new(), 0);
     for job in suite.jobs() {
@@ -50,7 +50,7 @@ pub async fn run(suite: &Suite, args: &SuiteArgs, mut tell: impl FnMut(&str)) ->
             continue;
         }
         tell(&format!("{}: begins", job.name));
-        let cell = measure(suite, &job, &out, &folder, &mut tell).await?;
+        let cell = measure(suite, &job, &lock, &folder, &mut tell).await?;
         // What is not there today may be there tomorrow.
         if cell.status != "not_there" {
             write_json(&folder.join("cell.json"), &cell)?;
@@ -73,8 +73,10 @@ pub async fn run(suite: &Suite, args: &SuiteArgs, mut tell: impl FnMut(&str)) ->
 }
 
 async fn lock(out: &Path) -> Result<File> {
-    let lock = File::create(out.join(".lock"))?;
-    // A server that a killed suite was just starting holds the lock until it is a program of its own.
+    let mut options = File::options();
+    let options = options.create(true).read(true).append(true);
+    let lock = options.open(out.join(".lock"))?;
+    // A server that a killed suite was just starting holds the lock until it is named in it.
     let begun = Instant::now();
     while let Err(error) = lock.try_lock() {
         if begun.elapsed() > LOCKED {
@@ -112,7 +114,7 @@ fn finished(folder: &Path) -> Result<Option<Cell>> {
 async fn measure(
     suite: &Suite,
     job: &Job<'_>,
-    out: &Path,
+    lock: &File,
     folder: &Path,
     tell: &mut impl FnMut(&str),
 ) -> Result<Cell> {
@@ -146,7 +148,7 @@ async fn measure(
         }
     }
     let mut served = Vec::new();
-    if let Err(error) = all(suite, job, &programs, out, folder, &mut served, tell).await {
+    if let Err(error) = all(suite, job, &programs, lock, folder, &mut served, tell).await {
         let words: Vec<String> = served.iter().map(Served::last_words).collect();
         let reason = format!("{error:#}; {}", words.join("; "));
         (cell.status, cell.reason) = ("failed".into(), reason);
@@ -162,7 +164,7 @@ async fn all(
     suite: &Suite,
     job: &Job<'_>,
     programs: &[PathBuf],
-    out: &Path,
+    lock: &File,
     folder: &Path,
     served: &mut Vec<Served>,
     tell: &mut impl FnMut(&str),
@@ -172,7 +174,7 @@ async fn all(
     }
     for (side, program) in job.sides.iter().zip(programs) {
         let server = &suite.server[&side.model.server];
-        served.push(Served::start(server, *side, program, out)?);
+        served.push(Served::start(server, *side, program, lock)?);
     }
     for (side, served) in job.sides.iter().zip(served.iter_mut()) {
         served.ready(&suite.server[&side.model.server]).await?;

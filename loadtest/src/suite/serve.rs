@@ -1,8 +1,10 @@
 //! Servers of a suite: found, started, waited for and ended, also those that a killed suite left.
 
+use std::fs::File;
+use std::io::{Read, Seek};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
@@ -17,8 +19,9 @@ const POLL: Duration = Duration::from_millis(100);
 const ANSWER: Duration = Duration::from_secs(2);
 /// How long a server may take to end after SIGTERM.
 const STOP: Duration = Duration::from_secs(40);
-/// Variable of a server's environment: the folder of its suite.
-const MARK: &str = "LOADTEST_SUITE_FOLDER";
+/// Writes what `/proc/PID/stat` says of it to the suite's lock, its standard input, and becomes the server. So
+/// the lock is held until the line is there, at whatever moment the suite is killed.
+const START: &str = r#"read -r line </proc/$$/stat; echo "$line" >&0; exec "$@" </dev/null"#;
 /// Last bytes of a server's log that a failure shows.
 const LOG_TAIL: usize = 2000;
 
@@ -31,8 +34,8 @@ pub struct Served {
 }
 
 impl Served {
-    /// Starts `program`; the suite that it belongs to writes into `out`.
-    pub fn start(server: &Server, side: Side<'_>, program: &Path, out: &Path) -> Result<Self> {
+    /// Starts `program`, which the suite's lock then names.
+    pub fn start(server: &Server, side: Side<'_>, program: &Path, lock: &File) -> Result<Self> {
         let port = TcpListener::bind("127.0.0.1:0")?
             .local_addr()?
             .port()
@@ -41,10 +44,11 @@ impl Served {
             .iter()
             .map(|word| fill(word, side, ("{port}", &port)));
         let log = tempfile::NamedTempFile::new()?;
-        let child = Command::new(program)
+        let child = Command::new("sh")
+            .args(["-c", START, "sh"])
+            .arg(program)
             .args(words.filter(|word| !word.is_empty()))
-            .env(MARK, mark(out)?)
-            .stdin(Stdio::null())
+            .stdin(lock.try_clone()?)
             .stdout(log.reopen()?)
             .stderr(log.reopen()?)
             .spawn()?;
@@ -126,28 +130,29 @@ pub fn find(program: &str) -> Option<PathBuf> {
         .find(|file| file.is_file())
 }
 
-/// What marks the servers of a suite, so that the next one over the same folder finds those that were
-/// left when it was killed, at whatever moment that was.
-fn mark(out: &Path) -> Result<String> {
-    let out = std::path::absolute(out)?;
-    Ok(out.display().to_string())
-}
-
-/// Ends the servers of a suite that was killed.
-pub fn end_left_over(out: &Path) -> Result<()> {
-    let wanted = format!("{MARK}={}", mark(out)?);
-    let Ok(processes) = std::fs::read_dir("/proc") else {
-        return Ok(());
-    };
-    for process in processes.flatten() {
-        // Those of other users cannot be read, and are not ours.
-        let variables = std::fs::read(process.path().join("environ")).unwrap_or_default();
-        if variables.split(|b| *b == 0).any(|v| v == wanted.as_bytes()) {
-            let _ = Command::new("kill")
-                .arg("-9")
-                .arg(process.file_name())
-                .status();
+/// Ends the servers of a suite that was killed, which its lock names.
+pub fn end_left_over(lock: &mut File) -> Result<()> {
+    let mut lines = String::new();
+    lock.rewind()?;
+    lock.read_to_string(&mut lines)?;
+    for line in lines.lines() {
+        let Some((pid, start)) = identity(line) else {
+            continue;
+        };
+        let now = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        // Another process may have got the number since.
+        if identity(&now) == Some((pid, start)) {
+            let _ = Command::new("kill").args(["-9", pid]).status();
         }
     }
+    lock.set_len(0)?;
     Ok(())
+}
+
+/// Number and time of start, which together no other process has (proc(5), fields 1 and 22).
+fn identity(line: &str) -> Option<(&str, &str)> {
+    let (pid, _) = line.split_once(' ')?;
+    // The name of the program may hold anything.
+    let (_, rest) = line.rsplit_once(") ")?;
+    Some((pid, rest.split(' ').nth(19)?))
 }
