@@ -1,10 +1,12 @@
-"""What the tests of deploy/ share: processes that are ended, polling, requests."""
+"""What the tests of deploy/ share: processes that are ended, polling, requests, loads."""
 
 import contextlib
 import json
+import pathlib
 import re
 import socket
 import subprocess
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -75,6 +77,42 @@ def fetch(request, timeout):
 def chat(question, **fields):
     """The body of a chat request."""
     return {"messages": [{"role": "user", "content": question}], "temperature": 0, **fields}
+
+
+class Load:
+    """A run of the load test."""
+
+    def __init__(self, folder, loadtest, address, **flags):
+        # Questions that the bundled model answers: to random words it may say nothing.
+        prompts = folder / "prompts.jsonl"
+        question = lambda n: {"role": "user", "content": f"What is {n} + {n}?"}
+        lines = (json.dumps({"messages": [question(n), {"role": "assistant", "content": str(2 * n)}]}) for n in range(5))
+        prompts.write_text("\n".join(lines))
+        flags = {"warmup": 0, "dataset": prompts, "cache": "warm", **flags}
+        words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+        self.folder = tempfile.TemporaryDirectory(dir=folder)
+        self.asked = flags["requests"]
+        command = [loadtest, "--url", f"http://{address}", "--quiet", "--ignore-eos"]
+        self.child = subprocess.Popen(
+            [*command, "--results", self.folder.name, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+
+    def requests(self):
+        """Every request, when all have ended."""
+        text = self.child.communicate(timeout=DEADLINE)[0]
+        found = list(pathlib.Path(self.folder.name).glob("*/requests.jsonl"))
+        assert found, text
+        lines = [json.loads(line) for line in found[0].read_text().splitlines()]
+        assert len(lines) >= self.asked, text
+        return lines
+
+    def failed(self):
+        return [line for line in self.requests() if line["outcome"] != "ok"]
+
+    def succeeds(self):
+        failed = self.failed()
+        assert not failed, failed
+        return self.asked
 
 
 def free_port():

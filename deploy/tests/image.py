@@ -1,7 +1,8 @@
-"""What the image would run, without a registry: the program alone with its C library in an empty, read-only
-root, as the Dockerfile's last stage says, without root, capabilities, a shell or a network.
+"""The image, built by buildah from the Dockerfile and run as its settings say: without root, capabilities, a shell
+or a network, in a read-only root. No registry is asked: the base images are stand-ins, the first with a cargo that
+hands over the program that is built already, the second with the C library alone. Needs root.
 
-    image.py --octet target/release/octet
+    image.py --octet target/release/octet --busybox busybox
 """
 
 import argparse
@@ -9,62 +10,120 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
+import tempfile
 
 from common import DEADLINE, process
 
-DOCKERFILE = pathlib.Path(__file__).resolve().parents[1] / "docker/Dockerfile"
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+DOCKERFILE = ROOT / "deploy/docker/Dockerfile"
 # Those of the base image that a program in Rust can need.
 LIBRARIES = {"libc.so.6", "libm.so.6", "libgcc_s.so.1", "ld-linux-x86-64.so.2", "linux-vdso.so.1"}
 KEY = "0123456789abcdef0123456789abcdef"
+# Of the commands of the first stage it knows one; the sources must be there, and nothing that was built.
+CARGO = """#!/bin/sh
+set -e
+[ "$*" = "build --release --locked --package octet" ]
+[ "$OCTET_COMMIT" = a-commit ]
+[ -f Cargo.lock ] && [ -f crates/server/src/main.rs ] && [ ! -e target ] && [ ! -e .git ]
+mkdir -p target/release
+cp /built/octet target/release/octet
+"""
 
 
 class Image:
-    """The last stage of the Dockerfile."""
+    """The built image."""
 
-    def __init__(self, octet):
-        self.octet = octet
-        self.stage = DOCKERFILE.read_text().rpartition("\nFROM ")[2]
-        self.user, self.group = re.search(r"^USER (\d+):(\d+)$", self.stage, re.M).groups()
-        self.environment = dict(re.findall(r"(\w+)=(\S+)", re.search("^ENV (.*)$", self.stage, re.M).group(1)))
-        self.command = self.words("ENTRYPOINT") + self.words("CMD")
-        self.health = json.loads(re.search(r"^HEALTHCHECK .* CMD (\[.*\])$", self.stage, re.M).group(1))
-        self.stop_signal = signal.Signals[re.search(r"^STOPSIGNAL (\w+)$", self.stage, re.M).group(1)]
+    def __init__(self, folder, octet, busybox):
+        self.folder = folder
+        first, second = re.findall(r"^FROM (\S+)", DOCKERFILE.read_text(), re.M)
+        self.base(first, self.toolchain(octet, busybox))
+        self.base(second, self.libraries(octet))
+        words = "build --quiet --pull-never --isolation chroot --format docker --build-arg OCTET_COMMIT=a-commit".split()
+        self.buildah(*words, "--file", DOCKERFILE, "--tag", "octet", ROOT)
+        settings = json.loads(self.buildah("inspect", "--type", "image", "octet"))["Docker"]["config"]
+        self.user, self.group = settings["User"].split(":")
+        self.environment = dict(variable.split("=", 1) for variable in settings["Env"])
+        self.command = settings["Entrypoint"] + settings["Cmd"]
+        kind, *self.health = settings["Healthcheck"]["Test"]
+        assert kind == "CMD", kind
+        self.stop_signal = signal.Signals[settings["StopSignal"]]
+        self.root = pathlib.Path(self.buildah("mount", self.buildah("from", "--pull-never", "octet")))
 
-    def words(self, instruction):
-        return json.loads(re.search(rf"^{instruction} (\[.*\])$", self.stage, re.M).group(1))
+    def buildah(self, *words):
+        storage = ["--storage-driver", "vfs", "--root", self.folder / "storage", "--runroot", self.folder / "run"]
+        done = subprocess.run(["buildah", *storage, *words], stdout=subprocess.PIPE, text=True)
+        assert done.returncode == 0, words
+        return done.stdout.strip()
 
-    def libraries(self):
-        """Paths of the libraries that the program wants."""
-        listed = subprocess.run(["ldd", self.octet], check=True, stdout=subprocess.PIPE, text=True).stdout
+    def base(self, name, files):
+        """An image of that name with these files."""
+        container = self.buildah("from", "scratch")
+        self.buildah("copy", "--quiet", container, files, "/")
+        self.buildah("commit", "--quiet", "--rm", container, name)
+
+    def toolchain(self, octet, busybox):
+        """A shell with a few commands, and what stands for cargo."""
+        files = self.folder / "toolchain"
+        for place in ("bin", "built", "tmp"):
+            (files / place).mkdir(parents=True)
+        shutil.copy(busybox, files / "bin/busybox")
+        for command in ("sh", "mkdir", "cp", "["):
+            (files / "bin" / command).symlink_to("busybox")
+        shutil.copy(octet, files / "built/octet")
+        (files / "bin/cargo").write_text(CARGO)
+        (files / "bin/cargo").chmod(0o755)
+        return files
+
+    def libraries(self, octet):
+        """The libraries that the program wants."""
+        listed = subprocess.run(["ldd", octet], check=True, stdout=subprocess.PIPE, text=True).stdout
         names = {pathlib.Path(word).name for word in re.findall(r"^\s+(\S+)", listed, re.M)}
         assert names <= LIBRARIES, f"the base image has no {names - LIBRARIES}"
-        return re.findall(r"(/\S+) \(", listed)
+        files = self.folder / "libraries"
+        for place in ("dev", "proc", "tmp"):
+            (files / place).mkdir(parents=True)
+        for library in re.findall(r"(/\S+) \(", listed):
+            copy = files / library.lstrip("/")
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(library, copy)
+        return files
 
     def sandbox(self, *options, **environment):
-        """The command line of the container's stand-in; the program is process 1 in it."""
-        words = "bwrap --unshare-all --unshare-user --as-pid-1 --die-with-parent --cap-drop ALL".split()
-        words += "--clearenv --dev /dev --proc /proc".split()
-        words += ["--uid", self.user, "--gid", self.group, "--ro-bind", self.octet, self.command[0]]
-        for library in self.libraries():
-            words += ["--ro-bind", library, library]
+        """The command line that runs it; the program is process 1."""
+        words = "bwrap --unshare-all --unshare-user --as-pid-1 --die-with-parent --cap-drop ALL --clearenv".split()
+        words += ["--uid", self.user, "--gid", self.group, "--ro-bind", self.root, "/", "--dev", "/dev", "--proc", "/proc"]
         for name, value in {**self.environment, **environment}.items():
             words += ["--setenv", name, value]
-        return [*words, "--remount-ro", "/", *options, *self.command]
+        return [*words, *options, *self.command]
 
 
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--octet", required=True)
-    image = Image(parser.parse_args().octet)
-    assert image.stage.count("COPY ") == 1 and f"/release/octet {image.command[0]}\n" in image.stage
-    # Every interface is open to it, so it wants a key.
-    refused = subprocess.run(image.sandbox(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=DEADLINE)
-    assert refused.returncode != 0 and "--allow-unauthenticated" in refused.stdout, refused.stdout
-    runs(image)
+    parser.add_argument("--busybox", required=True)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        image = Image(pathlib.Path(folder), args.octet, args.busybox)
+        holds_the_program_alone(image, args.octet)
+        # Every interface is open to it, so it wants a key.
+        refused = subprocess.run(image.sandbox(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=DEADLINE)
+        assert refused.returncode != 0 and "--allow-unauthenticated" in refused.stdout, refused.stdout
+        runs(image)
     what = f"{' '.join(image.command)} as {image.user} in a read-only root without a network"
-    print(f"the image: {what} wants a key, is healthy and ends by {image.stop_signal.name}")
+    print(f"the image: built by buildah; {what} wants a key, is healthy and ends by {image.stop_signal.name}")
+
+
+def holds_the_program_alone(image, octet):
+    """Beside what the base image has."""
+    of_base = {path.relative_to(image.folder / "libraries") for path in (image.folder / "libraries").rglob("*")}
+    files = {path.relative_to(image.root) for path in image.root.rglob("*")} - of_base
+    added = {path for path in files if (image.root / path).is_file()}
+    program = image.root / image.command[0].lstrip("/")
+    assert added == {program.relative_to(image.root)}, added
+    assert program.read_bytes() == pathlib.Path(octet).read_bytes()
 
 
 def runs(image):

@@ -12,10 +12,9 @@ import pathlib
 import re
 import signal
 import socket
-import subprocess
 import tempfile
 
-from common import DEADLINE, chat, free_port, get, post, process, server, wait_for
+from common import DEADLINE, Load, chat, free_port, get, post, process, server, wait_for
 
 DEPLOY = pathlib.Path(__file__).resolve().parents[1]
 USERS = 24
@@ -28,9 +27,11 @@ def main():
     parser.add_argument("--octet", required=True)
     parser.add_argument("--loadtest", required=True)
     args = parser.parse_args()
+    scenes = (passing, reading_slowly, not_reading, giving_up, leaving, dying, deserted)
     for name in PROXIES:
         with Behind(name, args.octet, args.loadtest) as proxy:
-            seen = [scene(proxy) for scene in (passing, reading_slowly, giving_up, leaving, dying, deserted)]
+            seen = [scene(proxy) for scene in scenes]
+        seen.append(wrongly_set(name, args))
         print(f"{name}: " + "; ".join(seen))
 
 
@@ -50,18 +51,24 @@ def haproxy(folder, text):
 
 
 PROXIES = {"nginx": ("nginx.conf", nginx), "haproxy": ("haproxy.cfg", haproxy)}
+# Mistakes in their files that the tests here must notice: the lines replaced, and by what.
+BUFFERING = {
+    # The server's X-Accel-Buffering keeps the first of the two lines from doing harm alone.
+    "nginx": ("proxy_buffering off;", "proxy_buffering on; proxy_ignore_headers X-Accel-Buffering;"),
+    "haproxy": ("balance leastconn\n", "balance leastconn\n    http-response wait-for-body time 600s\n"),
+}
 
 
 class Replica:
     """A server that can be started again where it was."""
 
-    def __init__(self, octet):
-        self.octet, self.context = octet, None
+    def __init__(self, octet, *flags):
+        self.octet, self.flags, self.context = octet, flags, None
         self.start()
 
     def start(self, port=0):
         self.stop()
-        self.context = server(self.octet, port=port)
+        self.context = server(self.octet, *self.flags, port=port)
         self.child, self.address = self.context.__enter__()
 
     def again(self):
@@ -84,20 +91,25 @@ class Replica:
 
 
 class Behind:
-    """A proxy before two replicas."""
+    """A proxy before two replicas, with its file as it is or with one place replaced."""
 
-    def __init__(self, name, octet, loadtest):
-        self.name, self.octet, self.loadtest = name, octet, loadtest
+    def __init__(self, name, octet, loadtest, *mistake):
+        self.name, self.octet, self.loadtest, self.mistake = name, octet, loadtest, mistake
 
     def __enter__(self):
         self.stack = contextlib.ExitStack()
         self.folder = pathlib.Path(self.stack.enter_context(tempfile.TemporaryDirectory()))
-        self.replicas = [Replica(self.octet), Replica(self.octet)]
+        # A client that does not read is given up soon.
+        flags = ("--stream-write-timeout", 3)
+        self.replicas = [Replica(self.octet, *flags), Replica(self.octet, *flags)]
         for replica in self.replicas:
             self.stack.callback(replica.stop)
         file, command = PROXIES[self.name]
         text = (DEPLOY / "proxy" / file).read_text()
         self.address = f"127.0.0.1:{free_port()}"
+        if self.mistake:
+            assert self.mistake[0] in text
+            text = text.replace(*self.mistake)
         places = [self.address, *(replica.address for replica in self.replicas)]
         for ours, theirs in zip(("8000", "8001", "8002"), places):
             text = text.replace(f"127.0.0.1:{ours}", theirs)
@@ -114,60 +126,28 @@ class Behind:
         self.stack.close()
 
     def load(self, **flags):
-        return Load(self, flags)
+        """A closed loop, so that it does not hang on how fast this machine is."""
+        return Load(self.folder, self.loadtest, self.address, **{"users": USERS, "output-tokens": 40, **flags})
 
     def running(self):
         return sum(replica.running() for replica in self.replicas)
 
-
-class Load:
-    """A run of the load test through the proxy: a closed loop, so that it does not hang on how fast
-    this machine is."""
-
-    def __init__(self, proxy, flags):
-        # Questions that the bundled model answers: to random words it may say nothing.
-        prompts = proxy.folder / "prompts.jsonl"
-        question = lambda n: {"role": "user", "content": f"What is {n} + {n}?"}
-        lines = (json.dumps({"messages": [question(n), {"role": "assistant", "content": str(2 * n)}]}) for n in range(5))
-        prompts.write_text("\n".join(lines))
-        flags = {"users": USERS, "output-tokens": 40, "warmup": 0, "dataset": prompts, "cache": "warm", **flags}
-        words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
-        self.folder = tempfile.TemporaryDirectory(dir=proxy.folder)
-        self.asked = flags["requests"]
-        command = [proxy.loadtest, "--url", f"http://{proxy.address}", "--quiet", "--ignore-eos"]
-        self.child = subprocess.Popen(
-            [*command, "--results", self.folder.name, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-
-    def requests(self):
-        """Every request, when all have ended."""
-        text = self.child.communicate(timeout=DEADLINE)[0]
-        found = list(pathlib.Path(self.folder.name).glob("*/requests.jsonl"))
-        assert found, text
-        lines = [json.loads(line) for line in found[0].read_text().splitlines()]
-        assert len(lines) >= self.asked, text
-        return lines
-
-    def failed(self):
-        return [line for line in self.requests() if line["outcome"] != "ok"]
-
-    def succeeds(self):
-        failed = self.failed()
-        assert not failed, failed
-        return self.asked
+    def cancelled(self):
+        finished = "octet_requests_finished_total", 'finish_reason="cancelled"'
+        return sum(replica.metric(*finished) for replica in self.replicas)
 
 
 class Stream:
     """One streamed answer, read as far as wanted."""
 
-    def __init__(self, address, tokens=LONG, **headers):
+    def __init__(self, address, tokens=LONG, fields=None, **headers):
         host, port = address.split(":")
         self.socket = socket.socket()
         # A reader that stops is noticed after a few events.
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         self.socket.settimeout(DEADLINE)
         self.socket.connect((host, int(port)))
-        body = json.dumps(chat("Repeat: apple", stream=True, ignore_eos=True, max_completion_tokens=tokens))
+        body = json.dumps(chat("Repeat: apple", stream=True, ignore_eos=True, max_completion_tokens=tokens, **(fields or {})))
         headers = {"Host": "localhost", "Content-Type": "application/json", "Content-Length": len(body), **headers}
         lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         self.socket.sendall(f"POST /v1/chat/completions HTTP/1.1\r\n{lines}\r\n{body}".encode())
@@ -191,25 +171,26 @@ class Stream:
         return "data: [DONE]" in self.text
 
 
+def came_early(proxy):
+    """Whether an event reaches a client while the answer is being made."""
+    # Shorter than any buffer of the proxies.
+    stream = Stream(proxy.address, 300, **{"Accept-Encoding": "gzip"})
+    stream.read_until('"content":"')
+    for replica in proxy.replicas:
+        replica.child.send_signal(signal.SIGSTOP)
+    stream.read_what_is_there()
+    early = not stream.is_complete()
+    for replica in proxy.replicas:
+        replica.child.send_signal(signal.SIGCONT)
+    stream.read_until("data: [DONE]")
+    assert "content-encoding" not in stream.text.lower()
+    return early
+
+
 def passing(proxy):
-    """An event reaches the client while the answer is being made, uncompressed; only the API is there."""
-
-    def attempt():
-        # Shorter than any buffer of the proxies.
-        stream = Stream(proxy.address, 300, **{"Accept-Encoding": "gzip"})
-        stream.read_until('"content":"')
-        for replica in proxy.replicas:
-            replica.child.send_signal(signal.SIGSTOP)
-        stream.read_what_is_there()
-        # If it was through already, nothing is shown by this try.
-        came_early = not stream.is_complete()
-        for replica in proxy.replicas:
-            replica.child.send_signal(signal.SIGCONT)
-        stream.read_until("data: [DONE]")
-        assert "content-encoding" not in stream.text.lower()
-        return came_early
-
-    wait_for("an event before the answer's end", attempt)
+    """Events pass one by one, uncompressed; only the API is there."""
+    # An answer that was through before the replicas stood still shows nothing.
+    wait_for("an event before the answer's end", lambda: came_early(proxy))
     for path in ("/metrics", "/health/ready", "/"):
         assert get(f"http://{proxy.address}{path}")[0] == 404, path
     # A megabyte is more than either takes unless told; the server refuses it for its length in tokens.
@@ -228,11 +209,37 @@ def reading_slowly(proxy):
     return f"{count} streams beside a client that did not read"
 
 
+def holds_up(proxy):
+    """Whether work stops for a client that reads nothing, or is done for nobody: a proxy that takes the
+    whole answer hides such a client from the server."""
+    made = lambda: sum(replica.metric("octet_generation_tokens_total") for replica in proxy.replicas)
+    before = made()
+    # Some twenty megabytes, more than sockets hold.
+    many = {"n": 16, "logprobs": True, "top_logprobs": 20}
+    stream = Stream(proxy.address, LONG, many)
+    wait_for("its tokens", lambda: made() > before)
+    wait_for("its end", lambda: proxy.running() == 0)
+    stream.socket.close()
+    return made() - before < 16 * LONG
+
+
+def not_reading(proxy):
+    assert holds_up(proxy), "the work for a client that did not read was done"
+    return "a client that reads nothing is given up"
+
+
+def wrongly_set(name, args):
+    """What the tests above say of a proxy that keeps answers until it has them whole."""
+    notices = {"nginx": holds_up, "haproxy": came_early}[name]
+    with Behind(name, args.octet, args.loadtest, *BUFFERING[name]) as proxy:
+        assert not notices(proxy), f"buffering in {name} was not noticed"
+    return "buffering would be noticed"
+
+
 def giving_up(proxy):
     """A client that leaves ends the work for it."""
 
-    def cancelled():
-        return sum(replica.metric("octet_requests_finished_total", 'finish_reason="cancelled"') for replica in proxy.replicas)
+    before = proxy.cancelled()
 
     def attempt():
         stream = Stream(proxy.address)
@@ -240,7 +247,7 @@ def giving_up(proxy):
         stream.socket.close()
         wait_for("the end of its work", lambda: proxy.running() == 0)
         # It may have ended before its client was gone.
-        return cancelled() > 0
+        return proxy.cancelled() > before
 
     wait_for("a cancelled request", attempt)
     for replica in proxy.replicas:

@@ -83,7 +83,7 @@ pub fn unpacked(package: &str) -> Result<PathBuf> {
 }
 
 /// A command that needs the rights of root.
-fn privileged(words: &[&str]) -> Command {
+pub fn privileged(words: &[&str]) -> Command {
     let sudo: &[&str] = if is_root() { &[] } else { &["sudo"] };
     let words = [sudo, words].concat();
     let mut command = Command::new(words[0]);
@@ -115,6 +115,24 @@ pub fn python(name: &str, requirements: &Path) -> Result<PathBuf> {
         .arg(requirements))?;
     std::fs::write(&stamp, wanted)?;
     Ok(interpreter)
+}
+
+/// A folder of that name under the target folder with the packages of a `package.json` installed.
+pub fn node(name: &str, package: &Path) -> Result<PathBuf> {
+    debian("npm", "npm")?;
+    let dir = target_dir().join(name);
+    let stamp = dir.join("installed.json");
+    let wanted =
+        std::fs::read(package).with_context(|| format!("cannot read {}", package.display()))?;
+    if std::fs::read(&stamp).is_ok_and(|installed| installed == wanted) {
+        return Ok(dir);
+    }
+    std::fs::create_dir_all(&dir)?;
+    std::fs::write(dir.join("package.json"), &wanted)?;
+    let install = ["install", "--silent", "--no-audit", "--no-fund"];
+    run(Command::new("npm").args(install).current_dir(&dir))?;
+    std::fs::write(&stamp, wanted)?;
+    Ok(dir)
 }
 
 fn on_path(program: &str) -> bool {

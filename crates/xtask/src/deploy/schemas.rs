@@ -13,7 +13,8 @@ use crate::{install, target_dir};
 /// newest that the package has.
 const KUBERNETES: &[&str] = &["1.30", "1.37"];
 
-/// Groups of interfaces that come with operators; `kubernetes` has a test of its own for them.
+/// Groups of interfaces that come with operators, whose types come with packages of their own. Only that of
+/// inference has none; `kubernetes` has a table for it.
 const OPERATORS: &[&str] = &[
     "gateway.networking.k8s.io/",
     "inference.networking.k8s.io/",
@@ -37,6 +38,7 @@ pub fn check() -> Result<()> {
     let lint = ["--ignore", "DL3008"];
     install::run(Command::new(program("hadolint")).args(lint).arg(image))?;
     manifests(&program("kubernetes-validate"))?;
+    published_types()?;
     start_up_files(&program("check-jsonschema"))?;
     install::run(Command::new(program("shellcheck")).arg(deploy("cloud/install.sh")))
 }
@@ -53,6 +55,23 @@ fn start_up_files(validator: &Path) -> Result<()> {
             .arg(schema)
             .args(files),
     )
+}
+
+/// Objects of operators and dashboards against the types that are published for programs that make them.
+fn published_types() -> Result<()> {
+    let types = deploy("tests/types");
+    let dir = install::node("deploy-types", &types.join("package.json"))?;
+    std::fs::copy(types.join("check.mjs"), dir.join("check.mjs"))?;
+    let mut objects = Vec::new();
+    for overlay in kubernetes::OVERLAYS {
+        objects.extend(kubernetes::objects(overlay)?);
+    }
+    std::fs::write(dir.join("objects.json"), serde_json::to_vec(&objects)?)?;
+    let boards = ["serving-overview", "engine-internals", "slo-burn"]
+        .map(|board| deploy(&format!("grafana/dashboards/{board}.json")));
+    let mut node = Command::new("node");
+    node.args(["check.mjs", "objects.json"]).args(boards);
+    install::run(node.current_dir(dir))
 }
 
 /// Every overlay as it would be applied.

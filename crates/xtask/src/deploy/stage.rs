@@ -16,12 +16,19 @@ pub fn run() -> Result<()> {
     rented_machine()?;
     prometheus()?;
     install::debian("bwrap", "bubblewrap")?;
-    against_server("image.py", &[])?;
+    install::debian("buildah", "buildah")?;
+    let busybox = install::unpacked("busybox-static")?.join("bin/busybox");
+    let busybox = busybox.display().to_string();
+    as_root(&["python3", "-B"], "image.py", &["--busybox", &busybox])?;
     install::debian("systemd-analyze", "systemd")?;
     against_server("systemd.py", &[])?;
+    install::debian("systemd-nspawn", "systemd-container")?;
+    install::debian("curl", "curl")?;
+    as_root(&["unshare", "--mount", "python3", "-B"], "machine.py", &[])?;
     install::service("nginx", "nginx-light")?;
     install::service("haproxy", "haproxy")?;
     let loadtest = binary("loadtest");
+    against_server("overload.py", &["--loadtest".as_ref(), loadtest.as_ref()])?;
     against_server("proxies.py", &["--loadtest".as_ref(), loadtest.as_ref()])
 }
 
@@ -85,6 +92,15 @@ fn script(name: &str, args: &[&OsStr]) -> Result<()> {
         .args(args)
         .env("PYTHONDONTWRITEBYTECODE", "1");
     install::run(&mut command)
+}
+
+/// A test script that starts the built server, and may mount and enter what others must not.
+fn as_root(start: &[&str], name: &str, args: &[&str]) -> Result<()> {
+    println!("-- {name}");
+    let script = deploy("tests").join(name).display().to_string();
+    let octet = binary("octet").display().to_string();
+    let script = [script.as_str(), "--octet", &octet];
+    install::run(&mut install::privileged(&[start, &script, args].concat()))
 }
 
 fn binary(name: &str) -> PathBuf {

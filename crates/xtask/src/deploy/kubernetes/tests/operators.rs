@@ -1,82 +1,23 @@
-//! Objects of kinds that come with operators, whose schemas no package of the tests has: their fields
-//! against a table of what each kind knows.
+//! Objects of a kind whose types no package has: their fields against a table of what the kind knows.
 
 use std::collections::BTreeSet;
 
 use serde_json::Value;
 
-use super::{Cluster, OVERLAYS, seconds, text};
+use super::{Cluster, OVERLAYS, text};
 
-/// The fields of kinds that come with operators, and what they hold; `*` is any key, `[]` any item,
-/// words after a colon are the only ones allowed. From the definitions of each kind as of August 2026:
-/// Prometheus operator 0.93, KEDA, Inference Extension 1.5, Gateway API.
-const FIELDS: &[(&str, &[&str])] = &[
-    (
-        "monitoring.coreos.com/v1 PodMonitor",
-        &[
-            "spec.selector.matchLabels.*: text",
-            "spec.podMetricsEndpoints[].port: text",
-            "spec.podMetricsEndpoints[].path: text",
-            "spec.podMetricsEndpoints[].interval: DURATION",
-            "spec.podMetricsEndpoints[].scrapeTimeout: DURATION",
-            "spec.podMetricsEndpoints[].relabelings[].action: replace keep drop labelmap",
-            "spec.podMetricsEndpoints[].relabelings[].sourceLabels[]: text",
-            "spec.podMetricsEndpoints[].relabelings[].targetLabel: text",
-            "spec.podMetricsEndpoints[].relabelings[].replacement: text",
-        ],
-    ),
-    (
-        "keda.sh/v1alpha1 ScaledObject",
-        &[
-            "spec.scaleTargetRef.apiVersion: text",
-            "spec.scaleTargetRef.kind: text",
-            "spec.scaleTargetRef.name: text",
-            "spec.minReplicaCount: number",
-            "spec.maxReplicaCount: number",
-            "spec.pollingInterval: number",
-            "spec.fallback.failureThreshold: number",
-            "spec.fallback.replicas: number",
-            "spec.fallback.behavior: static currentReplicas currentReplicasIfHigher currentReplicasIfLower",
-            "spec.advanced.horizontalPodAutoscalerConfig.behavior.scaleUp.stabilizationWindowSeconds: number",
-            "spec.advanced.horizontalPodAutoscalerConfig.behavior.scaleDown.stabilizationWindowSeconds: number",
-            "spec.advanced.horizontalPodAutoscalerConfig.behavior.scaleDown.policies[].type: Pods Percent",
-            "spec.advanced.horizontalPodAutoscalerConfig.behavior.scaleDown.policies[].value: number",
-            "spec.advanced.horizontalPodAutoscalerConfig.behavior.scaleDown.policies[].periodSeconds: number",
-            "spec.triggers[].type: prometheus",
-            "spec.triggers[].name: text",
-            "spec.triggers[].metricType: AverageValue Value",
-            // Every parameter of a trigger is a text, numbers too.
-            "spec.triggers[].metadata.serverAddress: text",
-            "spec.triggers[].metadata.query: text",
-            "spec.triggers[].metadata.threshold: NUMBER",
-            "spec.triggers[].metadata.ignoreNullValues: true false",
-        ],
-    ),
-    (
-        "inference.networking.k8s.io/v1 InferencePool",
-        &[
-            "spec.selector.matchLabels.*: text",
-            "spec.targetPorts[].number: number",
-            "spec.endpointPickerRef.name: text",
-            "spec.endpointPickerRef.port.number: number",
-            "spec.endpointPickerRef.failureMode: FailOpen FailClose",
-        ],
-    ),
-    (
-        "gateway.networking.k8s.io/v1 HTTPRoute",
-        &[
-            "spec.parentRefs[].group: text",
-            "spec.parentRefs[].kind: text",
-            "spec.parentRefs[].name: text",
-            "spec.rules[].matches[].path.type: Exact PathPrefix RegularExpression",
-            "spec.rules[].matches[].path.value: text",
-            "spec.rules[].backendRefs[].group: text",
-            "spec.rules[].backendRefs[].kind: text",
-            "spec.rules[].backendRefs[].name: text",
-            "spec.rules[].timeouts.request: DURATION",
-        ],
-    ),
-];
+/// The fields of kinds, and what they hold; `*` is any key, `[]` any item, words after a colon are the only
+/// ones allowed. From the definition of Inference Extension 1.5.
+const FIELDS: &[(&str, &[&str])] = &[(
+    "inference.networking.k8s.io/v1 InferencePool",
+    &[
+        "spec.selector.matchLabels.*: text",
+        "spec.targetPorts[].number: number",
+        "spec.endpointPickerRef.name: text",
+        "spec.endpointPickerRef.port.number: number",
+        "spec.endpointPickerRef.failureMode: FailOpen FailClose",
+    ],
+)];
 
 /// The leaves of a value with their paths.
 fn leaves<'a>(path: &str, value: &'a Value, found: &mut Vec<(String, &'a Value)>) {
@@ -101,15 +42,13 @@ fn holds(what: &str, leaf: &Value) -> bool {
     match (what, leaf) {
         ("text", Value::String(_)) => true,
         ("number", Value::Number(number)) => number.is_u64(),
-        ("NUMBER", Value::String(text)) => text.parse::<f64>().is_ok(),
-        ("DURATION", Value::String(text)) => seconds(text).is_some(),
         (words, Value::String(text)) => words.split(' ').any(|word| word == text),
         _ => false,
     }
 }
 
 #[test]
-fn objects_of_operators_have_no_other_fields() {
+fn pools_have_no_other_fields() {
     let mut seen = BTreeSet::new();
     for overlay in OVERLAYS {
         for object in Cluster::of(overlay).0 {
