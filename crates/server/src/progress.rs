@@ -1,6 +1,6 @@
 //! Progress on a terminal as a bar, elsewhere as a few plain lines.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -50,7 +50,13 @@ impl Progress {
             .unwrap_or(PLAIN_STEPS);
         if share > self.told {
             self.told = share;
-            eprintln!("{}: {} %", self.what, 100 * share / PLAIN_STEPS);
+            // Nobody may be there to read it.
+            let _ = writeln!(
+                std::io::stderr(),
+                "{}: {} %",
+                self.what,
+                100 * share / PLAIN_STEPS
+            );
         }
     }
 }

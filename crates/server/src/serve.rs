@@ -36,7 +36,7 @@ enum End {
 /// A bad configuration, a port in use, a model that cannot be loaded, an engine that died.
 pub fn run(args: ServeArgs) -> Result<()> {
     let config = Config::resolve(args)?;
-    logging::init(&config.log_level, config.log_format)?;
+    let _written_at_the_end = logging::init(&config.log_level, config.log_format)?;
     // Memory holds keys and prompts: no core dump of it, and no look into it by processes of the same user.
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
     tokio::runtime::Builder::new_multi_thread()

@@ -313,3 +313,22 @@ fn health_names_the_address_that_does_not_answer() {
     assert!(!output.status.success());
     assert!(error.contains("http://127.0.0.1:1/"), "{error}");
 }
+
+#[test]
+fn a_log_that_nobody_reads_holds_up_nobody() {
+    for is_gone in [true, false] {
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        let server = Server::start_logging_to(writer.into(), &["--log-level", "debug"]);
+        // Gone, or there and never read.
+        let reader = (!is_gone).then_some(reader);
+        let body = json!({"prompt": "a", "max_tokens": 1}).to_string();
+        // More lines than a pipe holds.
+        for _ in 0..500 {
+            let answer = server.request("POST", "/v1/completions", &body);
+            assert_eq!(answer.status, 200, "{}", answer.body);
+        }
+        server.signal("TERM");
+        assert!(server.wait().success());
+        drop(reader);
+    }
+}

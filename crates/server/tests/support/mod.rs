@@ -31,11 +31,16 @@ pub struct Response {
 impl Server {
     /// Starts `octet serve` with the given flags on a free port and waits until it is ready.
     pub fn start(flags: &[&str]) -> Self {
+        Self::start_logging_to(Stdio::inherit(), flags)
+    }
+
+    /// The same with another standard error.
+    pub fn start_logging_to(log: Stdio, flags: &[&str]) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_octet"))
             .args(["serve", "--port", "0"])
             .args(flags)
             .stdout(Stdio::piped())
-            .stderr(Stdio::inherit())
+            .stderr(log)
             .spawn()
             .expect("the binary starts");
         let stdout = child.stdout.take().expect("stdout is piped");
