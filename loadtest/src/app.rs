@@ -147,6 +147,9 @@ async fn set_lengths(workload: &mut Workload, config: &Config, target: &Target) 
         }
     }
     let has_words = |content: &Content| matches!(content.prompts, Prompts::Words(_));
+    if !config.asks_tokenizer {
+        return LengthsBy::Usage;
+    }
     if workload.trace.is_none() && !workload.contents.iter().any(has_words) {
         return LengthsBy::Usage;
     }

@@ -64,6 +64,9 @@ pub struct Config {
     pub tokens_per_word: Option<f64>,
     /// Limits of a good request.
     pub slo: Option<Slo>,
+    /// Whether the server's tokenizer is asked, so that lengths are exact. Sides of a comparison do not ask: one that has
+    /// none would get other prompts than the other.
+    pub asks_tokenizer: bool,
     /// Whether the run ends once those are out of reach.
     pub may_give_up: bool,
     /// Price of the server's machine.
@@ -101,6 +104,7 @@ impl TryFrom<Args> for Config {
             temperature: args.temperature.or(file.temperature()).unwrap_or(0.0),
             cache: args.cache.or(file.cache).unwrap_or(Cache::Cold),
             slo: args.slo.or(file.slo),
+            asks_tokenizer: true,
             may_give_up: false,
             price: args.price_per_hour.map(|per_hour| Price {
                 per_hour,

@@ -27,7 +27,7 @@ pub async fn run(
     let mut made: Option<PathBuf> = None;
     let mut reports = Vec::new();
     for (repeat, side) in turns(sides.len(), repeats) {
-        let mut report = app::measure(&of_repeat(&sides[side], repeat), interrupted()).await?;
+        let mut report = app::measure(&of_repeat(sides, side, repeat), interrupted()).await?;
         let folder = match &made {
             Some(folder) => folder.clone(),
             None => results::new_folder(parent, &report.started, &folder_name(sides, &report))?,
@@ -64,7 +64,7 @@ pub async fn go_on(
     for (repeat, side) in turns(sides.len(), repeats) {
         let place = place(folder, sides, side, repeat, repeats);
         if !place.join(results::RUN).is_file() {
-            let config = of_repeat(&sides[side], repeat);
+            let config = of_repeat(sides, side, repeat);
             let mut report = app::measure(&config, std::future::pending()).await?;
             report.series = series(id, sides.len(), side, repeat, repeats);
             results::write_run(&place, &report)?;
@@ -83,9 +83,11 @@ fn turns(sides: usize, repeats: u32) -> impl Iterator<Item = (u32, usize)> {
     (1..=repeats).flat_map(move |repeat| order(sides, repeat).into_iter().map(move |s| (repeat, s)))
 }
 
-fn of_repeat(config: &Config, repeat: u32) -> Config {
+fn of_repeat(sides: &[Config], side: usize, repeat: u32) -> Config {
+    let config = &sides[side];
     Config {
         seed: config.seed.wrapping_add(u64::from(repeat - 1)),
+        asks_tokenizer: config.asks_tokenizer && sides.len() == 1,
         ..config.clone()
     }
 }

@@ -46,9 +46,7 @@ pub fn details(group: &Group, named: bool) -> Markup {
 fn prompt_lengths(run: &Run) -> Option<String> {
     let by = match run.load.lengths_by? {
         LengthsBy::Tokenizer => "made to measure with the server's /tokenize",
-        LengthsBy::Usage => {
-            "aimed at by the usage of two answers, because the server's tokenizer could not be asked"
-        }
+        LengthsBy::Usage => "aimed at by the usage of two answers",
         LengthsBy::Flag => "aimed at by --tokens-per-word",
         LengthsBy::Assumption => "one token for each word was assumed",
     };

@@ -1,9 +1,10 @@
 //! How long prompts are, by what the server says of them.
 
 use crate::fake::{Behaviour, FakeServer, MetricsPage, Tokenizer};
+use loadtest::repeat;
 use loadtest::report::{LengthsBy, Report};
 
-use crate::measure;
+use crate::{config, measure};
 
 async fn with(tokenizer: Tokenizer, line: &str) -> Report {
     let script = [Behaviour::Ok];
@@ -70,4 +71,27 @@ async fn a_vocabulary_of_single_tokens_changes_no_prompt() {
     let exact = with(Tokenizer::Single, "--requests 3 --output-tokens 2").await;
     assert_eq!(exact.load.lengths_by, Some(LengthsBy::Tokenizer));
     assert_eq!(aimed.load.workload_sha256, exact.load.workload_sha256);
+}
+
+/// One side's tokenizer would choose words by their tokens, the other's does not answer.
+#[tokio::test]
+async fn sides_of_a_comparison_get_the_same_prompts() {
+    let script = [Behaviour::Ok];
+    let one = FakeServer::with_tokenizer(&script, MetricsPage::Honest, Tokenizer::Vllm).await;
+    let two = FakeServer::with_tokenizer(&script, MetricsPage::Honest, Tokenizer::Wrong).await;
+    let folder = tempfile::tempdir().unwrap();
+    let line = "--requests 3 --output-tokens 2 --no-self-test --results unused";
+    let sides = [("one", &one), ("two", &two)].map(|(name, server)| {
+        let mut side = config(server, line);
+        side.name = Some(name.to_owned());
+        side
+    });
+    let (_, reports) = repeat::run(&sides, 1, folder.path(), |_| ()).await.unwrap();
+    let digests = [&reports[0], &reports[1]].map(|report| &report.load.workload_sha256);
+    assert_eq!(digests[0], digests[1]);
+    assert!(
+        reports
+            .iter()
+            .all(|r| r.load.lengths_by == Some(LengthsBy::Usage))
+    );
 }
