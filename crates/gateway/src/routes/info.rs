@@ -159,7 +159,6 @@ pub(super) fn version(gateway: &Gateway) -> Response {
 pub(super) fn page() -> Response {
     let headers = [
         (header::CACHE_CONTROL, "no-cache"),
-        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
         (header::X_FRAME_OPTIONS, "DENY"),
     ];
     (headers, Html(include_str!("../chat.html"))).into_response()

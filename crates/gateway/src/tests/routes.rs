@@ -37,6 +37,8 @@ async fn unknown_paths_and_methods_are_answered_in_the_envelope() {
         );
         assert_eq!(answer.headers.contains_key(header::ALLOW), status == 405);
         assert!(answer.headers.contains_key("x-request-id"));
+        assert_eq!(answer.headers[header::CACHE_CONTROL], "no-store");
+        assert_eq!(answer.headers[header::X_CONTENT_TYPE_OPTIONS], "nosniff");
     }
     let long = rig.get(&format!("/{}", "a".repeat(10_000))).await;
     assert_eq!(long.status, 414);
