@@ -226,6 +226,24 @@ impl<D: Device> CudaLinear<D> {
         })
     }
 
+    /// The same with a bias.
+    ///
+    /// # Errors
+    /// [`BackendError::OutOfMemory`], or a bias that is not as long as there are outputs.
+    pub fn with_bias(mut self, device: &D, bias: &[f32]) -> Result<Self> {
+        if bias.len() != self.outputs {
+            return Err(BackendError::Shape(format!(
+                "{} biases for {} outputs",
+                bias.len(),
+                self.outputs
+            )));
+        }
+        let buffer = device.alloc(bias.len() * 4, "weights")?;
+        device.upload(&buffer, 0, &bytes_of(bias))?;
+        self.bias = Some(buffer);
+        Ok(self)
+    }
+
     /// Bytes of the weights and their scales, which a product reads.
     pub fn bytes(&self) -> usize {
         let scales = self.scales.as_ref().map_or(0, |_| {

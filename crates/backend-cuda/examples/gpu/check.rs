@@ -34,8 +34,11 @@ const F16: Tolerances = Tolerances {
     linear_f16: 2e-3,
     ..EXACT
 };
-/// Precisions with the bounds that they keep.
-pub const SUITES: [(Precision, Tolerances); 4] = [
+/// A precision with the bounds that it keeps.
+pub type Suite = (Precision, Tolerances);
+
+/// All of them.
+pub const SUITES: [Suite; 4] = [
     (Precision::Int8, INT8),
     (Precision::Int8Fast, INT8),
     (Precision::Int8Blocks, INT8),
@@ -56,17 +59,18 @@ pub const PRODUCTS: Products = Products {
     matrices: &[[4096, 4096], [130, 700], [20, 8200]],
 };
 
-/// The conformance suite in every precision; true when all of it passes.
+/// The conformance suite in some precisions; true when all of it passes.
 pub fn conform<D: Device>(
     open: &dyn Fn() -> Result<D>,
+    suites: &[Suite],
     say: &mut dyn FnMut(String),
 ) -> Result<bool> {
     let mut all = true;
-    for (precision, tolerances) in SUITES {
+    for &(precision, ref tolerances) in suites {
         for (name, body) in bodies() {
             let mut target = CudaBackend::new(open()?, precision);
             // A body that fails panics with the operation and the case; it is said by the panic.
-            let outcome = catch_unwind(AssertUnwindSafe(|| body(&mut target, &tolerances)));
+            let outcome = catch_unwind(AssertUnwindSafe(|| body(&mut target, tolerances)));
             let word = if outcome.is_ok() { "ok   " } else { "WRONG" };
             say(format!("{word} {} {name}", precision.name()));
             all &= outcome.is_ok();

@@ -5,6 +5,7 @@ use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 
+use backend_cuda::Precision;
 use backend_cuda::device::Properties;
 
 /// What was last seen.
@@ -80,23 +81,28 @@ pub fn read(line: &str) -> Option<Seen> {
     })
 }
 
-/// 8-bit multiplications and additions a second at a clock, both counted; half precision has half of them, a
-/// quarter on GeForce.
-pub fn int8_peak(properties: &Properties, hertz: f64) -> f64 {
+/// Multiplications and additions a second at a clock, both counted, of the tensor cores: half precision that adds in
+/// 32 bits has half of the 8-bit rate, a quarter on GeForce (`GeForce` stands in the names of those).
+pub fn peak(properties: &Properties, hertz: f64, precision: Precision) -> f64 {
     let per_clock = match properties.capability {
         (8, 0) => 4096.0,
         (9.., _) => 8192.0,
         _ => 2048.0,
     };
-    f64::from(properties.multiprocessors) * per_clock * hertz
+    let share = match precision.is_int8() {
+        true => 1.0,
+        false if properties.name.contains("GeForce") => 0.25,
+        false => 0.5,
+    };
+    f64::from(properties.multiprocessors) * per_clock * hertz * share
 }
 
 /// The share of the peak that a rate is, with the clock, in words.
-pub fn share(properties: &Properties, clock: &Clock, rate: f64) -> String {
+pub fn share(properties: &Properties, clock: &Clock, precision: Precision, rate: f64) -> String {
     match clock.seen() {
         Some(seen) => format!(
             "{:.0} % of the peak at {:.0} MHz, {:.0} W",
-            100.0 * rate / int8_peak(properties, seen.hertz),
+            100.0 * rate / peak(properties, seen.hertz, precision),
             seen.hertz / 1e6,
             seen.watts
         ),

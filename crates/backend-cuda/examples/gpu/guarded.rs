@@ -143,11 +143,12 @@ impl<D: Device> Device for Guarded<D> {
 /// The conformance suite between fences; true when it passes and all of them are whole.
 pub fn conform<D: Device>(
     open: &dyn Fn() -> Result<D>,
+    suites: &[check::Suite],
     say: &mut dyn FnMut(String),
 ) -> Result<bool> {
     let broken = Rc::new(RefCell::new(Vec::new()));
     let guarded = || Ok(Guarded::new(open()?, Rc::clone(&broken)));
-    let is_right = check::conform(&guarded, say)?;
+    let is_right = check::conform(&guarded, suites, say)?;
     let broken = broken.borrow();
     for purpose in broken.iter() {
         say(format!(

@@ -1,7 +1,7 @@
 //! On a real GPU: whether it answers as the definition and the CPU do, and how fast it is. Runs from the
 //! archive of `cargo xtask gpu pack`; needs the driver and nothing else.
 //!
-//! `gpu conform` runs the conformance suite and `gpu guard` runs it again with every buffer poisoned and fenced;
+//! `gpu conform` runs the conformance suite and compares replayed with computed steps, and `gpu guard` runs it again with every buffer poisoned and fenced;
 //! `gpu check` compares bits; `gpu time` times kernels and `gpu step` whole steps of three models whose weights
 //! are made on the device. Without a GPU all end with 3 and say why. The tests of this crate run the same code
 //! on the emulated device.
@@ -13,6 +13,8 @@
 
 mod check;
 mod clock;
+mod decoder;
+mod graphs;
 mod guarded;
 mod inputs;
 mod step;
@@ -52,8 +54,9 @@ fn main() -> ExitCode {
 
 fn run(command: &str, open: &dyn Fn() -> Result<Gpu>, say: &mut dyn FnMut(String)) -> Result<bool> {
     match command {
-        "conform" => check::conform(open, say),
-        "guard" => guarded::conform(open, say),
+        "conform" => Ok(check::conform(open, &check::SUITES, say)?
+            & graphs::conform(open, &graphs::Sizes::REAL, say)?),
+        "guard" => guarded::conform(open, &check::SUITES, say),
         "check" => check::check(open, &check::PRODUCTS, say),
         "time" => {
             time::time(open()?, &Clock::watch(), &time::Sizes::REAL, say)?;
@@ -63,7 +66,7 @@ fn run(command: &str, open: &dyn Fn() -> Result<Gpu>, say: &mut dyn FnMut(String
             step::steps(
                 open,
                 &Clock::watch(),
-                &step::MODELS,
+                &decoder::MODELS,
                 &step::Sizes::REAL,
                 say,
             )?;

@@ -9,8 +9,8 @@ use backend_cuda::{CudaBackend, CudaLinear, CudaTensor, Precision};
 
 use super::check::SPEC;
 use super::clock::{Clock, share};
+use super::decoder::MODELS;
 use super::inputs::{numbers, tensor, tokens};
-use super::step::MODELS;
 
 /// How much is measured.
 pub struct Sizes {
@@ -127,12 +127,9 @@ fn time_products<D: Device>(
             target.linear(&x, &linears[turn % copies], &step).map(drop)
         })?;
         let rate = 2.0 * (m * n * k) as f64 / time;
-        let peak = match precision.is_int8() {
-            true => format!(", {}", share(target.device().properties(), clock, rate)),
-            false => String::new(),
-        };
+        let peak = share(target.device().properties(), clock, precision, rate);
         say(format!(
-            "{} product [{m}, {n}, {k}]: {:.1} us, {:.0} GB/s ({:.0} % of the memory's), {:.1} TOPS{peak}",
+            "{} product [{m}, {n}, {k}]: {:.1} us, {:.0} GB/s ({:.0} % of the memory's), {:.1} TOPS, {peak}",
             precision.name(),
             time * 1e6,
             bytes / time * 1e-9,

@@ -13,6 +13,14 @@ mod check;
     reason = "the program alone uses the real sizes and the real clock"
 )]
 mod clock;
+#[path = "../../examples/gpu/decoder.rs"]
+mod decoder;
+#[path = "../../examples/gpu/graphs.rs"]
+#[expect(
+    dead_code,
+    reason = "the program alone uses the real sizes and the real clock"
+)]
+mod graphs;
 #[path = "../../examples/gpu/guarded.rs"]
 mod guarded;
 #[path = "../../examples/gpu/inputs.rs"]
@@ -26,7 +34,7 @@ mod step;
 #[path = "../../examples/gpu/time.rs"]
 mod time;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 use backend::{Backend, Result};
@@ -92,9 +100,11 @@ fn the_comparisons_find_a_wrong_device_wrong() {
 
 #[test]
 fn the_suite_passes_between_fences() {
-    let (is_right, found) = lines(|say| guarded::conform(&open, say));
+    // The other two differ in scales only.
+    let suites = [check::SUITES[2], check::SUITES[3]];
+    let (is_right, found) = lines(|say| guarded::conform(&open, &suites, say));
     assert!(is_right, "{found:#?}");
-    assert_eq!(found.len(), check::SUITES.len() * 20);
+    assert_eq!(found.len(), 2 * 20);
 }
 
 /// One number too many, which the emulator's own fences behind the whole allocation do not see.
@@ -123,6 +133,26 @@ fn a_kernel_that_writes_beside_its_buffer_is_found() {
     assert_eq!(*broken.borrow(), ["a buffer that is overrun"]);
 }
 
+/// Every number of rows that has a graph, the padded ones too.
+#[test]
+fn replayed_steps_of_every_shape_give_the_bits_of_computed_ones() {
+    let sizes = graphs::Sizes {
+        layers: 1,
+        splits: &[(8, 4), (16, 2), (64, 1)],
+    };
+    let replays = Rc::new(Cell::new(0));
+    let open = || {
+        let mut device = open()?;
+        device.replays = Rc::clone(&replays);
+        Ok(device)
+    };
+    let (is_right, found) = lines(|say| graphs::conform(&open, &sizes, say));
+    assert!(is_right, "{found:#?}");
+    // Eight exact numbers of rows over three numbers of splits, three padded ones; four replays of each shape.
+    let shapes = 8 * 3 + 2 + 1 + 1;
+    assert_eq!((found.len(), replays.get()), (2 * shapes, 2 * shapes * 4));
+}
+
 #[test]
 fn every_kernel_is_timed() {
     let (_, found) = lines(|say| {
@@ -135,18 +165,19 @@ fn every_kernel_is_timed() {
         (6, 2, 4),
         "{found:#?}"
     );
-    assert_eq!(of("clock unknown"), 4);
+    assert_eq!(of("clock unknown"), 6);
 }
 
-/// Both kinds of layers, decoding by graphs, and a prompt.
+/// All kinds of layers, decoding by graphs, and a prompt.
 #[test]
 fn whole_steps_are_timed_with_weights_made_on_the_device() {
-    let models = [true, false].map(|gated| step::Model {
+    use decoder::Layers::{GptNeox, Llama, Qwen2};
+    let models = [Llama, Qwen2, GptNeox].map(|kind| decoder::Model {
         name: "small",
+        kind,
         hidden: 128,
         heads: [4, 2, 32],
         width: 256,
-        gated,
         layers: 2,
         vocab: 64,
     });
@@ -162,7 +193,7 @@ fn whole_steps_are_timed_with_weights_made_on_the_device() {
         Ok(true)
     });
     let of = |word: &str| found.iter().filter(|line| line.contains(word)).count();
-    assert_eq!((of("ms a step"), of("prompt of 20")), (8, 4), "{found:#?}");
+    assert_eq!((of("ms a step"), of("prompt of 20")), (12, 6), "{found:#?}");
 }
 
 #[test]
@@ -203,5 +234,13 @@ fn what_the_drivers_tool_prints_is_read() {
         multiprocessors: 72,
         shared_memory: 101_376,
     };
-    assert!((clock::int8_peak(&a10, 1.695e9) * 1e-12 - 250.0).abs() < 1.0);
+    let peak = |part, precision| clock::peak(part, 1.695e9, precision) * 1e-12;
+    assert!((peak(&a10, Precision::Int8) - 250.0).abs() < 1.0);
+    assert!((peak(&a10, Precision::F16) - 125.0).abs() < 1.0);
+    let geforce = backend_cuda::device::Properties {
+        name: "NVIDIA GeForce RTX 3090".to_owned(),
+        multiprocessors: 82,
+        ..a10
+    };
+    assert!((peak(&geforce, Precision::F16) - 71.0).abs() < 1.0);
 }
