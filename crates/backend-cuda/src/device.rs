@@ -58,6 +58,8 @@ pub struct Launch<'a, B> {
 pub trait Device: 'static {
     /// Memory of the device, freed on drop.
     type Buffer;
+    /// Memory of the host that copies go through while the host does other things; freed on drop.
+    type HostBuffer;
     /// Launches that can be repeated with one call.
     type Graph;
 
@@ -89,6 +91,45 @@ pub trait Device: 'static {
     fn scratch(&self, bytes: usize, purpose: &'static str) -> Result<Self::Buffer> {
         self.alloc(bytes, purpose)
     }
+
+    /// Zeroed memory of the host for [`Self::swap_out`] and [`Self::swap_in`].
+    ///
+    /// # Errors
+    /// [`backend::BackendError::OutOfMemory`].
+    fn host_alloc(&self, bytes: usize, purpose: &'static str) -> Result<Self::HostBuffer>;
+
+    /// Asks for a copy of so many bytes to the host, and waits for nothing.
+    ///
+    /// # Errors
+    /// [`backend::BackendError::Device`].
+    fn swap_out(
+        &self,
+        from: (&Self::Buffer, usize),
+        to: (&Self::HostBuffer, usize),
+        bytes: usize,
+    ) -> Result<()>;
+
+    /// Asks for a copy of so many bytes from the host, and waits for nothing.
+    ///
+    /// # Errors
+    /// [`backend::BackendError::Device`].
+    fn swap_in(
+        &self,
+        from: (&Self::HostBuffer, usize),
+        to: (&Self::Buffer, usize),
+        bytes: usize,
+    ) -> Result<()>;
+
+    /// Copies between places on the host, when everything asked for before is done.
+    ///
+    /// # Errors
+    /// [`backend::BackendError::Device`].
+    fn copy_on_host(
+        &self,
+        from: (&Self::HostBuffer, usize),
+        to: (&Self::HostBuffer, usize),
+        bytes: usize,
+    ) -> Result<()>;
 
     /// Copies to the device.
     ///

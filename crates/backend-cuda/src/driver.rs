@@ -134,6 +134,15 @@ pub struct GpuMemory {
     is_scratch: bool,
 }
 
+/// Memory of the host, pinned where the driver can.
+pub struct HostMemory {
+    context: Rc<Context>,
+    address: *mut u8,
+    bytes: usize,
+    /// Pageable memory where pinning failed: copies are then slower, and right all the same.
+    plain: Option<Vec<u8>>,
+}
+
 /// A captured step.
 pub struct GpuGraph {
     /// Keeps the context alive.
@@ -278,6 +287,7 @@ fn size_class(bytes: usize, is_scratch: bool) -> usize {
 
 impl Device for Gpu {
     type Buffer = GpuMemory;
+    type HostBuffer = HostMemory;
     type Graph = GpuGraph;
 
     fn properties(&self) -> &Properties {
@@ -307,6 +317,93 @@ impl Device for Gpu {
 
     fn scratch(&self, bytes: usize, purpose: &'static str) -> Result<GpuMemory> {
         self.memory_of(bytes, purpose, true)
+    }
+
+    fn host_alloc(&self, bytes: usize, purpose: &'static str) -> Result<HostMemory> {
+        let context = Rc::clone(&self.context);
+        // SAFETY: no element type is promised; `HostMemory` is bytes. Not write-combined: the host reads it.
+        if let Ok(address) = unsafe { result::malloc_host(bytes, 0) } {
+            let address = address.cast::<u8>();
+            // SAFETY: just allocated, and nobody else's.
+            unsafe { address.write_bytes(0, bytes) };
+            return Ok(HostMemory {
+                context,
+                address,
+                bytes,
+                plain: None,
+            });
+        }
+        let mut plain = Vec::new();
+        plain
+            .try_reserve_exact(bytes)
+            .map_err(|_| BackendError::OutOfMemory {
+                requested: bytes,
+                purpose,
+            })?;
+        plain.resize(bytes, 0);
+        Ok(HostMemory {
+            context,
+            address: plain.as_mut_ptr(),
+            bytes,
+            plain: Some(plain),
+        })
+    }
+
+    fn swap_out(
+        &self,
+        (from, offset): (&GpuMemory, usize),
+        (to, at): (&HostMemory, usize),
+        bytes: usize,
+    ) -> Result<()> {
+        from.check(offset, bytes)?;
+        to.check(at, bytes)?;
+        // SAFETY: both ranges were checked; the memory is freed only after a wait, and read and written only by
+        // copies on this stream, or after a wait.
+        unsafe {
+            sys::cuMemcpyDtoHAsync_v2(
+                to.address.add(at).cast(),
+                from.address + offset as u64,
+                bytes,
+                self.context.stream,
+            )
+        }
+        .result()
+        .map_err(|error| failed("copying from the GPU", error))
+    }
+
+    fn swap_in(
+        &self,
+        (from, at): (&HostMemory, usize),
+        (to, offset): (&GpuMemory, usize),
+        bytes: usize,
+    ) -> Result<()> {
+        from.check(at, bytes)?;
+        to.check(offset, bytes)?;
+        // SAFETY: as in `swap_out`.
+        unsafe {
+            sys::cuMemcpyHtoDAsync_v2(
+                to.address + offset as u64,
+                from.address.add(at).cast(),
+                bytes,
+                self.context.stream,
+            )
+        }
+        .result()
+        .map_err(|error| failed("copying to the GPU", error))
+    }
+
+    fn copy_on_host(
+        &self,
+        (from, from_at): (&HostMemory, usize),
+        (to, to_at): (&HostMemory, usize),
+        bytes: usize,
+    ) -> Result<()> {
+        from.check(from_at, bytes)?;
+        to.check(to_at, bytes)?;
+        self.wait()?;
+        // SAFETY: both ranges were checked, may overlap, and no copy is under way.
+        unsafe { std::ptr::copy(from.address.add(from_at), to.address.add(to_at), bytes) };
+        Ok(())
     }
 
     fn upload(&self, to: &GpuMemory, offset: usize, data: &[u8]) -> Result<()> {
@@ -397,18 +494,37 @@ impl Device for Gpu {
     }
 }
 
+fn check_range(size: usize, offset: usize, bytes: usize) -> Result<()> {
+    if offset.checked_add(bytes).is_some_and(|end| end <= size) {
+        return Ok(());
+    }
+    Err(BackendError::Shape(format!(
+        "{bytes} bytes at {offset} of {size}"
+    )))
+}
+
 impl GpuMemory {
     fn check(&self, offset: usize, bytes: usize) -> Result<()> {
-        if offset
-            .checked_add(bytes)
-            .is_some_and(|end| end <= self.bytes)
-        {
-            return Ok(());
+        check_range(self.bytes, offset, bytes)
+    }
+}
+
+impl HostMemory {
+    fn check(&self, offset: usize, bytes: usize) -> Result<()> {
+        check_range(self.bytes, offset, bytes)
+    }
+}
+
+impl Drop for HostMemory {
+    fn drop(&mut self) {
+        // SAFETY: the stream lives as long as the context; pinned memory is freed once, when no copy uses it any
+        // more. After a sticky failure nothing is under way, and the process ends.
+        unsafe {
+            result::stream::synchronize(self.context.stream).ok();
+            if self.plain.is_none() {
+                result::free_host(self.address.cast()).ok();
+            }
         }
-        Err(BackendError::Shape(format!(
-            "{bytes} bytes at {offset} of {}",
-            self.bytes
-        )))
     }
 }
 

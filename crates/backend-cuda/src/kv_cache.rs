@@ -1,7 +1,6 @@
 //! The paged cache: one buffer; of each layer, records of a block's keys and values of all heads. Host blocks
-//! are the records of all layers one after the other, in memory taken at first use.
-
-use std::ops::Range;
+//! are the records of all layers one after the other, in memory taken at first use; copies to and from them
+//! keep the device's order, and nobody waits for them.
 
 use backend::{
     BLOCK_SIZE, BackendError, BlockCopy, BlockId, KvCacheSpec, KvDtype, KvTypes, Result,
@@ -74,8 +73,52 @@ pub struct CudaKvCache<D: Device> {
     pub(crate) num_kv_heads: usize,
     pub(crate) head_dim: usize,
     pub(crate) num_blocks: usize,
-    /// Empty until something is copied there.
-    host: Vec<Vec<u8>>,
+    host: HostBlocks<D>,
+}
+
+/// Bytes that the host is asked for at once: pinning memory is slow.
+const SLAB_BYTES: usize = 64 << 20;
+
+/// Blocks on the host, in slabs that are taken when one of their blocks is first named.
+struct HostBlocks<D: Device> {
+    slabs: Vec<Option<D::HostBuffer>>,
+    num_blocks: usize,
+    /// Bytes of a block: the records of all layers.
+    record_bytes: usize,
+    /// Blocks of a slab.
+    per_slab: usize,
+}
+
+impl<D: Device> HostBlocks<D> {
+    fn new(num_blocks: usize, record_bytes: usize) -> Self {
+        let per_slab = (SLAB_BYTES / record_bytes.max(1)).clamp(1, num_blocks.max(1));
+        Self {
+            slabs: (0..num_blocks.div_ceil(per_slab)).map(|_| None).collect(),
+            num_blocks,
+            record_bytes,
+            per_slab,
+        }
+    }
+
+    /// Takes the memory that a block lies in.
+    fn take(&mut self, device: &D, index: usize) -> Result<()> {
+        let bytes = self.per_slab * self.record_bytes;
+        match self.slabs.get_mut(index / self.per_slab) {
+            Some(slab @ None) => {
+                *slab = Some(device.host_alloc(bytes, "keys and values on the host")?);
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// A block whose memory was taken.
+    fn at(&self, index: usize) -> Result<(&D::HostBuffer, usize)> {
+        match self.slabs.get(index / self.per_slab) {
+            Some(Some(slab)) => Ok((slab, index % self.per_slab * self.record_bytes)),
+            _ => Err(BackendError::Shape(format!("host block {index}"))),
+        }
+    }
 }
 
 /// Bytes of one head's keys of a block: words of 32 tokens, and their scales (`kv_cache.cuh`).
@@ -120,19 +163,20 @@ impl<D: Device> CudaKvCache<D> {
             bytes = bytes.saturating_add(layer.record_bytes.saturating_mul(num_blocks));
             layers.push(layer);
         }
+        let record_bytes = layers.iter().map(|layer| layer.record_bytes).sum();
         Ok(Self {
             memory: device.alloc_zeroed(bytes, "the KV cache")?,
             layers,
             num_kv_heads,
             head_dim,
             num_blocks,
-            host: vec![Vec::new(); num_host_blocks],
+            host: HostBlocks::new(num_host_blocks, record_bytes),
         })
     }
 
     /// Fails for a block that is neither the device's nor the host's.
     pub(crate) fn check_copy(&self, copy: BlockCopy) -> Result<()> {
-        let num_blocks = self.num_blocks + self.host.len();
+        let num_blocks = self.num_blocks + self.host.num_blocks;
         if (copy.from.max(copy.to) as usize) < num_blocks {
             return Ok(());
         }
@@ -146,62 +190,42 @@ impl<D: Device> CudaKvCache<D> {
         (copy.from.max(copy.to) as usize) < self.num_blocks
     }
 
-    /// Copies from or to the host, after everything that the device was asked for before. The blocks exist.
+    /// Asks for a copy from or to the host, behind everything that the device was asked for before. The blocks
+    /// exist.
     pub(crate) fn copy_over_host(&mut self, device: &D, copy: BlockCopy) -> Result<()> {
-        let data = self.take_record(device, copy.from)?;
-        match self.host_index(copy.to) {
-            Some(to) => self.host[to].clone_from(&data),
-            None => self.visit(copy.to, |at, range| {
-                device.upload(&self.memory, at, &data[range])
-            })?,
+        let on_host = |block: BlockId| (block as usize).checked_sub(self.num_blocks);
+        let (from, to) = (on_host(copy.from), on_host(copy.to));
+        for index in [from, to].into_iter().flatten() {
+            self.host.take(device, index)?;
         }
-        if let Some(from) = self.host_index(copy.from) {
-            self.host[from] = data;
+        match (from, to) {
+            (Some(from), Some(to)) => {
+                let (from, to) = (self.host.at(from)?, self.host.at(to)?);
+                device.copy_on_host(from, to, self.host.record_bytes)
+            }
+            (Some(from), None) => self.visit(copy.to, |at, start, bytes| {
+                let (memory, record) = self.host.at(from)?;
+                device.swap_in((memory, record + start), (&self.memory, at), bytes)
+            }),
+            (None, Some(to)) => self.visit(copy.from, |at, start, bytes| {
+                let (memory, record) = self.host.at(to)?;
+                device.swap_out((&self.memory, at), (memory, record + start), bytes)
+            }),
+            (None, None) => Ok(()),
         }
-        Ok(())
     }
 
-    /// A block's bytes; a host block gives them away.
-    fn take_record(&mut self, device: &D, block: BlockId) -> Result<Vec<u8>> {
-        if let Some(index) = self.host_index(block)
-            && !self.host[index].is_empty()
-        {
-            return Ok(std::mem::take(&mut self.host[index]));
-        }
-        let bytes = self.layers.iter().map(|layer| layer.record_bytes).sum();
-        let mut data = Vec::new();
-        data.try_reserve_exact(bytes)
-            .map_err(|_| BackendError::OutOfMemory {
-                requested: bytes,
-                purpose: "keys and values on the host",
-            })?;
-        data.resize(bytes, 0);
-        if self.host_index(block).is_none() {
-            self.visit(block, |at, range| {
-                device.download(&self.memory, at, &mut data[range])
-            })?;
-        }
-        Ok(data)
-    }
-
-    fn host_index(&self, block: BlockId) -> Option<usize> {
-        (block as usize).checked_sub(self.num_blocks)
-    }
-
-    /// Calls for each layer with where a device block's record lies there and in a host block.
+    /// Calls for each layer with where a device block's record lies there, where in a host block, and its size.
     fn visit(
         &self,
         block: BlockId,
-        mut copy: impl FnMut(usize, Range<usize>) -> Result<()>,
+        mut copy: impl FnMut(usize, usize, usize) -> Result<()>,
     ) -> Result<()> {
         let mut start = 0;
         for layer in &self.layers {
-            let end = start + layer.record_bytes;
-            copy(
-                layer.offset + block as usize * layer.record_bytes,
-                start..end,
-            )?;
-            start = end;
+            let at = layer.offset + block as usize * layer.record_bytes;
+            copy(at, start, layer.record_bytes)?;
+            start += layer.record_bytes;
         }
         Ok(())
     }

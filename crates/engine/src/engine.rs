@@ -152,6 +152,8 @@ impl Engine {
         self.shared.beat();
         self.shared.set_status(EngineStatus::Ready);
         while self.turn() {}
+        // Whoever reads of a failure on a stream must not be told that the server is ready.
+        self.shared.set_status(EngineStatus::Dead);
         self.fail_all(EngineError::StepFailed);
         self.observe_state();
     }

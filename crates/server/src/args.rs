@@ -304,15 +304,10 @@ pub struct ServeArgs {
         hide = true
     )]
     pub gpu_memory_utilization: f64,
-    /// GiB of host memory that preempted sequences are moved to instead of being computed again.
-    #[arg(
-        long,
-        env = "OCTET_SWAP_SPACE",
-        value_name = "GIB",
-        default_value_t = 0.0,
-        hide = true
-    )]
-    pub swap_space: f64,
+    /// GiB of host memory that preempted sequences are moved to instead of being computed again; default: 4, at most
+    /// a quarter of what is available, for a GPU, else 0.
+    #[arg(long, env = "OCTET_SWAP_SPACE", value_name = "GIB", hide = true)]
+    pub swap_space: Option<f64>,
     /// Compute threads; by default one for each physical core that affinity and CPU quota allow.
     #[arg(long, env = "OCTET_THREADS", value_name = "N")]
     pub threads: Option<usize>,

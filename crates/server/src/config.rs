@@ -60,8 +60,8 @@ pub struct Config {
     pub kv_cache_memory: Option<u64>,
     /// Share of a GPU's memory that may be used.
     pub gpu_memory_utilization: f64,
-    /// Bytes of host memory that preempted sequences are moved to.
-    pub swap_bytes: u64,
+    /// Bytes of host memory that preempted sequences are moved to; the target's own when absent.
+    pub swap_bytes: Option<u64>,
     /// Longest sequence; the model's own when absent.
     pub max_model_len: Option<usize>,
     /// Limits of the engine.
@@ -154,7 +154,9 @@ impl Config {
             device,
             kv_cache_memory: args.kv_cache_memory,
             gpu_memory_utilization: args.gpu_memory_utilization,
-            swap_bytes: (args.swap_space * (1u64 << 30) as f64) as u64,
+            swap_bytes: args
+                .swap_space
+                .map(|gib| (gib * (1u64 << 30) as f64) as u64),
             max_model_len: args.max_model_len,
             engine: EngineConfig {
                 max_num_seqs: args.max_num_seqs,
@@ -311,11 +313,10 @@ fn check_access(args: &ServeArgs, api_keys: &[String], problems: &mut Problems) 
 }
 
 fn check_limits(args: &ServeArgs, problems: &mut Problems) {
-    if !(0.0..=1024.0).contains(&args.swap_space) {
-        problems.0.push(format!(
-            "--swap-space {} is outside 0..=1024",
-            args.swap_space
-        ));
+    if let Some(gib) = args.swap_space.filter(|gib| !(0.0..=1024.0).contains(gib)) {
+        problems
+            .0
+            .push(format!("--swap-space {gib} is outside 0..=1024"));
     }
     let mut range = |flag: &str, value: u64, min: u64, max: u64| {
         if !(min..=max).contains(&value) {

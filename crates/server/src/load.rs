@@ -73,7 +73,9 @@ pub fn load(config: &Config, gateway: &Gateway, metrics: &Metrics) -> Result<Loa
             Some(bytes) => bytes,
             None => target.kv_cache_bytes(config.gpu_memory_utilization, available)?,
         },
-        swap_bytes: config.swap_bytes,
+        swap_bytes: config
+            .swap_bytes
+            .unwrap_or_else(|| target.swap_bytes(available)),
         max_num_seqs: config.engine.max_num_seqs,
         kv_dtype: target.kv_dtype,
     };

@@ -13,6 +13,11 @@ use crate::cuda::{self, CudaTarget};
 /// weights and other programs need the rest.
 const KV_SHARE: u64 = 4;
 
+/// Host memory that preempted sequences of a GPU may take, as vLLM's `--swap-space` had it, and the share of what
+/// is available.
+const SWAP_BYTES: u64 = 4 << 30;
+const SWAP_SHARE: u64 = 4;
+
 /// A choice of target with its explanation.
 #[derive(Debug, Clone)]
 pub struct Target {
@@ -219,6 +224,15 @@ impl Target {
         match &self.kind {
             Kind::Cuda(target) => target.kv_cache_bytes(utilization),
             Kind::Cpu(_) | Kind::Reference => Ok(available / KV_SHARE),
+        }
+    }
+
+    /// Bytes of host memory for preempted sequences when none are asked for, of `available`. A CPU's cache
+    /// lies there already.
+    pub fn swap_bytes(&self, available: u64) -> u64 {
+        match &self.kind {
+            Kind::Cuda(_) => SWAP_BYTES.min(available / SWAP_SHARE),
+            Kind::Cpu(_) | Kind::Reference => 0,
         }
     }
 

@@ -55,6 +55,7 @@ const DIRECTIONS: &[(&str, &[&str])] = &[
     ("backend-cpu", &["backend", "kernels-cpu", "quant"]),
     ("backend-cuda", &["backend", "quant"]),
     ("backend", &["quant"]),
+    ("cuda-driver", &["cuda-emulation"]),
     ("cuda-emulation", &[]),
     ("kernels-cpu", &["quant"]),
     (
@@ -106,6 +107,7 @@ const UNSAFE: &[&str] = &[
     "crates/bundled/src/train/matmul.rs",
     "crates/xtask/src/nvrtc.rs",
     "kernels/cuda/emu/",
+    "kernels/cuda-driver/",
     "crates/backend-cuda/src/driver.rs",
     "crates/model/src/mapped",
 ];
@@ -118,6 +120,7 @@ const ENVIRONMENT: &[&str] = &[
     "crates/bundled/src/bin",
     "crates/figures/src/main.rs",
     "kernels/cuda/emu/src/",
+    "kernels/cuda-driver/src/",
     "/build.rs",
     "/examples/",
     "/tests",

@@ -13,7 +13,20 @@ const PROFILES: [(&str, &str, bool); 4] = [
 
 fn main() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR"));
-    println!("cargo::rerun-if-changed=..");
+    let files = |folder: &Path| std::fs::read_dir(folder).into_iter().flatten().flatten();
+    for file in files(folder).chain(files(&folder.join(".."))) {
+        let path = file.path();
+        let is_source = |extension| ["cu", "cuh", "cpp", "h"].contains(&extension);
+        if path
+            .extension()
+            .and_then(|e| e.to_str())
+            .is_some_and(is_source)
+        {
+            println!("cargo::rerun-if-changed={}", path.display());
+        }
+    }
+    // New files.
+    println!("cargo::rerun-if-changed=kernels.cpp");
     for (name, arch, checked) in PROFILES {
         let mut build = compiler();
         build

@@ -61,15 +61,28 @@ struct Run {
     std::vector<std::pair<int, size_t>> statics;
 };
 
-static Fibre fibres[MAX_THREADS];
+// Never destroyed: a thread may still free memory while the process ends.
+template <typename T>
+union Forever {
+    T value;
+    Forever() : value() {}
+    ~Forever() {}
+};
+
+static Forever<Fibre[MAX_THREADS]> all_fibres;
+static Fibre (&fibres)[MAX_THREADS] = all_fibres.value;
 static uint8_t* stacks;
-static Run run;
+static Forever<Run> only_run;
+static Run& run = only_run.value;
 static int current = -1;
 static void* launcher_sp;
-static std::deque<int> queue;
+static Forever<std::deque<int>> only_queue;
+static std::deque<int>& queue = only_queue.value;
 static int arrived[MAX_THREADS / 32];
-static std::string report;
-Shadow shadow;
+static Forever<std::string> only_report;
+static std::string& report = only_report.value;
+static Forever<Shadow> only_shadow;
+Shadow& shadow = only_shadow.value;
 
 // Saves the callee's registers and continues on another stack.
 extern "C" void emu_switch(void** save, void* load);

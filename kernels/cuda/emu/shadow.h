@@ -85,7 +85,7 @@ struct Shadow {
     void check_order(const GlobalCell& cell, int thread, const void* at, const char* what, bool atomic);
 };
 
-extern Shadow shadow;
+extern Shadow& shadow;
 void fail(const char* format, ...) __attribute__((format(printf, 1, 2)));
 bool in_stacks(const void* at);
 int current_thread();

@@ -77,6 +77,7 @@ impl<D: Device> Drop for Fenced<D> {
 
 impl<D: Device> Device for Guarded<D> {
     type Buffer = Fenced<D>;
+    type HostBuffer = D::HostBuffer;
     type Graph = D::Graph;
 
     fn properties(&self) -> &Properties {
@@ -93,6 +94,39 @@ impl<D: Device> Device for Guarded<D> {
 
     fn alloc_zeroed(&self, bytes: usize, purpose: &'static str) -> Result<Fenced<D>> {
         self.fenced(bytes, purpose, 0)
+    }
+
+    fn host_alloc(&self, bytes: usize, purpose: &'static str) -> Result<D::HostBuffer> {
+        self.device.host_alloc(bytes, purpose)
+    }
+
+    fn swap_out(
+        &self,
+        (from, offset): (&Fenced<D>, usize),
+        to: (&D::HostBuffer, usize),
+        bytes: usize,
+    ) -> Result<()> {
+        self.device
+            .swap_out((&from.inner, FENCE + offset), to, bytes)
+    }
+
+    fn swap_in(
+        &self,
+        from: (&D::HostBuffer, usize),
+        (to, offset): (&Fenced<D>, usize),
+        bytes: usize,
+    ) -> Result<()> {
+        self.device
+            .swap_in(from, (&to.inner, FENCE + offset), bytes)
+    }
+
+    fn copy_on_host(
+        &self,
+        from: (&D::HostBuffer, usize),
+        to: (&D::HostBuffer, usize),
+        bytes: usize,
+    ) -> Result<()> {
+        self.device.copy_on_host(from, to, bytes)
     }
 
     fn upload(&self, to: &Fenced<D>, offset: usize, data: &[u8]) -> Result<()> {

@@ -98,6 +98,7 @@ impl Emulated {
 
 impl Device for Emulated {
     type Buffer = Rc<Memory>;
+    type HostBuffer = RefCell<Vec<u8>>;
     type Graph = Vec<Noted>;
 
     fn properties(&self) -> &Properties {
@@ -117,6 +118,40 @@ impl Device for Emulated {
 
     fn alloc_zeroed(&self, bytes: usize, purpose: &'static str) -> Result<Rc<Memory>> {
         Self::new_memory(bytes, true, purpose)
+    }
+
+    fn host_alloc(&self, bytes: usize, _: &'static str) -> Result<RefCell<Vec<u8>>> {
+        Ok(RefCell::new(vec![0; bytes]))
+    }
+
+    // Copies happen at once here; those of the driver's stand-in are as late as they may be.
+    fn swap_out(
+        &self,
+        (from, offset): (&Rc<Memory>, usize),
+        (to, at): (&RefCell<Vec<u8>>, usize),
+        bytes: usize,
+    ) -> Result<()> {
+        self.download(from, offset, &mut to.borrow_mut()[at..at + bytes])
+    }
+
+    fn swap_in(
+        &self,
+        (from, at): (&RefCell<Vec<u8>>, usize),
+        (to, offset): (&Rc<Memory>, usize),
+        bytes: usize,
+    ) -> Result<()> {
+        self.upload(to, offset, &from.borrow()[at..at + bytes])
+    }
+
+    fn copy_on_host(
+        &self,
+        (from, from_at): (&RefCell<Vec<u8>>, usize),
+        (to, to_at): (&RefCell<Vec<u8>>, usize),
+        bytes: usize,
+    ) -> Result<()> {
+        let data = from.borrow()[from_at..from_at + bytes].to_vec();
+        to.borrow_mut()[to_at..to_at + bytes].copy_from_slice(&data);
+        Ok(())
     }
 
     fn upload(&self, to: &Rc<Memory>, offset: usize, data: &[u8]) -> Result<()> {

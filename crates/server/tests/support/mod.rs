@@ -36,11 +36,15 @@ impl Server {
 
     /// The same with another standard error.
     pub fn start_logging_to(log: Stdio, flags: &[&str]) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_octet"))
-            .args(["serve", "--port", "0"])
-            .args(flags)
+        let mut command = Command::new(env!("CARGO_BIN_EXE_octet"));
+        command.args(["serve", "--port", "0"]).args(flags);
+        Self::start_by(command.stderr(log))
+    }
+
+    /// Starts a server by a command of its own and waits until it is ready.
+    pub fn start_by(command: &mut Command) -> Self {
+        let mut child = command
             .stdout(Stdio::piped())
-            .stderr(log)
             .spawn()
             .expect("the binary starts");
         let stdout = child.stdout.take().expect("stdout is piped");

@@ -253,6 +253,9 @@ pub struct Memory {
     bytes: usize,
 }
 
+// SAFETY: the only owner of its allocation, which is accessed under the lock.
+unsafe impl Send for Memory {}
+
 impl Memory {
     /// Zeros, or bytes that count as uninitialised until something writes them; none when there is no
     /// memory.

@@ -1,0 +1,313 @@
+//! What the stand-in remembers: memory, functions, graphs, and the copies that are under way.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use cuda_emulation::{Arg, Kernel, Launch, Memory, Profile};
+
+/// The kernels that run.
+const PROFILE: Profile = Profile::Fast80;
+/// Bytes of the device.
+pub(crate) const TOTAL_MEMORY: usize = 4 << 30;
+/// Shared memory of a block: by itself, and when asked for (compute capability 8.0).
+const SHARED_MEMORY: u32 = 49_152;
+pub(crate) const SHARED_MEMORY_OPT_IN: u32 = 166_912;
+/// What lies in pinned memory to which a copy is under way.
+const GARBAGE: u8 = 0xa5;
+
+/// An error of the interface, by its number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Failure(pub i32);
+
+pub(crate) const INVALID_VALUE: Failure = Failure(1);
+pub(crate) const OUT_OF_MEMORY: Failure = Failure(2);
+pub(crate) const NOT_FOUND: Failure = Failure(500);
+pub(crate) const ILLEGAL_ADDRESS: Failure = Failure(700);
+pub(crate) const LAUNCH_FAILED: Failure = Failure(719);
+pub(crate) const CAPTURE_UNSUPPORTED: Failure = Failure(900);
+
+pub(crate) type Result<T> = std::result::Result<T, Failure>;
+
+/// An entry point, and the dynamic shared memory that was asked for.
+struct Function {
+    kernel: Kernel,
+    dynamic_bytes: u32,
+}
+
+/// A launch with its arguments.
+pub(crate) struct Noted {
+    pub function: usize,
+    pub grid: [u32; 3],
+    pub dynamic_bytes: u32,
+    pub args: Vec<Arg>,
+}
+
+/// Bytes on their way from pinned memory.
+struct Inwards {
+    to: u64,
+    from: usize,
+    bytes: usize,
+}
+
+/// Bytes on their way to pinned memory.
+struct Outwards {
+    to: usize,
+    data: Vec<u8>,
+}
+
+#[derive(Default)]
+pub(crate) struct State {
+    memory: BTreeMap<u64, Memory>,
+    pinned: BTreeMap<usize, Vec<u8>>,
+    functions: Vec<Function>,
+    graphs: HashMap<usize, Vec<Noted>>,
+    num_graphs: usize,
+    capturing: Option<Vec<Noted>>,
+    inwards: Vec<Inwards>,
+    outwards: Vec<Outwards>,
+    has_failed: bool,
+}
+
+// SAFETY: entries are static and never change.
+unsafe impl Send for State {}
+
+static STATE: Mutex<Option<State>> = Mutex::new(None);
+
+/// The state, for one call.
+pub(crate) fn with<T>(call: impl FnOnce(&mut State) -> Result<T>) -> Result<T> {
+    let mut guard: MutexGuard<Option<State>> = STATE.lock().unwrap_or_else(PoisonError::into_inner);
+    let state = guard.get_or_insert_with(State::default);
+    state.check_fault()?;
+    call(state)
+}
+
+impl State {
+    fn check_fault(&mut self) -> Result<()> {
+        let fault = std::env::var_os("OCTET_EMULATED_FAULT").map(PathBuf::from);
+        self.has_failed |= fault.is_some_and(|path| path.exists());
+        match self.has_failed {
+            true => Err(ILLEGAL_ADDRESS),
+            false => Ok(()),
+        }
+    }
+
+    /// Bytes that nobody has.
+    pub fn free_memory(&self) -> usize {
+        TOTAL_MEMORY - self.memory.values().map(Memory::bytes).sum::<usize>()
+    }
+
+    pub fn alloc(&mut self, bytes: usize) -> Result<u64> {
+        if bytes > self.free_memory() {
+            return Err(OUT_OF_MEMORY);
+        }
+        let memory = Memory::new(bytes, false).ok_or(OUT_OF_MEMORY)?;
+        let address = memory.address();
+        self.memory.insert(address, memory);
+        Ok(address)
+    }
+
+    /// Waits for what still uses it, as a driver does.
+    pub fn free(&mut self, address: u64) -> Result<()> {
+        self.wait();
+        self.memory.remove(&address).map(drop).ok_or(INVALID_VALUE)
+    }
+
+    pub fn alloc_pinned(&mut self, bytes: usize) -> usize {
+        let mut pinned = vec![GARBAGE; bytes.max(1)];
+        let address = pinned.as_mut_ptr() as usize;
+        self.pinned.insert(address, pinned);
+        address
+    }
+
+    pub fn free_pinned(&mut self, address: usize) -> Result<()> {
+        self.wait();
+        self.pinned.remove(&address).map(drop).ok_or(INVALID_VALUE)
+    }
+
+    /// The pinned memory that holds a range, and where in it.
+    fn pinned_at(&mut self, address: usize, bytes: usize) -> Option<&mut [u8]> {
+        let (start, memory) = self.pinned.range_mut(..=address).next_back()?;
+        memory.get_mut(address - start..)?.get_mut(..bytes)
+    }
+
+    fn memory_at(&self, address: u64, bytes: usize) -> Result<(&Memory, usize)> {
+        let (start, memory) = self
+            .memory
+            .range(..=address)
+            .next_back()
+            .ok_or(INVALID_VALUE)?;
+        let offset = (address - start) as usize;
+        match offset.checked_add(bytes) {
+            Some(end) if end <= memory.bytes() => Ok((memory, offset)),
+            _ => Err(INVALID_VALUE),
+        }
+    }
+
+    /// Copies to the device, later where the source is pinned.
+    pub fn copy_in(&mut self, to: u64, from: *const u8, bytes: usize) -> Result<()> {
+        self.begin_operation()?;
+        self.memory_at(to, bytes)?;
+        if self.pinned_at(from as usize, bytes).is_some() {
+            let from = from as usize;
+            self.inwards.push(Inwards { to, from, bytes });
+            return Ok(());
+        }
+        // SAFETY: the caller's readable range, which the interface asks for.
+        let data = unsafe { std::slice::from_raw_parts(from, bytes) };
+        let (memory, offset) = self.memory_at(to, bytes)?;
+        memory.write(offset, data);
+        Ok(())
+    }
+
+    /// Copies from the device, later where the target is pinned.
+    pub fn copy_out(&mut self, to: *mut u8, from: u64, bytes: usize) -> Result<()> {
+        self.begin_operation()?;
+        let mut data = vec![0; bytes];
+        let (memory, offset) = self.memory_at(from, bytes)?;
+        memory.read(offset, &mut data);
+        if let Some(pinned) = self.pinned_at(to as usize, bytes) {
+            pinned.fill(GARBAGE);
+            let to = to as usize;
+            self.outwards.push(Outwards { to, data });
+            return Ok(());
+        }
+        // What was asked for before is done when a copy to plain memory is.
+        self.wait();
+        // SAFETY: the caller's writable range, which the interface asks for.
+        unsafe { std::ptr::copy_nonoverlapping(data.as_ptr(), to, bytes) };
+        Ok(())
+    }
+
+    pub fn fill(&mut self, to: u64, byte: u8, bytes: usize) -> Result<()> {
+        self.begin_operation()?;
+        let (memory, offset) = self.memory_at(to, bytes)?;
+        memory.write(offset, &vec![byte; bytes]);
+        Ok(())
+    }
+
+    /// Nothing but launches may stand in a capture; copies to the device happen now.
+    fn begin_operation(&mut self) -> Result<()> {
+        if self.capturing.is_some() {
+            return Err(CAPTURE_UNSUPPORTED);
+        }
+        for copy in std::mem::take(&mut self.inwards) {
+            // The stream's order: what was to be copied there before is there.
+            self.deliver();
+            let data = self.pinned_at(copy.from, copy.bytes);
+            let data = data.ok_or(INVALID_VALUE)?.to_vec();
+            let (memory, offset) = self.memory_at(copy.to, copy.bytes)?;
+            memory.write(offset, &data);
+        }
+        Ok(())
+    }
+
+    fn deliver(&mut self) {
+        for copy in std::mem::take(&mut self.outwards) {
+            if let Some(pinned) = self.pinned_at(copy.to, copy.data.len()) {
+                pinned.copy_from_slice(&copy.data);
+            }
+        }
+    }
+
+    fn wait(&mut self) {
+        self.begin_operation().ok();
+        self.deliver();
+    }
+
+    pub fn synchronize(&mut self) -> Result<()> {
+        self.begin_operation()?;
+        self.deliver();
+        Ok(())
+    }
+
+    /// The number of an entry point.
+    pub fn function(&mut self, name: &str) -> Result<usize> {
+        let known = self.functions.iter().position(|f| f.kernel.name == name);
+        if let Some(known) = known {
+            return Ok(known);
+        }
+        let kernel = PROFILE.kernels().into_iter().find(|k| k.name == name);
+        self.functions.push(Function {
+            kernel: kernel.ok_or(NOT_FOUND)?,
+            dynamic_bytes: SHARED_MEMORY,
+        });
+        Ok(self.functions.len() - 1)
+    }
+
+    /// Asks for dynamic shared memory.
+    pub fn allow_dynamic(&mut self, function: usize, bytes: u32) -> Result<()> {
+        let function = self.functions.get_mut(function).ok_or(INVALID_VALUE)?;
+        if bytes > SHARED_MEMORY_OPT_IN {
+            return Err(INVALID_VALUE);
+        }
+        function.dynamic_bytes = function.dynamic_bytes.max(bytes);
+        Ok(())
+    }
+
+    /// Bytes of each argument, and threads of a block.
+    pub fn signature(&self, function: usize) -> Result<(&'static [u8], u32)> {
+        let function = self.functions.get(function).ok_or(INVALID_VALUE)?;
+        Ok((function.kernel.arg_sizes, function.kernel.threads))
+    }
+
+    pub fn launch(&mut self, launch: Noted) -> Result<()> {
+        let function = self.functions.get(launch.function).ok_or(INVALID_VALUE)?;
+        if launch.dynamic_bytes > function.dynamic_bytes || launch.grid.contains(&0) {
+            return Err(INVALID_VALUE);
+        }
+        if let Some(captured) = &mut self.capturing {
+            captured.push(launch);
+            return Ok(());
+        }
+        self.begin_operation()?;
+        self.run(&launch)
+    }
+
+    fn run(&self, launch: &Noted) -> Result<()> {
+        let function = self.functions.get(launch.function).ok_or(INVALID_VALUE)?;
+        let outcome = PROFILE.launch(&Launch {
+            kernel: function.kernel.name,
+            grid: launch.grid,
+            dynamic_bytes: launch.dynamic_bytes,
+            shared_limit: SHARED_MEMORY_OPT_IN,
+            order: 0,
+            swapped_lanes: false,
+            args: &launch.args,
+        });
+        outcome.map_err(|_| LAUNCH_FAILED)
+    }
+
+    pub fn begin_capture(&mut self) -> Result<()> {
+        self.begin_operation()?;
+        self.capturing = Some(Vec::new());
+        Ok(())
+    }
+
+    /// The number of the graph.
+    pub fn end_capture(&mut self) -> Result<usize> {
+        let captured = self.capturing.take().ok_or(INVALID_VALUE)?;
+        self.num_graphs += 1;
+        self.graphs.insert(self.num_graphs, captured);
+        Ok(self.num_graphs)
+    }
+
+    /// Makes a graph one that runs, under a number of its own.
+    pub fn instantiate(&mut self, graph: usize) -> Result<usize> {
+        let launches = self.graphs.get_mut(&graph).ok_or(INVALID_VALUE)?;
+        let launches = std::mem::take(launches);
+        self.num_graphs += 1;
+        self.graphs.insert(self.num_graphs, launches);
+        Ok(self.num_graphs)
+    }
+
+    pub fn run_graph(&mut self, graph: usize) -> Result<()> {
+        self.begin_operation()?;
+        let launches = self.graphs.get(&graph).ok_or(INVALID_VALUE)?;
+        launches.iter().try_for_each(|launch| self.run(launch))
+    }
+
+    pub fn drop_graph(&mut self, graph: usize) -> Result<()> {
+        self.graphs.remove(&graph).map(drop).ok_or(INVALID_VALUE)
+    }
+}
