@@ -3,6 +3,7 @@
 
 use std::convert::Infallible;
 use std::num::NonZeroUsize;
+use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,14 +29,22 @@ fn load<B: Backend>(backend: B) -> model::Decoder<B> {
 
 fn load_over<B: Backend>(kv_dtype: KvDtype, backend: B) -> model::Decoder<B> {
     let checkpoint = Checkpoint::from_memory(bundled::files()).expect("the bundled model");
+    load_from(&checkpoint, kv_dtype, backend)
+}
+
+fn load_from<B: Backend>(
+    checkpoint: &Checkpoint,
+    kv_dtype: KvDtype,
+    backend: B,
+) -> model::Decoder<B> {
     let options = LoadOptions {
-        max_model_len: Some(256),
+        max_model_len: None,
         kv_cache_bytes: 64 << 20,
         swap_bytes: 0,
         max_num_seqs: 10,
         kv_dtype,
     };
-    model::load(&checkpoint, backend, &options, &mut |_, _| {}).expect("it loads")
+    model::load(checkpoint, backend, &options, &mut |_, _| {}).expect("it loads")
 }
 
 fn prompts() -> Vec<Vec<u32>> {
@@ -64,7 +73,9 @@ fn answers(lm: &mut dyn CausalLm, prompts: &[Vec<u32>], count: usize) -> Vec<(u3
             batch.sequences.push(BatchSequence {
                 num_tokens: next.len(),
                 num_computed_tokens: *computed,
-                block_table: (0..8).map(|b| b * 10 + index as u32).collect(),
+                block_table: (0..(computed + next.len()).div_ceil(32) as u32)
+                    .map(|block| block * 10 + index as u32)
+                    .collect(),
             });
             batch.logit_rows.push(batch.token_ids.len() - 1);
             samples.rows.push(SampleRow {
@@ -183,6 +194,46 @@ fn answers_are_the_cpus_token_for_token_and_bit_for_bit() {
             let emulated = target(Profile::Fast80, order, precision);
             let found = answers(&mut load_over(kv_dtype, emulated), &prompts, 12);
             assert_eq!(found, expected, "{precision:?} over {kv_dtype:?}");
+        }
+    }
+}
+
+/// Mixtures of experts: routers in floats, chosen rows gathered, and their products summed in the CPU's order.
+#[test]
+fn a_mixture_of_experts_answers_as_on_the_cpu_to_the_bit() {
+    for fixture in ["mixtral", "qwen3-moe"] {
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(fixture);
+        let committed = Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/tests/fixtures");
+        std::fs::create_dir_all(&folder).expect("a folder");
+        for (from, to) in [
+            ("model.safetensors", "model.safetensors"),
+            ("tokenizer.json", "tokenizer.json"),
+            ("default.tf5.json", "config.json"),
+        ] {
+            let from = committed.join(fixture).join(from);
+            std::fs::copy(from, folder.join(to)).expect("the fixture is committed");
+        }
+        let checkpoint = Checkpoint::open(&folder).expect("it opens");
+        let prompts = [vec![1, 5, 9, 13, 17, 21, 2], vec![3, 8, 4]];
+        for (precision, cpu) in [
+            (Precision::Int8, backend_cpu::Precision::Int8),
+            (Precision::Int8Blocks, backend_cpu::Precision::Int8Blocks),
+        ] {
+            let config = CpuConfig {
+                threads: NonZeroUsize::new(1),
+                precision: cpu,
+                isa: None,
+            };
+            let cpu = CpuBackend::new(config).expect("a CPU");
+            let expected = answers(&mut load_from(&checkpoint, KvDtype::Bf16, cpu), &prompts, 6);
+            // Their steps read results on the host, so that none of them is captured.
+            let emulated = target(Profile::Fast80, 0, precision).with_graphs();
+            let found = answers(
+                &mut load_from(&checkpoint, KvDtype::Bf16, emulated),
+                &prompts,
+                6,
+            );
+            assert_eq!(found, expected, "{fixture} in {precision:?}");
         }
     }
 }
