@@ -53,9 +53,9 @@ class Machine:
         with process(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as child:
             children = pathlib.Path(f"/proc/{child.pid}/task/{child.pid}/children")
             self.leader = wait_for("a container", lambda: children.read_text().split()[:1])[0]
-            # Services started with it are ready then, octet too.
-            state = lambda: self.inside("systemctl", "is-system-running", fails=True)
-            wait_for("the machine", lambda: state().rpartition("\n")[2] in ("running", "degraded"))
+            # Other services of the machine may take their time.
+            state = lambda: self.inside("systemctl", "is-active", "octet.service", fails=True)
+            wait_for("the service", lambda: state().rpartition("\n")[2] == "active")
             yield
             # What tells systemd to turn the machine off.
             subprocess.run(["kill", "-s", "RTMIN+4", self.leader], check=True)
