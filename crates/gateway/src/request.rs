@@ -9,8 +9,10 @@ mod message;
 mod prompts;
 mod reader;
 mod sampling;
+mod tokenize;
 
 pub(crate) use chat::ChatRequest;
 pub(crate) use completions::CompletionRequest;
 pub(crate) use embeddings::{EmbeddingRequest, EncodingFormat, Truncation};
 pub(crate) use sampling::{Context, Generate, StreamUsage};
+pub(crate) use tokenize::{DetokenizeRequest, TokenizeRequest, TokenizeText};

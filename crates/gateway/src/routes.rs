@@ -4,6 +4,8 @@
 mod embeddings;
 mod generate;
 mod info;
+mod prompt_encoder;
+mod tokenize;
 
 use std::time::Instant;
 
@@ -28,6 +30,10 @@ pub(crate) enum Endpoint {
     Completions,
     /// Embeddings.
     Embeddings,
+    /// Text to token ids.
+    Tokenize,
+    /// Token ids to text.
+    Detokenize,
     /// The list of models.
     Models,
     /// One model.
@@ -101,6 +107,8 @@ pub(crate) const ROUTES: &[Route] = &[
     ),
     post(Endpoint::Completions, "/v1/completions", &["/completions"]),
     post(Endpoint::Embeddings, "/v1/embeddings", &["/embeddings"]),
+    post(Endpoint::Tokenize, "/tokenize", &[]),
+    post(Endpoint::Detokenize, "/detokenize", &[]),
     get(Endpoint::Models, "/v1/models", &["/models"], Access::Key),
     get(
         Endpoint::Model,
@@ -187,6 +195,8 @@ async fn answer(
         Endpoint::Chat => generate::chat(gateway, request).await,
         Endpoint::Completions => generate::completions(gateway, request).await,
         Endpoint::Embeddings => embeddings::embeddings(gateway, request).await,
+        Endpoint::Tokenize => tokenize::tokenize(gateway, request).await,
+        Endpoint::Detokenize => tokenize::detokenize(gateway, request).await,
         Endpoint::Models => info::models(gateway),
         Endpoint::Model => info::model(gateway, request.uri().path()),
         Endpoint::Ready => Ok(info::ready(gateway)),

@@ -74,6 +74,8 @@ pub(crate) struct Conversation {
     pub(crate) tools: Option<Value>,
     /// Variables of the operator and the request.
     pub(crate) kwargs: Map<String, Value>,
+    /// The text ends with the last message and not where an answer to it begins.
+    pub(crate) omits_generation_prompt: bool,
 }
 
 /// Why a conversation cannot be rendered.
@@ -134,7 +136,7 @@ impl ChatTemplate {
         self.source.contains(word)
     }
 
-    /// Renders a conversation up to where the assistant speaks, in the first form of its messages that
+    /// Renders a conversation, up to where the assistant speaks unless that is left out, in the first form of its messages that
     /// the template does not fail on.
     ///
     /// # Errors
@@ -174,7 +176,10 @@ impl ChatTemplate {
             conversation.tools.clone().unwrap_or_default(),
         );
         variables.insert("documents".into(), Value::Null);
-        variables.insert("add_generation_prompt".into(), json!(true));
+        variables.insert(
+            "add_generation_prompt".into(),
+            json!(!conversation.omits_generation_prompt),
+        );
         let mut output = Bounded::default();
         let context = TemplateValue::from(Serde(&variables));
         match template.render_captured_to(context, &mut output) {

@@ -16,3 +16,4 @@ mod script;
 mod stream;
 pub(crate) mod support;
 mod templates;
+mod tokenize;

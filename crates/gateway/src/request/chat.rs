@@ -55,7 +55,8 @@ impl ChatRequest {
     }
 }
 
-fn messages(fields: &mut Fields, reading: &mut Reading) -> Result<Vec<Value>, ApiError> {
+/// The messages of a conversation, at least one.
+pub(super) fn messages(fields: &mut Fields, reading: &mut Reading) -> Result<Vec<Value>, ApiError> {
     let messages = fields
         .array("messages")?
         .ok_or_else(|| missing("messages"))?;
@@ -88,7 +89,8 @@ fn logprobs(fields: &mut Fields, context: &Context) -> Result<Option<u32>, ApiEr
     }
 }
 
-fn kwargs(fields: &mut Fields) -> Result<Map<String, Value>, ApiError> {
+/// Variables for the template.
+pub(super) fn kwargs(fields: &mut Fields) -> Result<Map<String, Value>, ApiError> {
     let kwargs = fields.object("chat_template_kwargs")?.unwrap_or_default();
     match kwargs.keys().find(|key| RESERVED.contains(&key.as_str())) {
         Some(key) => Err(invalid(

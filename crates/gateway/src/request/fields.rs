@@ -198,6 +198,58 @@ pub(crate) const COMPLETIONS: Table = &[COMPLETIONS_ONLY, COMMON];
 /// Fields of `/v1/embeddings`.
 pub(crate) const EMBEDDINGS: Table = &[EMBEDDINGS_ONLY];
 
+/// Fields of `/tokenize` with a prompt.
+pub(crate) const TOKENIZE_PROMPT: Table = &[&[
+    ("model", Supported),
+    ("prompt", Supported),
+    ("add_special_tokens", Supported),
+    ("return_token_strs", Supported),
+    ("content", Refused("use prompt")),
+    ("add_special", Refused("use add_special_tokens")),
+    ("parse_special", Only("true", LATER)),
+    ("with_pieces", Refused("use return_token_strs")),
+    ("add_generation_prompt", Refused("it goes with messages")),
+    ("chat_template_kwargs", Refused("it goes with messages")),
+    ("continue_final_message", Refused("it goes with messages")),
+    ("chat_template", Refused("it goes with messages")),
+    ("tools", Refused("it goes with messages")),
+]];
+
+/// Fields of `/tokenize` with messages.
+pub(crate) const TOKENIZE_MESSAGES: Table = &[&[
+    ("model", Supported),
+    ("messages", Supported),
+    ("add_generation_prompt", Supported),
+    ("chat_template_kwargs", Supported),
+    ("return_token_strs", Supported),
+    ("prompt", Refused("use either messages or prompt")),
+    ("content", Refused("use either messages or prompt")),
+    (
+        "add_special_tokens",
+        Only("false", "the chat template writes them"),
+    ),
+    ("continue_final_message", Only("false", LATER)),
+    (
+        "chat_template",
+        Refused("templates come from the model or its operator"),
+    ),
+    ("tools", Refused(LATER)),
+]];
+
+/// Fields of `/detokenize`.
+pub(crate) const DETOKENIZE: Table = &[&[("model", Supported), ("tokens", Supported)]];
+
+/// Every table.
+#[cfg(test)]
+pub(crate) const ALL: [Table; 6] = [
+    CHAT,
+    COMPLETIONS,
+    EMBEDDINGS,
+    TOKENIZE_PROMPT,
+    TOKENIZE_MESSAGES,
+    DETOKENIZE,
+];
+
 /// What a route does with `name`; none for a name it does not know.
 pub(crate) fn support(table: Table, name: &str) -> Option<Support> {
     let mut rows = table.iter().copied().flatten();
@@ -212,7 +264,7 @@ mod tests {
 
     #[test]
     fn every_name_stands_once_and_its_neutral_value_is_json() {
-        for table in [CHAT, COMPLETIONS, EMBEDDINGS] {
+        for table in ALL {
             let mut names = BTreeSet::new();
             for (name, support) in table.iter().copied().flatten() {
                 assert!(names.insert(name), "{name}");
@@ -225,11 +277,7 @@ mod tests {
 
     #[test]
     fn ignored_fields_have_a_label() {
-        for (name, support) in [CHAT, COMPLETIONS, EMBEDDINGS]
-            .concat()
-            .into_iter()
-            .flatten()
-        {
+        for (name, support) in ALL.concat().into_iter().flatten() {
             if *support == Ignored {
                 assert!(metrics::IGNORED_PARAMS.contains(name), "{name}");
             }

@@ -27,7 +27,9 @@ pub(super) fn prompts(
         return Err(too_long(name, prompts.len(), max));
     }
     for (i, prompt) in prompts.iter().enumerate() {
-        check_ids(prompt, &path(name, is_list.then_some(i)), bound)?;
+        if let Prompt::Ids(ids) = prompt {
+            check_ids(ids, &path(name, is_list.then_some(i)), bound)?;
+        }
     }
     Ok(Some(prompts))
 }
@@ -37,10 +39,8 @@ pub(super) fn path(name: &str, entry: Option<usize>) -> String {
     entry.map_or_else(|| name.to_owned(), |i| format!("{name}[{i}]"))
 }
 
-fn check_ids(prompt: &Prompt, path: &str, bound: usize) -> Result<(), ApiError> {
-    let Prompt::Ids(ids) = prompt else {
-        return Ok(());
-    };
+/// Refuses token ids of `bound` and above.
+pub(super) fn check_ids(ids: &[u32], path: &str, bound: usize) -> Result<(), ApiError> {
     match ids.iter().position(|id| *id as usize >= bound) {
         None => Ok(()),
         Some(i) => Err(ApiError::field(
@@ -55,7 +55,8 @@ fn check_ids(prompt: &Prompt, path: &str, bound: usize) -> Result<(), ApiError> 
     }
 }
 
-fn prompt_error(path: String, error: IdError) -> ApiError {
+/// What is wrong with an entry, as a field error.
+pub(super) fn prompt_error(path: String, error: IdError) -> ApiError {
     let (code, text) = match error {
         IdError::Type => (
             "invalid_type",

@@ -29,6 +29,7 @@ fn conversations() -> Vec<(String, Conversation)> {
                 messages,
                 tools: entry.get("tools").cloned(),
                 kwargs: entry["kwargs"].as_object().cloned().unwrap_or_default(),
+                omits_generation_prompt: false,
             };
             let note = entry["note"].as_str().expect("a note");
             (note.to_owned(), conversation)

@@ -143,6 +143,11 @@ impl Tokenizer {
         Ok(ids)
     }
 
+    /// How the vocabulary spells a token; ids that it does not have are empty.
+    pub(crate) fn spelling(&self, id: u32) -> String {
+        self.inner.id_to_token(id).unwrap_or_default()
+    }
+
     /// Breaks up every spelling of a control token in `text`.
     pub(crate) fn escape(&self, text: &str) -> Option<String> {
         let mut out: Option<String> = None;

@@ -26,6 +26,12 @@ const GENERATING: [&str; 2] = ["/v1/chat/completions", "/v1/completions"];
 
 const EMBEDDINGS: &str = "/v1/embeddings";
 
+/// The routes that only translate, each with a request.
+const TOKENIZING: [(&str, &str); 2] = [
+    ("/tokenize", r#"{"prompt": "a", "unknown": 1}"#),
+    ("/detokenize", r#"{"tokens": [97], "unknown": 1}"#),
+];
+
 /// Headers that mean something to a client of the API.
 const HEADERS: [&str; 4] = [
     "x-request-id",
@@ -236,6 +242,23 @@ async fn record_embeddings(recorder: &mut Recorder) {
     .await;
 }
 
+/// Answers of the routes that only translate, good and bad.
+async fn record_tokenizing(recorder: &mut Recorder, rig: &Rig) {
+    for (path, body) in TOKENIZING {
+        let mut body: Value = serde_json::from_str(body).expect("JSON");
+        recorder.record("post", path, &rig.post(path, &body).await);
+        body["model"] = json!("other");
+        recorder.record("post", path, &rig.post(path, &body).await);
+        record_bad_bodies(recorder, rig, path).await;
+        let mut slow = config();
+        slow.timeouts.body_read = Duration::ZERO;
+        record_slow_body(recorder, &Rig::with(slow, engine_config(), model()), path).await;
+    }
+    let spelled =
+        json!({"messages": [{"role": "user", "content": "a"}], "return_token_strs": true});
+    recorder.record("post", "/tokenize", &rig.post("/tokenize", &spelled).await);
+}
+
 /// Failures of a generating route that need nothing but a certain request.
 async fn record_refusals(recorder: &mut Recorder, rig: &Rig, path: &str) {
     let part = json!({"role": "user", "content": [{"type": "image_url"}]});
@@ -314,6 +337,8 @@ async fn record_loading(recorder: &mut Recorder) {
         ("post", GENERATING[0], GENERATING[0]),
         ("post", GENERATING[1], GENERATING[1]),
         ("post", EMBEDDINGS, EMBEDDINGS),
+        ("post", TOKENIZING[0].0, TOKENIZING[0].0),
+        ("post", TOKENIZING[1].0, TOKENIZING[1].0),
     ] {
         let request = if method == "get" {
             get(path)
@@ -354,7 +379,8 @@ async fn record_without_key(recorder: &mut Recorder) {
     closed.api_keys = vec!["secret".into()];
     closed.metrics_require_key = true;
     let rig = Rig::with(closed, engine_config(), model());
-    for path in GENERATING.into_iter().chain([EMBEDDINGS]) {
+    let tokenizing = TOKENIZING.map(|(path, _)| path);
+    for path in GENERATING.into_iter().chain(tokenizing).chain([EMBEDDINGS]) {
         recorder.record("post", path, &rig.post(path, &json!({})).await);
     }
     for (path, documented) in [
@@ -420,6 +446,7 @@ async fn answers_hold_what_is_documented() {
         record_failures(&mut recorder, path).await;
     }
     record_embeddings(&mut recorder).await;
+    record_tokenizing(&mut recorder, &rig).await;
     record_loading(&mut recorder).await;
     record_health(&mut recorder).await;
     record_without_key(&mut recorder).await;
