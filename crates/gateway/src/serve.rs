@@ -14,7 +14,7 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 use tower::ServiceExt;
 
@@ -86,6 +86,17 @@ pub async fn serve(
     Ok(())
 }
 
+/// Lets an answer say that nothing follows it on its connection, which closes once the answer is sent.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct LastAnswer(Arc<Notify>);
+
+impl LastAnswer {
+    /// This answer is the last one.
+    pub(crate) fn declare(&self) {
+        self.0.notify_one();
+    }
+}
+
 struct Connection {
     gateway: Gateway,
     router: Router,
@@ -102,8 +113,11 @@ impl Connection {
         let turn = Turn::default();
         let socket = Socket::new(stream, turn.clone(), &config.timeouts);
         let router = self.router;
+        let last = LastAnswer::default();
+        let declared = Arc::clone(&last.0);
         let service = service_fn(move |mut request: Request<Incoming>| {
             request.extensions_mut().insert(turn.clone());
+            request.extensions_mut().insert(last.clone());
             router.clone().oneshot(request.map(Body::new))
         });
         let mut builder = hyper::server::conn::http1::Builder::new();
@@ -116,12 +130,15 @@ impl Connection {
         let connection = builder.serve_connection(TokioIo::new(socket), service);
         tokio::pin!(connection);
         tokio::select! {
+            // An answer that is the last one is looked for right after it was made, before another request is read.
+            biased;
             result = connection.as_mut() => {
                 if let Err(error) = result {
                     tracing::debug!(%error, "connection ended");
                 }
                 return;
             }
+            () = declared.notified() => {}
             _ = self.closing.wait_for(|closing| *closing) => {}
         }
         connection.as_mut().graceful_shutdown();

@@ -16,6 +16,7 @@ use crate::answer::{Answer, error_event};
 use crate::error::ApiError;
 use crate::gateway::Gateway;
 use crate::generation::{Event, Generation, Output};
+use crate::serve::LastAnswer;
 
 /// Waits until the answer may begin: the first piece is there, or a comment is due.
 ///
@@ -52,6 +53,7 @@ pub(crate) fn respond(
     answer: Answer,
     generation: Generation,
     first: Option<Output>,
+    connection: Option<LastAnswer>,
 ) -> Response {
     let mut events: VecDeque<Bytes> = answer
         .opening(generation.usage())
@@ -62,6 +64,7 @@ pub(crate) fn respond(
         generation,
         ping: gateway.config.timeouts.sse_ping,
         has_ended: false,
+        connection,
         ready: VecDeque::new(),
         answer,
     };
@@ -91,6 +94,8 @@ struct Events {
     ready: VecDeque<Bytes>,
     ping: Duration,
     has_ended: bool,
+    /// Where there is a connection: it closes after a failure.
+    connection: Option<LastAnswer>,
 }
 
 impl Events {
@@ -114,11 +119,10 @@ impl Events {
                     let usage = self.answer.usage_chunk(self.generation.usage());
                     self.end(usage);
                 }
-                Ok(Ok(Err(error))) => self.end(Some(error_event(&error.into()))),
+                Ok(Ok(Err(error))) => self.fail(&error.into()),
                 // The panic hook has logged where.
                 Ok(Err(_)) => {
-                    let error = ApiError::internal("panic in a stream");
-                    self.end(Some(error_event(&error)));
+                    self.fail(&ApiError::internal("panic in a stream"));
                 }
             }
         }
@@ -128,6 +132,13 @@ impl Events {
     fn push(&mut self, output: Output) {
         let chunks = self.answer.chunks(output, self.generation.usage());
         self.ready.extend(chunks.iter().map(|chunk| data(chunk)));
+    }
+
+    fn fail(&mut self, error: &ApiError) {
+        self.end(Some(error_event(error)));
+        if let Some(connection) = &self.connection {
+            connection.declare();
+        }
     }
 
     fn end(&mut self, last: Option<String>) {

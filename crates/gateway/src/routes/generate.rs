@@ -17,6 +17,7 @@ use crate::gateway::Gateway;
 use crate::generation::{EncodedPrompt, Event, Generation, Plan};
 use crate::json::{self, Prompt};
 use crate::request::{ChatRequest, CompletionRequest, Generate};
+use crate::serve::LastAnswer;
 use crate::stream;
 use crate::text::LeadingSpace;
 
@@ -39,7 +40,7 @@ async fn run(gateway: &Gateway, request: Request, kind: Kind) -> Result<Response
         .inspect_err(|error| count_rejection(gateway, error))?;
     let mut response = if details.stream {
         let first = stream::begin(gateway, &mut generation).await?;
-        stream::respond(gateway, answer, generation, first)
+        stream::respond(gateway, answer, generation, first, details.connection)
     } else {
         collect(generation, &answer).await?
     };
@@ -51,6 +52,7 @@ async fn run(gateway: &Gateway, request: Request, kind: Kind) -> Result<Response
 struct Details {
     stream: bool,
     ignored: Vec<String>,
+    connection: Option<LastAnswer>,
 }
 
 /// Reads, checks, tokenises and submits a request.
@@ -87,6 +89,7 @@ async fn start(
     let details = Details {
         stream: plan.generate.stream,
         ignored: plan.generate.ignored.clone(),
+        connection: parts.extensions.get().cloned(),
     };
     let generation = Generation::start(gateway, &model, plan)?;
     Ok((generation, answer, details))

@@ -2,6 +2,7 @@
 
 use std::sync::mpsc::{Sender, channel};
 
+use engine::fake::Fault;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -238,6 +239,28 @@ async fn an_announced_body_over_the_limit_is_refused_unread() {
     assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
     assert!(answer.contains("request_too_large") && answer.contains("connection: close"));
     server.stop().await;
+}
+
+#[tokio::test]
+async fn a_connection_closes_after_a_stream_that_fails_and_no_other() {
+    for fault in [None, Some(Fault::Error)] {
+        let model = fault.iter().fold(model(), |m, f| m.with_fault(2, *f));
+        let config = GatewayConfig::new("test-model");
+        let server = Server::start(Rig::with(config, engine_config(), model)).await;
+        let mut client = server.connect().await;
+        let body = chat(json!({"stream": true, "ignore_eos": true})).to_string();
+        client.send(post(&body)).await;
+        // The chunk that ends the answer comes in either case.
+        let stream = client.until("data: [DONE]\n\n\r\n0\r\n\r\n").await;
+        assert_eq!(stream.contains("\"error\""), fault.is_some(), "{stream}");
+        client.send(get("/health")).await;
+        if fault.is_some() {
+            assert_eq!(client.rest().await, "");
+        } else {
+            assert!(client.answer().await.0.starts_with("HTTP/1.1 200 "));
+        }
+        server.stop().await;
+    }
 }
 
 /// A server whose engine makes one step per message, and a connection with a stream that has begun.
