@@ -6,6 +6,7 @@ as the README says, and starts, guards, restarts and stops the service. Needs ro
 
 import argparse
 import contextlib
+import os
 import pathlib
 import re
 import resource
@@ -48,11 +49,16 @@ class Machine:
 
     @contextlib.contextmanager
     def booted(self):
-        command = ["systemd-nspawn", "--quiet", "--directory", self.root, "--machine", f"octet-{self.root.parent.name}"]
+        command = ["systemd-nspawn", "--quiet", "--directory", self.root, "--machine", f"octet-{os.getpid()}"]
         command += ["--boot", "--private-network", "--register=no", "--keep-unit", "--console=pipe"]
-        with process(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as child:
+        with process(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as child:
             children = pathlib.Path(f"/proc/{child.pid}/task/{child.pid}/children")
-            self.leader = wait_for("a container", lambda: children.read_text().split()[:1])[0]
+
+            def first_child():
+                assert child.poll() is None, "systemd-nspawn ended at once"
+                return children.read_text().split()[:1]
+
+            self.leader = wait_for("a container", first_child)[0]
             # Other services of the machine may take their time.
             state = lambda: self.inside("systemctl", "is-active", "octet.service", fails=True)
             wait_for("the service", lambda: state().rpartition("\n")[2] == "active")
