@@ -1,6 +1,8 @@
 //! From text to token ids, as sentence-transformers makes them: control tokens in the text are read, and
 //! the tokens that mark its beginning and end are added.
 
+use std::borrow::Cow;
+
 use tokenizers::{Encoding, PostProcessor, Tokenizer, TruncationDirection};
 
 /// The tokenizer of an encoder.
@@ -10,7 +12,12 @@ pub struct TextTokenizer {
     lower_case: bool,
     /// Bytes of the longest token: no text has fewer tokens than its bytes divided by this.
     longest: usize,
+    /// Characters of which a run is as good as one space.
+    blanks: Vec<char>,
 }
+
+/// A run of blanks that is longer becomes one space, so that no text costs much more than its words.
+const LONGEST_RUN: usize = 16;
 
 /// Which end of a text is given up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,16 +41,64 @@ impl TextTokenizer {
             .with_truncation(None)
             .map_err(|error| error.to_string())?;
         let longest = inner.get_vocab(true).keys().map(String::len).max();
-        Ok(Self {
+        let mut tokenizer = Self {
             inner,
             lower_case,
             longest: longest.unwrap_or(1).max(1),
-        })
+            blanks: Vec::new(),
+        };
+        tokenizer.blanks = tokenizer.find_blanks()?;
+        Ok(tokenizer)
     }
 
-    /// Fewer tokens than this no text of so many bytes has, white space left out.
+    /// White space that this tokenizer takes for a space, whose runs it takes for one. Byte-level
+    /// vocabularies have none: they keep every space.
+    fn find_blanks(&self) -> Result<Vec<char>, String> {
+        let around = |gap: &str| self.run(&format!("{gap}a{gap}b{gap}"), false);
+        let one = around(" ")?;
+        let mut blanks = Vec::new();
+        for c in ('\0'..='\u{3000}').filter(|c| c.is_whitespace()) {
+            let mut is_blank = true;
+            for gap in [
+                c.to_string(),
+                format!("{c}{c}"),
+                format!(" {c} "),
+                c.to_string().repeat(64),
+            ] {
+                is_blank &= around(&gap)?.get_ids() == one.get_ids();
+            }
+            blanks.extend(is_blank.then_some(c));
+        }
+        Ok(blanks)
+    }
+
+    /// The text with its long runs of blanks made short, which changes no token.
+    fn squeeze<'a>(&self, text: &'a str) -> Cow<'a, str> {
+        let mut squeezed: Option<String> = None;
+        let (mut copied, mut rest) = (0, text);
+        while let Some(begin) = rest.find(|c| self.blanks.contains(&c)) {
+            let begin = text.len() - rest.len() + begin;
+            let run = &text[begin..];
+            let after = run.trim_start_matches(|c| self.blanks.contains(&c));
+            let end = text.len() - after.len();
+            if text[begin..end].chars().nth(LONGEST_RUN).is_some() {
+                let squeezed = squeezed.get_or_insert_default();
+                squeezed.push_str(&text[copied..begin]);
+                squeezed.push(' ');
+                copied = end;
+            }
+            rest = after;
+        }
+        match squeezed {
+            None => Cow::Borrowed(text),
+            Some(squeezed) => Cow::Owned(squeezed + &text[copied..]),
+        }
+    }
+
+    /// Fewer tokens than this no text of so many bytes has, blanks left out.
     pub fn min_tokens(&self, text: &str) -> usize {
-        text.split_whitespace().map(str::len).sum::<usize>() / self.longest
+        let words = text.split(|c| self.blanks.contains(&c));
+        words.map(str::len).sum::<usize>() / self.longest
     }
 
     /// Tokens that mark the beginning and the end of every text.
@@ -57,7 +112,8 @@ impl TextTokenizer {
     /// # Errors
     /// The library's text when it fails.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, String> {
-        self.run(text, true).map(|found| found.get_ids().to_vec())
+        let text = self.squeeze(text);
+        self.run(&text, true).map(|found| found.get_ids().to_vec())
     }
 
     /// At most `max` token ids of a text, the marks of beginning and end among them. Costs what is kept,
@@ -75,7 +131,7 @@ impl TextTokenizer {
         let num_tokens = max
             .checked_sub(num_marks)
             .ok_or_else(|| format!("{num_marks} marks do not fit into {max} tokens"))?;
-        let mut encoding = self.enough(text, num_tokens, side)?;
+        let mut encoding = self.enough(&self.squeeze(text), num_tokens, side)?;
         let direction = match side {
             TruncationSide::Left => TruncationDirection::Left,
             TruncationSide::Right => TruncationDirection::Right,
@@ -87,7 +143,9 @@ impl TextTokenizer {
     }
 
     /// The tokens of a text without marks, or of a part with so many words that the `num_tokens` on the
-    /// side that is kept are those of the whole.
+    /// side that is kept are those of the whole. A part of 64 KiB, or of 128 bytes for each of these tokens,
+    /// is enough whatever it holds: words of thousands of letters or control characters make hardly any
+    /// token.
     fn enough(
         &self,
         text: &str,
@@ -98,6 +156,8 @@ impl TextTokenizer {
         // neighbours at most.
         const NEIGHBOURS: usize = 64;
         let wanted = 2 * num_tokens + NEIGHBOURS;
+        let most = (64 * wanted).max(64 << 10);
+        let text = bytes_from(text, most, side);
         let mut num_bytes = 8 * wanted;
         loop {
             let part = part(text, num_bytes, side);
@@ -119,17 +179,22 @@ impl TextTokenizer {
 
 /// At most so many bytes from one end of a text, in whole words.
 fn part(text: &str, num_bytes: usize, keeps_from: TruncationSide) -> &str {
-    if num_bytes >= text.len() {
+    let part = bytes_from(text, num_bytes, keeps_from);
+    if part.len() == text.len() {
         return text;
     }
     match keeps_from {
-        TruncationSide::Right => {
-            let head = &text[..text.floor_char_boundary(num_bytes)];
-            &head[..head.rfind(char::is_whitespace).unwrap_or(0)]
-        }
+        TruncationSide::Right => &part[..part.rfind(char::is_whitespace).unwrap_or(0)],
+        TruncationSide::Left => &part[part.find(char::is_whitespace).unwrap_or(part.len())..],
+    }
+}
+
+/// At most so many bytes from one end of a text, in whole characters.
+fn bytes_from(text: &str, num_bytes: usize, keeps_from: TruncationSide) -> &str {
+    match keeps_from {
+        TruncationSide::Right => &text[..text.floor_char_boundary(num_bytes)],
         TruncationSide::Left => {
-            let tail = &text[text.ceil_char_boundary(text.len() - num_bytes)..];
-            &tail[tail.find(char::is_whitespace).unwrap_or(tail.len())..]
+            &text[text.ceil_char_boundary(text.len().saturating_sub(num_bytes))..]
         }
     }
 }
@@ -180,7 +245,7 @@ mod tests {
 
         #[test]
         fn a_part_gives_the_tokens_of_the_whole(
-            words in prop::collection::vec("[ab 1]{0,9}|[\\PC]{1,6}|[ \n\t\u{3000}]{1,3}|a{150,400}", 0..300),
+            words in prop::collection::vec("[ab 1]{0,9}|[ \n\t\u{2003}]{14,40}|[\\PC]{1,6}|[ \n\t\u{3000}]{1,3}|a{150,400}", 0..300),
             room in 1usize..40,
         ) {
             let text = words.join(" ");
@@ -195,6 +260,38 @@ mod tests {
     }
 
     #[test]
+    fn white_space_costs_nothing_and_changes_no_token() {
+        let mut num_blank = 0;
+        for tokenizer in tokenizers() {
+            let gap = " \n\t\u{3000}".repeat(1000);
+            let text = format!("{gap}lorem{gap}{gap}ipsum  dolor\u{a0}\u{85}{gap}");
+            let squeezed = tokenizer.squeeze(&text);
+            assert_eq!(tokenizer.encode(&squeezed), tokenizer.encode(&text));
+            let whole = tokenizer.run(&text, true).expect("it encodes");
+            assert_eq!(tokenizer.encode(&text), Ok(whole.get_ids().to_vec()));
+            if tokenizer.blanks.contains(&' ') {
+                num_blank += 1;
+                let spaces = " ".repeat(25 << 20);
+                assert_eq!(tokenizer.squeeze(&spaces), " ");
+                assert_eq!(tokenizer.min_tokens(&spaces), 0);
+            }
+        }
+        assert!(num_blank > 0);
+    }
+
+    #[test]
+    fn where_every_space_is_a_token_they_are_kept_and_counted() {
+        let json = r#"{"version": "1.0", "added_tokens": [], "normalizer": null, "post_processor": null,
+            "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true},
+            "model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "Ġ": 2}, "merges": []}}"#;
+        let tokenizer = TextTokenizer::new(json.as_bytes(), false).expect("a tokenizer");
+        assert_eq!(tokenizer.blanks, []);
+        let text = format!("a{}b", " ".repeat(100));
+        assert_eq!(tokenizer.encode(&text).map(|ids| ids.len()), Ok(102));
+        assert_eq!(tokenizer.min_tokens(&text), 102 / tokenizer.longest);
+    }
+
+    #[test]
     fn what_is_cut_off_costs_nothing() {
         let text = "lorem ipsum ".repeat(100_000);
         for tokenizer in tokenizers() {
@@ -203,6 +300,29 @@ mod tests {
                 assert!(found.len() < 10_000, "{}", found.len());
             }
         }
+    }
+
+    #[test]
+    fn where_hardly_any_token_is_found_the_search_ends() {
+        let mut num_dropped = 0;
+        for tokenizer in tokenizers() {
+            let num_marks = tokenizer.num_marks();
+            let tokens = |text: &str, side| {
+                let found = tokenizer.encode_truncated(text, num_marks + 4, side);
+                found.expect("it encodes").len() - num_marks
+            };
+            if tokens("\u{1}", TruncationSide::Right) > 0 {
+                continue;
+            }
+            num_dropped += 1;
+            for (num_bytes, is_found) in [(60 << 10, true), (70 << 10, false)] {
+                let filler = "\u{1}".repeat(num_bytes);
+                let (end, start) = (format!("{filler} a"), format!("a {filler}"));
+                assert_eq!(tokens(&end, TruncationSide::Right) > 0, is_found);
+                assert_eq!(tokens(&start, TruncationSide::Left) > 0, is_found);
+            }
+        }
+        assert!(num_dropped > 0);
     }
 
     #[test]
