@@ -185,6 +185,12 @@ impl Gpu {
         })
     }
 
+    /// The stream that everything is asked on, for libraries that work on it too.
+    #[must_use]
+    pub fn stream(&self) -> *mut c_void {
+        self.context.stream.cast()
+    }
+
     fn memory_of(
         &self,
         bytes: usize,
@@ -504,6 +510,12 @@ fn check_range(size: usize, offset: usize, bytes: usize) -> Result<()> {
 }
 
 impl GpuMemory {
+    /// Where it lies, for libraries that work on the same memory.
+    #[must_use]
+    pub fn address(&self) -> u64 {
+        self.address
+    }
+
     fn check(&self, offset: usize, bytes: usize) -> Result<()> {
         check_range(self.bytes, offset, bytes)
     }

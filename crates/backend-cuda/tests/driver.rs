@@ -1,7 +1,11 @@
 //! The real device code over the driver's stand-in: the conformance suite, swapped blocks included, whose copies
 //! happen as late as a driver may let them.
 
+#[path = "../examples/gpu/cublaslt.rs"]
+mod cublaslt;
+
 use backend::conformance::Tolerances;
+use backend_cuda::device::Device;
 use backend_cuda::driver::{Gpu, find};
 use backend_cuda::{CudaBackend, Precision};
 
@@ -24,3 +28,47 @@ fn gpu() -> CudaBackend<Gpu> {
 }
 
 backend::conformance_suite!(gpu(), INT8);
+
+/// What is timed on a GPU is the product: NVIDIA's interface as the stand-in holds us to it.
+#[test]
+fn the_bar_computes_the_exact_product() {
+    let ours = [
+        ([1, 64, 128], 1.0),
+        ([5, 192, 64], 1.0),
+        ([33, 8, 260], 1.0),
+        // No multiple of four.
+        ([3, 8, 30], 1.0),
+    ];
+    let mut target = gpu();
+    let mut said = Vec::new();
+    let timer: cublaslt::Timer<'_> = &mut |target, call| {
+        target.device().begin_capture()?;
+        let captured = call(target, 1);
+        let graph = target.device().end_capture()?;
+        captured?;
+        target.device().replay(&graph)?;
+        target.device().synchronize()?;
+        Ok(2.0)
+    };
+    let names = [cuda_driver::library().expect("the stand-in was built")];
+    let are_right = cublaslt::compare(&names, &mut target, &ours, (40_000, timer), &mut |line| {
+        said.push(line);
+    });
+    assert!(are_right.expect("it computes"), "{said:#?}");
+    let exact = said.iter().filter(|line| line.contains("exact"));
+    assert_eq!(exact.count(), 3, "{said:#?}");
+    assert!(said[0].ends_with("2.00 times as fast"), "{said:#?}");
+    assert!(said[3].contains("status 15"), "{said:#?}");
+}
+
+#[test]
+fn a_machine_without_the_bar_says_so() {
+    let mut said = Vec::new();
+    let timer: cublaslt::Timer<'_> = &mut |_, _| Ok(1.0);
+    let names = ["libnowhere.so.13"];
+    let outcome = cublaslt::compare(&names, &mut gpu(), &[], (1, timer), &mut |line| {
+        said.push(line);
+    });
+    assert!(outcome.expect("nothing fails"));
+    assert_eq!(said, ["cuBLASLt: not present"]);
+}

@@ -109,6 +109,7 @@ const UNSAFE: &[&str] = &[
     "kernels/cuda/emu/",
     "kernels/cuda-driver/",
     "crates/backend-cuda/src/driver.rs",
+    "crates/backend-cuda/examples/gpu/cublaslt.rs",
     "crates/model/src/mapped",
 ];
 

@@ -5,11 +5,15 @@
 //! a copy to pinned memory leaves garbage there until somebody waits for the stream. Dynamic shared memory
 //! above 48 KB has to be asked for, and a capture takes launches only.
 //!
+//! cuBLASLt's 8-bit product is there too, by the slow loop, for the shapes, layouts and addresses that NVIDIA's
+//! documentation allows it.
+//!
 //! A device that fails: once the file that `OCTET_EMULATED_FAULT` names exists, every call returns
 //! `CUDA_ERROR_ILLEGAL_ADDRESS`, as a real driver's do after a kernel's wild access.
 #![allow(unsafe_code)]
 
 mod calls;
+mod cublaslt;
 mod state;
 
 use std::path::PathBuf;

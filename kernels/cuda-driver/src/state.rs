@@ -6,6 +6,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use cuda_emulation::{Arg, Kernel, Launch, Memory, Profile};
 
+use crate::cublaslt::Product;
+
 /// The kernels that run.
 const PROFILE: Profile = Profile::Fast80;
 /// Bytes of the device.
@@ -43,6 +45,12 @@ pub(crate) struct Noted {
     pub args: Vec<Arg>,
 }
 
+/// What a stream does, now or when a graph is run.
+pub(crate) enum Work {
+    Launch(Noted),
+    Product(Product),
+}
+
 /// Bytes on their way from pinned memory.
 struct Inwards {
     to: u64,
@@ -61,9 +69,9 @@ pub(crate) struct State {
     memory: BTreeMap<u64, Memory>,
     pinned: BTreeMap<usize, Vec<u8>>,
     functions: Vec<Function>,
-    graphs: HashMap<usize, Vec<Noted>>,
+    graphs: HashMap<usize, Vec<Work>>,
     num_graphs: usize,
-    capturing: Option<Vec<Noted>>,
+    capturing: Option<Vec<Work>>,
     inwards: Vec<Inwards>,
     outwards: Vec<Outwards>,
     has_failed: bool,
@@ -131,7 +139,7 @@ impl State {
         memory.get_mut(address - start..)?.get_mut(..bytes)
     }
 
-    fn memory_at(&self, address: u64, bytes: usize) -> Result<(&Memory, usize)> {
+    pub fn memory_at(&self, address: u64, bytes: usize) -> Result<(&Memory, usize)> {
         let (start, memory) = self
             .memory
             .range(..=address)
@@ -256,15 +264,27 @@ impl State {
         if launch.dynamic_bytes > function.dynamic_bytes || launch.grid.contains(&0) {
             return Err(INVALID_VALUE);
         }
+        self.work(Work::Launch(launch))
+    }
+
+    /// Does it now, or notes it for the graph.
+    pub fn work(&mut self, work: Work) -> Result<()> {
         if let Some(captured) = &mut self.capturing {
-            captured.push(launch);
+            captured.push(work);
             return Ok(());
         }
         self.begin_operation()?;
-        self.run(&launch)
+        self.run(&work)
     }
 
-    fn run(&self, launch: &Noted) -> Result<()> {
+    fn run(&self, work: &Work) -> Result<()> {
+        match work {
+            Work::Launch(launch) => self.run_kernel(launch),
+            Work::Product(product) => product.run(self),
+        }
+    }
+
+    fn run_kernel(&self, launch: &Noted) -> Result<()> {
         let function = self.functions.get(launch.function).ok_or(INVALID_VALUE)?;
         let outcome = PROFILE.launch(&Launch {
             kernel: function.kernel.name,
@@ -304,7 +324,7 @@ impl State {
     pub fn run_graph(&mut self, graph: usize) -> Result<()> {
         self.begin_operation()?;
         let launches = self.graphs.get(&graph).ok_or(INVALID_VALUE)?;
-        launches.iter().try_for_each(|launch| self.run(launch))
+        launches.iter().try_for_each(|work| self.run(work))
     }
 
     pub fn drop_graph(&mut self, graph: usize) -> Result<()> {

@@ -91,7 +91,7 @@ optional "$sanitizer" sanitizer-memcheck 40 compute-sanitizer --error-exitcode 9
 optional "$sanitizer" sanitizer-racecheck 40 compute-sanitizer --tool racecheck --error-exitcode 9 \
     "$octet" bench --device cuda -q int8 --prompt-tokens 40 --generate-tokens 4 --repetitions 1
 # Speed: each kernel, whole steps of three models, and what PyTorch and cuBLASLt reach.
-step time 60 "$gpu" time
+step time 80 "$gpu" time
 step step 120 "$gpu" step
 optional "python3 -c 'import torch; assert torch.cuda.is_available()'" bars 40 python3 bars.py
 # The bundled model's held-out answers in both forms, against the form of the CPU in 32 bits; its speed in both.

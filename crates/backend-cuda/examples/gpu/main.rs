@@ -2,7 +2,7 @@
 //! archive of `cargo xtask gpu pack`; needs the driver and nothing else.
 //!
 //! `gpu conform` runs the conformance suite and compares replayed with computed steps, and `gpu guard` runs it again with every buffer poisoned and fenced;
-//! `gpu check` compares bits; `gpu time` times kernels and `gpu step` whole steps of three models whose weights
+//! `gpu check` compares bits; `gpu time` times kernels, cuBLASLt's beside them where it is installed, and `gpu step` whole steps of three models whose weights
 //! are made on the device. Without a GPU all end with 3 and say why. The tests of this crate run the same code
 //! on the emulated device.
 #![expect(
@@ -13,6 +13,7 @@
 
 mod check;
 mod clock;
+mod cublaslt;
 mod decoder;
 mod graphs;
 mod guarded;
@@ -24,8 +25,17 @@ use std::process::ExitCode;
 
 use backend::Result;
 use backend_cuda::driver::{Gpu, find};
+use backend_cuda::{CudaBackend, Precision};
 
 use clock::Clock;
+
+/// Names under which cuBLASLt is installed, newest first.
+const CUBLASLT: [&str; 4] = [
+    "libcublasLt.so.13",
+    "libcublasLt.so.12",
+    "libcublasLt.so.11",
+    "libcublasLt.so",
+];
 
 const COMMANDS: &str = "conform|guard|check|time|step";
 
@@ -59,8 +69,12 @@ fn run(command: &str, open: &dyn Fn() -> Result<Gpu>, say: &mut dyn FnMut(String
         "guard" => guarded::conform(open, &check::SUITES, say),
         "check" => check::check(open, &check::PRODUCTS, say),
         "time" => {
-            time::time(open()?, &Clock::watch(), &time::Sizes::REAL, say)?;
-            Ok(true)
+            let sizes = time::Sizes::REAL;
+            let ours = time::time(open()?, &Clock::watch(), &sizes, say)?;
+            let target = &mut CudaBackend::new(open()?, Precision::Int8);
+            let timer: cublaslt::Timer<'_> =
+                &mut |target, call| time::seconds(target, sizes.seconds, call);
+            cublaslt::compare(&CUBLASLT, target, &ours, (sizes.rotated, timer), say)
         }
         _ => {
             step::steps(

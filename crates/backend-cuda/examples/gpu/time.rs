@@ -44,7 +44,7 @@ impl Sizes {
 const CALLS: usize = 32;
 
 /// Seconds of one call, the median of repetitions of a graph: launches cost nothing then.
-fn seconds<D: Device>(
+pub fn seconds<D: Device>(
     target: &mut CudaBackend<D>,
     limit: f64,
     mut call: impl FnMut(&mut CudaBackend<D>, usize) -> Result<()>,
@@ -78,13 +78,16 @@ pub fn bandwidth<D: Device>(target: &mut CudaBackend<D>, sizes: &Sizes) -> Resul
     Ok(3.0 * 4.0 * (rows * columns) as f64 / time)
 }
 
-/// Every figure.
+/// Tokens, outputs and inputs of a product, and its seconds.
+pub type Timed = ([usize; 3], f64);
+
+/// Every figure; those of 8-bit products are returned too.
 pub fn time<D: Device>(
     device: D,
     clock: &Clock,
     sizes: &Sizes,
     say: &mut dyn FnMut(String),
-) -> Result<()> {
+) -> Result<Vec<Timed>> {
     let mut target = CudaBackend::new(device, Precision::Int8);
     say(format!("{:?}", target.device().properties()));
     let read = bandwidth(&mut target, sizes)?;
@@ -98,14 +101,19 @@ pub fn time<D: Device>(
     };
     matrices.sort_unstable();
     matrices.dedup();
+    let mut int8 = Vec::new();
     for precision in [Precision::Int8, Precision::Int8Blocks, Precision::F16] {
         target = target.with_precision(precision);
         for &matrix in &matrices {
-            time_products(&mut target, precision, matrix, (read, clock, sizes), say)?;
+            let times = time_products(&mut target, precision, matrix, (read, clock, sizes), say)?;
+            if precision == Precision::Int8 {
+                int8.extend(times);
+            }
         }
     }
     target = target.with_precision(Precision::Int8);
-    time_rows(&mut target, sizes, read, say)
+    time_rows(&mut target, sizes, read, say)?;
+    Ok(int8)
 }
 
 fn time_products<D: Device>(
@@ -114,7 +122,8 @@ fn time_products<D: Device>(
     [n, k]: [usize; 2],
     (read, clock, sizes): (f64, &Clock, &Sizes),
     say: &mut dyn FnMut(String),
-) -> Result<()> {
+) -> Result<Vec<Timed>> {
+    let mut times = Vec::new();
     let copies = sizes.rotated.div_ceil(n * k).min(32);
     let linears = (0..copies as u32)
         .map(|seed| CudaLinear::random(target.device(), precision, [n, k], seed))
@@ -126,6 +135,7 @@ fn time_products<D: Device>(
         let time = seconds(target, sizes.seconds, |target, turn| {
             target.linear(&x, &linears[turn % copies], &step).map(drop)
         })?;
+        times.push(([m, n, k], time));
         let rate = 2.0 * (m * n * k) as f64 / time;
         let peak = share(target.device().properties(), clock, precision, rate);
         say(format!(
@@ -137,7 +147,7 @@ fn time_products<D: Device>(
             rate * 1e-12
         ));
     }
-    Ok(())
+    Ok(times)
 }
 
 /// Norms and attention.
