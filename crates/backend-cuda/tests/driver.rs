@@ -4,7 +4,7 @@
 #[path = "../examples/gpu/cublaslt.rs"]
 mod cublaslt;
 
-use backend::conformance::Tolerances;
+use backend::conformance::{TestBackend, Tolerances};
 use backend_cuda::device::Device;
 use backend_cuda::driver::{Gpu, find};
 use backend_cuda::{CudaBackend, Precision};
@@ -28,6 +28,18 @@ fn gpu() -> CudaBackend<Gpu> {
 }
 
 backend::conformance_suite!(gpu(), INT8);
+
+/// A process may have several streams, as this one has while its tests run.
+#[test]
+fn a_capture_holds_up_no_other_thread() {
+    let captures = gpu();
+    captures.device().begin_capture().expect("nothing runs");
+    let copies = || gpu().upload(1, 3, &[1.0, 2.0, 3.0]);
+    std::thread::spawn(move || drop(copies()))
+        .join()
+        .expect("its stream captures nothing");
+    captures.device().end_capture().expect("it was begun");
+}
 
 /// What is timed on a GPU is the product: NVIDIA's interface as the stand-in holds us to it.
 #[test]

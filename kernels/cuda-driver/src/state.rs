@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread::{self, ThreadId};
 
 use cuda_emulation::{Arg, Kernel, Launch, Memory, Profile};
 
@@ -71,7 +72,8 @@ pub(crate) struct State {
     functions: Vec<Function>,
     graphs: HashMap<usize, Vec<Work>>,
     num_graphs: usize,
-    capturing: Option<Vec<Work>>,
+    /// By thread: each has its stream, and what one captures holds up no other.
+    captures: HashMap<ThreadId, Vec<Work>>,
     inwards: Vec<Inwards>,
     outwards: Vec<Outwards>,
     has_failed: bool,
@@ -196,7 +198,7 @@ impl State {
 
     /// Nothing but launches may stand in a capture; copies to the device happen now.
     fn begin_operation(&mut self) -> Result<()> {
-        if self.capturing.is_some() {
+        if self.captures.contains_key(&thread::current().id()) {
             return Err(CAPTURE_UNSUPPORTED);
         }
         for copy in std::mem::take(&mut self.inwards) {
@@ -269,7 +271,7 @@ impl State {
 
     /// Does it now, or notes it for the graph.
     pub fn work(&mut self, work: Work) -> Result<()> {
-        if let Some(captured) = &mut self.capturing {
+        if let Some(captured) = self.captures.get_mut(&thread::current().id()) {
             captured.push(work);
             return Ok(());
         }
@@ -300,13 +302,14 @@ impl State {
 
     pub fn begin_capture(&mut self) -> Result<()> {
         self.begin_operation()?;
-        self.capturing = Some(Vec::new());
+        self.captures.insert(thread::current().id(), Vec::new());
         Ok(())
     }
 
     /// The number of the graph.
     pub fn end_capture(&mut self) -> Result<usize> {
-        let captured = self.capturing.take().ok_or(INVALID_VALUE)?;
+        let captured = self.captures.remove(&thread::current().id());
+        let captured = captured.ok_or(INVALID_VALUE)?;
         self.num_graphs += 1;
         self.graphs.insert(self.num_graphs, captured);
         Ok(self.num_graphs)
