@@ -5,6 +5,7 @@
 //! shapes and the choice of kernels; what runs them is a [`device::Device`], which tests replace by an
 //! emulator.
 
+mod attention;
 mod backend;
 pub mod choice;
 mod conformance;
@@ -16,6 +17,7 @@ mod kv_cache;
 mod linear;
 mod pack;
 pub mod probe;
+mod rows;
 mod sampler;
 mod step;
 mod tensor;
