@@ -6,11 +6,13 @@ mod chart;
 mod compare;
 mod data;
 mod details;
+mod dots;
 mod facts;
 mod group;
 pub mod index;
 mod lags;
 mod metric;
+mod percentiles;
 mod plots;
 mod rates;
 mod ratio;
@@ -20,6 +22,7 @@ mod single;
 mod stages;
 mod suite;
 mod tables;
+mod tagged;
 #[cfg(test)]
 mod tests;
 
@@ -38,6 +41,8 @@ use search::Search;
 
 /// Configurations on one page: more colours cannot be told apart.
 const MAX_GROUPS: usize = 6;
+/// Points of one chart, of all configurations together: more hide each other.
+const MAX_POINTS: usize = 2000;
 const STYLE: &str = include_str!("page/style.css");
 
 /// Reads result files and folders and writes their page.
@@ -151,9 +156,9 @@ pub(crate) fn render(groups: &[Group]) -> String {
         @if groups.len() > 1 { (compare::verdicts(groups)) }
         @else { (single::verdict(&groups[0])) (single::tiles(&groups[0])) }
         @if groups.len() > 1 { (tables::side_by_side(groups)) (compare::differences(groups)) }
-        @for group in groups { @if group.runs.len() > 1 { (tables::run_table(group)) } }
+        @for (i, group) in groups.iter().enumerate() { @if group.runs.len() > 1 { (tables::run_table(i + 1, group)) } }
         (plots::all(groups)) (stages::all(groups)) (plots::server(groups)) (lags::all(groups))
-        @for group in groups { (details::details(group, groups.len() > 1)) }
+        @for (i, group) in groups.iter().enumerate() { (details::details(i + 1, group, groups.len() > 1)) }
     };
     document(&title, &body)
 }

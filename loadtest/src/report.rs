@@ -30,8 +30,8 @@ use crate::timeline::Timeline;
 use crate::workload::{TokensPerWord, Workload};
 pub use client::{ClientQuality, Lags, SelfTested};
 pub use judge::RunVerdict;
-use latency::samples;
-pub use latency::{Latency, RequestSample};
+pub use latency::{FailureSample, Latency, RequestSample};
+use latency::{failures, samples};
 pub(crate) use traffic::in_flight;
 pub use traffic::{LengthInfo, Rates, Requests};
 
@@ -90,6 +90,9 @@ pub struct Report {
     pub server: ServerInfo,
     /// The measured successes one by one, in the order of their planned starts.
     pub samples: Vec<RequestSample>,
+    /// The measured failures one by one, in the same order.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub failures: Vec<FailureSample>,
     /// Whether the numbers can be trusted.
     pub verdict: RunVerdict,
     /// What speaks against them.
@@ -309,6 +312,7 @@ impl Report {
             client,
             server,
             samples: samples(&good, result.window.0),
+            failures: failures(&measured, result.window.0),
             verdict: RunVerdict::Valid,
             reasons: Vec::new(),
             records: Vec::new(),

@@ -19,6 +19,8 @@ pub struct Axis {
     is_time: bool,
     low: f64,
     high: f64,
+    /// What lies beyond stands at the edge.
+    cap: f64,
 }
 
 /// Ticks of a percentile axis.
@@ -33,6 +35,7 @@ impl Axis {
             is_time: false,
             low: f64::INFINITY,
             high: f64::NEG_INFINITY,
+            cap: f64::INFINITY,
         }
     }
 
@@ -42,6 +45,11 @@ impl Axis {
             is_time: true,
             ..Self::new("seconds", scale)
         }
+    }
+
+    /// The axis that ends at `cap`, where all that is beyond stands at the edge.
+    pub fn up_to(self, cap: f64) -> Self {
+        Self { cap, ..self }
     }
 
     /// A value for people.
@@ -68,6 +76,7 @@ impl Axis {
 
     /// Widens the range to hold a value.
     pub fn include(&mut self, value: f64) {
+        let value = value.min(self.cap);
         if self.scale != Scale::Log || value > 0.0 {
             self.low = self.low.min(value);
             self.high = self.high.max(value);

@@ -1,8 +1,12 @@
 //! Charts as SVG: lines or dots over two axes, coloured by the page's style.
 
+mod numbers;
+mod series;
+
 use maud::{Markup, html};
 
 use super::axis::Axis;
+pub use series::{Form, Mark, Series};
 
 const WIDTH: f64 = 560.0;
 const HEIGHT: f64 = 320.0;
@@ -10,69 +14,6 @@ const LEFT: f64 = 64.0;
 const RIGHT: f64 = 26.0;
 const TOP: f64 = 12.0;
 const BOTTOM: f64 = 44.0;
-
-/// How the points of a series are drawn.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Form {
-    /// Joined.
-    Line,
-    /// One mark each.
-    Dots,
-    /// Joined, with a mark and a label at each, and with its interval where there is one.
-    Marked,
-    /// A thin outline beside a line of its colour.
-    Outline,
-    /// A mark each that tells a verdict without its colour, too.
-    Verdict(Mark),
-    /// A line across the chart at the height of the first point.
-    Level,
-    /// Joined, as something to hold the others against.
-    Guide,
-}
-
-/// What a mark says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mark {
-    Pass,
-    Fail,
-    Open,
-}
-
-/// One run in a chart.
-#[derive(Debug, Clone)]
-pub struct Series {
-    pub name: String,
-    pub form: Form,
-    /// Number of its colour, which it shares with what belongs to it.
-    pub colour: usize,
-    pub points: Vec<(f64, f64)>,
-    /// What stands at the points of a marked series.
-    pub labels: Vec<String>,
-    /// Lower and upper end of the interval of each point, where they have one; of one without, itself twice.
-    pub intervals: Vec<(f64, f64)>,
-    /// Where on the axis below an arrow from each point of a marked series ends.
-    pub arrows: Vec<f64>,
-}
-
-impl Series {
-    /// Points and no more.
-    pub fn new(
-        name: impl Into<String>,
-        form: Form,
-        colour: usize,
-        points: Vec<(f64, f64)>,
-    ) -> Self {
-        Self {
-            name: name.into(),
-            form,
-            colour,
-            points,
-            labels: Vec::new(),
-            intervals: Vec::new(),
-            arrows: Vec::new(),
-        }
-    }
-}
 
 /// A chart.
 #[derive(Debug, Clone)]
@@ -86,28 +27,14 @@ pub struct Chart {
 impl Chart {
     /// The chart with its title and legend.
     pub fn draw(mut self) -> Markup {
-        for (x, y) in self.series.iter().flat_map(|series| &series.points) {
-            self.x.include(*x);
-            self.y.include(*y);
-        }
-        for x in self.series.iter().flat_map(|series| &series.arrows) {
-            self.x.include(*x);
-        }
-        // The interval of two runs may be a hundred times what it is of: it goes beyond the edge then.
-        let points = self.series.iter().flat_map(|series| &series.points);
-        let roof = 2.0 * points.fold(0.0, |most: f64, (_, y)| most.max(*y));
-        for (low, high) in self.series.iter().flat_map(|series| &series.intervals) {
-            self.y.include(*low);
-            self.y.include(high.min(roof));
-        }
-        self.x.finish();
-        self.y.finish();
+        self.span();
         html! {
             figure {
                 figcaption { (self.title) }
                 svg viewBox=(format!("0 0 {WIDTH} {HEIGHT}")) role="img" aria-label=(self.summary()) {
                     title { (self.title) }
                     (self.grid())
+                    @for series in &self.series { (self.band(series)) }
                     @for series in &self.series { (self.marks(series)) }
                 }
                 @if self.series.len() > 1 {
@@ -117,8 +44,37 @@ impl Chart {
                         }
                     }
                 }
+                (self.numbers())
             }
         }
+    }
+
+    /// Makes the axes hold everything.
+    fn span(&mut self) {
+        let has_heights = |series: &&Series| series.form != Form::AtTop;
+        for (x, _) in self.series.iter().flat_map(|series| &series.points) {
+            self.x.include(*x);
+        }
+        for x in self.series.iter().flat_map(|series| &series.arrows) {
+            self.x.include(*x);
+        }
+        let points = self.series.iter().filter(has_heights);
+        let heights: Vec<f64> = points.flat_map(|s| &s.points).map(|(_, y)| *y).collect();
+        heights.iter().for_each(|y| self.y.include(*y));
+        // The interval of two runs may be a hundred times what it is of: it goes beyond the edge then.
+        let least = heights.iter().copied().filter(|y| *y > 0.0);
+        let floor = 0.5 * least.reduce(f64::min).unwrap_or(0.0);
+        let roof = 2.0 * heights.iter().copied().fold(0.0, f64::max);
+        for series in &self.series {
+            let bars = series.intervals.iter().copied();
+            let band = series.band.iter().map(|(_, low, high)| (*low, *high));
+            for (low, high) in bars.chain(band) {
+                self.y.include(low.max(floor));
+                self.y.include(high.min(roof));
+            }
+        }
+        self.x.finish();
+        self.y.finish();
     }
 
     /// What somebody who does not see the picture should take away.
@@ -127,8 +83,10 @@ impl Chart {
             let values = series.points.iter().map(|(_, y)| *y);
             let (low, high) =
                 values.fold((f64::INFINITY, 0.0f64), |(l, h), v| (l.min(v), h.max(v)));
-            if series.points.is_empty() {
-                return format!("{}: no values", series.name);
+            match series.points.len() {
+                0 => return format!("{}: no values", series.name),
+                n if series.form == Form::AtTop => return format!("{}: {n}", series.name),
+                _ => {}
             }
             let [low, high] = [low, high].map(|value| self.y.words(value));
             format!("{}: {low} to {high}", series.name)
@@ -162,6 +120,9 @@ impl Chart {
         let class = class(series);
         match series.form {
             Form::Line | Form::Outline => polyline(&format!("line {class}"), places()),
+            Form::Through => html! {
+                (polyline("halo", places())) (polyline(&format!("line {class}"), places()))
+            },
             Form::Guide => polyline(&class, places()),
             Form::Marked => html! {
                 (polyline(&format!("line {class}"), places()))
@@ -185,11 +146,36 @@ impl Chart {
                     line class=(class) x1=(LEFT) x2=(WIDTH - RIGHT) y1=(coordinate(y)) y2=(coordinate(y)) {}
                 }
             },
+            Form::Rings => html! {
+                (polyline(&format!("line outline {class}"), places()))
+                g class={ "dots " (class) } {
+                    @for (x, y) in places() { circle class="stroke" cx=(coordinate(x)) cy=(coordinate(y)) r="3.2" {} }
+                }
+            },
+            Form::AtTop => html! {
+                g class={ "dots " (class) } {
+                    @for (x, _) in places() { path class="stroke" d=(cross(x, TOP, 3.5)) {} }
+                }
+            },
             Form::Dots => html! {
                 g class={ "dots " (class) } {
                     @for (x, y) in places() { circle cx=(coordinate(x)) cy=(coordinate(y)) r="2.2" {} }
                 }
             },
+        }
+    }
+
+    /// The area between the ends of intervals.
+    fn band(&self, series: &Series) -> Markup {
+        let place = |x: f64, y: f64| {
+            let (x, y) = (self.place_x(x), self.place_y(y));
+            format!("{},{}", coordinate(x), coordinate(y))
+        };
+        let upper = series.band.iter().map(|(x, _, high)| place(*x, *high));
+        let lower = series.band.iter().rev().map(|(x, low, _)| place(*x, *low));
+        let corners: Vec<String> = upper.chain(lower).collect();
+        html! {
+            @if !corners.is_empty() { polygon class={ "band " (class(series)) } points=(corners.join(" ")) {} }
         }
     }
 
@@ -214,7 +200,7 @@ impl Chart {
         html! {
             @for (from, to, y) in seen {
                 @let back = to - HEAD * (to - from).signum();
-                path class="arrow" d=(format!("M{} {y:.1}L{} {y:.1}M{} {:.1}L{} {y:.1}L{} {:.1}", coordinate(from), coordinate(to),
+                path class="stroke" d=(format!("M{} {y:.1}L{} {y:.1}M{} {:.1}L{} {y:.1}L{} {:.1}", coordinate(from), coordinate(to),
                     coordinate(back), y - HEAD, coordinate(to), coordinate(back), y + HEAD)) {}
             }
         }
@@ -236,7 +222,10 @@ fn class(series: &Series) -> String {
         Form::Verdict(Mark::Fail) => "fail".into(),
         Form::Verdict(Mark::Open) => "open".into(),
         Form::Level | Form::Guide => "level".into(),
+        Form::Through => format!("through s{}", series.colour),
         Form::Outline => format!("outline s{}", series.colour),
+        Form::Rings => format!("rings s{}", series.colour),
+        Form::AtTop => format!("at-top s{}", series.colour),
         _ => format!("s{}", series.colour),
     }
 }
@@ -244,13 +233,17 @@ fn class(series: &Series) -> String {
 /// A disc, a cross or a ring.
 fn verdict(mark: Mark, x: f64, y: f64) -> Markup {
     const SIZE: f64 = 4.5;
-    let [left, right, top, bottom] = [x - SIZE, x + SIZE, y - SIZE, y + SIZE].map(coordinate);
     html! {
         @match mark {
-            Mark::Fail => path d=(format!("M{left} {top}L{right} {bottom}M{left} {bottom}L{right} {top}")) {},
+            Mark::Fail => path d=(cross(x, y, SIZE)) {},
             Mark::Pass | Mark::Open => circle cx=(coordinate(x)) cy=(coordinate(y)) r=(SIZE) {},
         }
     }
+}
+
+fn cross(x: f64, y: f64, size: f64) -> String {
+    let [left, right, top, bottom] = [x - size, x + size, y - size, y + size].map(coordinate);
+    format!("M{left} {top}L{right} {bottom}M{left} {bottom}L{right} {top}")
 }
 
 fn polyline(class: &str, places: impl Iterator<Item = (f64, f64)>) -> Markup {

@@ -9,6 +9,7 @@ use super::facts;
 use super::group::Group;
 use super::metric::Metric;
 use super::ratio::{self, Bar};
+use super::tagged::Of;
 use crate::contrast::{Contrast, Finding, MIN_PAIRS, MIN_RUNS, holm, paired, unpaired};
 use crate::interval::Interval;
 
@@ -25,6 +26,8 @@ enum Design {
 struct Duel<'a> {
     first: &'a Group,
     second: &'a Group,
+    /// Which group of the page the second is, counted from one.
+    number: usize,
     design: Design,
     found: Vec<(Metric, Option<Contrast>)>,
     /// Why the two did not do the same work.
@@ -32,7 +35,15 @@ struct Duel<'a> {
 }
 
 impl<'a> Duel<'a> {
-    fn new(first: &'a Group, second: &'a Group, metrics: &[Metric]) -> Self {
+    /// All sides against the first.
+    fn all(groups: &'a [Group], metrics: &[Metric]) -> Vec<Self> {
+        let others = (2..).zip(&groups[1..]);
+        others
+            .map(|(number, second)| Self::new(&groups[0], second, number, metrics))
+            .collect()
+    }
+
+    fn new(first: &'a Group, second: &'a Group, number: usize, metrics: &[Metric]) -> Self {
         let pairs = pairs(first, second);
         let mut found: Vec<(Metric, Option<Contrast>)> = metrics
             .iter()
@@ -53,6 +64,7 @@ impl<'a> Duel<'a> {
         Self {
             first,
             second,
+            number,
             design,
             found,
             obstacles,
@@ -134,11 +146,10 @@ fn obstacles(first: &Group, second: &Group) -> Vec<String> {
 pub fn summary(groups: &[Group]) -> String {
     let metrics = Metric::headlines(groups);
     let mut lines = Vec::new();
-    for second in &groups[1..] {
-        let duel = Duel::new(&groups[0], second, &metrics);
+    for duel in Duel::all(groups, &metrics) {
         lines.push(format!(
             "{} against {}, times as fast:",
-            second.name, groups[0].name
+            duel.second.name, duel.first.name
         ));
         lines.extend(
             duel.obstacles
@@ -163,20 +174,13 @@ pub fn summary(groups: &[Group]) -> String {
 /// The top of the page.
 pub fn verdicts(groups: &[Group]) -> Markup {
     let metrics = Metric::headlines(groups);
-    let duels: Vec<Duel> = groups[1..]
-        .iter()
-        .map(|second| Duel::new(&groups[0], second, &metrics))
-        .collect();
-    html! { @for duel in &duels { (verdict(duel)) (bars(duel)) } }
+    html! { @for duel in &Duel::all(groups, &metrics) { (verdict(duel)) (bars(duel)) } }
 }
 
 /// The top of the page without its picture.
 pub fn finding(groups: &[Group]) -> Markup {
     let metrics = Metric::headlines(groups);
-    let duels = groups[1..]
-        .iter()
-        .map(|second| Duel::new(&groups[0], second, &metrics));
-    html! { @for duel in duels { (verdict(&duel)) } }
+    html! { @for duel in &Duel::all(groups, &metrics) { (verdict(duel)) } }
 }
 
 fn verdict(duel: &Duel) -> Markup {
@@ -259,9 +263,10 @@ fn believe(duel: &Duel) -> Markup {
 fn bars(duel: &Duel) -> Markup {
     let bars = duel.found.iter().filter_map(|(metric, contrast)| {
         let contrast = (*contrast)?;
-        let values = [duel.first, duel.second].map(|group| {
-            let value = group.summary(*metric).map(|(value, _)| metric.words(value));
-            value.unwrap_or_else(|| "–".to_owned())
+        let sides = [(duel.first, 1), (duel.second, duel.number)];
+        let values = sides.map(|(group, number)| match group.summary(*metric) {
+            Some((value, _)) => metric.tagged(Of::Mean(number), value),
+            None => html! { "–" },
         });
         Some(Bar {
             name: metric.name(),

@@ -49,6 +49,9 @@ pub struct Run {
     pub server: Server,
     #[serde(default)]
     pub samples: Vec<Sample>,
+    /// None of a run of an earlier version.
+    #[serde(default)]
+    pub failures: Vec<Failure>,
     pub verdict: String,
     pub reasons: Vec<String>,
 }
@@ -291,6 +294,12 @@ pub struct Sample {
     pub tpot: Option<f64>,
     pub e2e: Option<f64>,
     pub prompt_tokens: u64,
+}
+
+/// One measured request that failed, at a time in seconds.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Failure {
+    pub t: f64,
 }
 
 impl Run {

@@ -5,12 +5,14 @@ use maud::{Markup, html};
 use super::data::{Cost, Run, milliseconds, number};
 use super::facts;
 use super::group::Group;
+use super::tagged::{Of, count, tagged};
 use crate::report::LengthsBy;
 use crate::stats::Percentile;
 
-/// Everything else about a configuration.
-pub fn details(group: &Group, named: bool) -> Markup {
+/// Everything else about the configuration at this place on the page.
+pub fn details(place: usize, group: &Group, named: bool) -> Markup {
     let first = &group.runs[0];
+    let of = Of::Run(place, 1);
     html! {
         section {
             h2 { "What was run" @if named { ": " (group.name) } }
@@ -18,10 +20,10 @@ pub fn details(group: &Group, named: bool) -> Markup {
             dl { @for (name, value) in facts::of_run(first) { dt { (name) } dd { (value) } } }
             dl {
                 dt { "started" } dd { (first.started) }
-                dt { "window" } dd { (number(first.window.seconds)) " s" }
+                dt { "window" } dd { (tagged(of, "window.seconds", first.window.seconds, &format!("{} s", number(first.window.seconds)))) }
                 dt { "lengths" } dd {
-                    "mean prompt " (number(first.lengths.prompt_mean.unwrap_or(0.0))) ", mean output "
-                    (number(first.lengths.output_mean.unwrap_or(0.0))) " tokens"
+                    "mean prompt " (mean_length(of, "prompt_mean", first.lengths.prompt_mean)) ", mean output "
+                    (mean_length(of, "output_mean", first.lengths.output_mean)) " tokens"
                 }
                 @if let Some(words) = prompt_lengths(first) { dt { "lengths of prompts" } dd { (words) } }
                 @if let Some(test) = &first.client.self_test { dt { "the client" } dd { (test.words()) } }
@@ -29,16 +31,24 @@ pub fn details(group: &Group, named: bool) -> Markup {
             }
             (cost(group))
             @if let [run] = &group.runs[..] {
-                (latency_table(run))
-                (outcome_table(run))
+                (latency_table(of, run))
+                (outcome_table(of, run))
                 (checks_table(run))
             } @else {
                 (all_gaps(group))
                 @for (i, run) in group.runs.iter().enumerate() {
-                    details { summary { "Run " (i + 1) } (latency_table(run)) (outcome_table(run)) (checks_table(run)) }
+                    @let of = Of::Run(place, i + 1);
+                    details { summary { "Run " (i + 1) } (latency_table(of, run)) (outcome_table(of, run)) (checks_table(run)) }
                 }
             }
         }
+    }
+}
+
+fn mean_length(of: Of, key: &str, mean: Option<f64>) -> Markup {
+    match mean {
+        Some(mean) => tagged(of, &format!("lengths.{key}"), mean, &number(mean)),
+        None => html! { "–" },
     }
 }
 
@@ -113,26 +123,36 @@ fn all_gaps(group: &Group) -> Markup {
     }
 }
 
-fn latency_table(run: &Run) -> Markup {
+fn latency_table(of: Of, run: &Run) -> Markup {
     let l = &run.latency;
     let rows = [
-        ("time to first token", &l.ttft),
-        ("time per output token", &l.tpot),
-        ("gap between events", &l.chunk_gap),
-        ("longest stall", &l.longest_stall),
-        ("whole answer", &l.e2e),
-        ("send lag of the client", &run.client.send_lag),
+        ("time to first token", "latency.ttft", &l.ttft),
+        ("time per output token", "latency.tpot", &l.tpot),
+        ("gap between events", "latency.chunk_gap", &l.chunk_gap),
+        ("longest stall", "latency.longest_stall", &l.longest_stall),
+        ("whole answer", "latency.e2e", &l.e2e),
+        (
+            "send lag of the client",
+            "client.send_lag",
+            &run.client.send_lag,
+        ),
     ];
+    let time = |key: String, seconds: Option<f64>| match seconds {
+        Some(value) => tagged(of, &key, value, &milliseconds(seconds)),
+        None => html! { "–" },
+    };
     html! {
         h3 { "Latency" }
         div class="wide" tabindex="0" {
             table {
                 thead { tr { th { "" } @for name in ["n", "mean", "p50", "p90", "p95", "p99", "max"] { th { (name) } } } }
                 tbody {
-                    @for (name, s) in rows {
+                    @for (name, key, s) in rows {
                         tr {
-                            th { (name) } td { (s.n) }
-                            @for value in [s.mean, s.p50, s.p90, s.p95, s.p99, s.max] { td { (milliseconds(value)) } }
+                            th { (name) } td { (count(of, &format!("{key}.n"), s.n)) }
+                            @for (part, value) in [("mean", s.mean), ("p50", s.p50), ("p90", s.p90), ("p95", s.p95), ("p99", s.p99), ("max", s.max)] {
+                                td { (time(format!("{key}.{part}"), value)) }
+                            }
                         }
                     }
                 }
@@ -142,10 +162,10 @@ fn latency_table(run: &Run) -> Markup {
     }
 }
 
-fn outcome_table(run: &Run) -> Markup {
+fn outcome_table(of: Of, run: &Run) -> Markup {
     html! {
         h3 { "Outcomes" }
-        table { tbody { @for (name, outcome) in &run.outcomes { tr { th { (name) } td { (outcome.count) } } } } }
+        table { tbody { @for (name, outcome) in &run.outcomes { tr { th { (name) } td { (count(of, &format!("outcomes.{name}.count"), outcome.count)) } } } } }
     }
 }
 

@@ -1,7 +1,10 @@
 //! What is read off a run to be compared.
 
+use maud::Markup;
+
 use super::data::{Run, Summary, milliseconds, number};
 use super::group::Group;
+use super::tagged::{Of, tagged};
 
 /// A latency.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,6 +70,15 @@ impl Latency {
         }
     }
 
+    /// Where it stands in `latency` of a result.
+    fn key(self) -> &'static str {
+        match self {
+            Self::Ttft => "ttft",
+            Self::Tpot => "tpot",
+            Self::E2e => "e2e",
+        }
+    }
+
     fn name(self) -> &'static str {
         match self {
             Self::Ttft => "First token",
@@ -114,6 +126,28 @@ impl Metric {
             Self::Goodput => "Answers within the limits".to_owned(),
             Self::Latency(latency, quantile) => format!("{}, {}", latency.name(), quantile.name()),
         }
+    }
+
+    /// Where it stands in a result.
+    fn key(self) -> String {
+        match self {
+            Self::OutputTokens => "rates.output_tokens".to_owned(),
+            Self::CompletedRequests => "rates.completed_requests".to_owned(),
+            Self::Goodput => "goodput.requests_per_second".to_owned(),
+            Self::Latency(latency, quantile) => {
+                format!("latency.{}.{}", latency.key(), quantile.name())
+            }
+        }
+    }
+
+    /// A value with its unit, and where it is from.
+    pub fn tagged(self, of: Of, value: f64) -> Markup {
+        tagged(of, &self.key(), value, &self.words(value))
+    }
+
+    /// A mean with half of its interval, and where it is from.
+    pub fn tagged_plus_minus(self, of: Of, value: f64, half: f64) -> Markup {
+        tagged(of, &self.key(), value, &self.plus_minus(value, half))
     }
 
     /// Whether more of it is faster.

@@ -4,37 +4,17 @@ use maud::{Markup, html};
 
 use super::axis::{Axis, Scale};
 use super::chart::{Chart, Form, Series};
-use super::data::Sample;
 use super::group::Group;
-use super::shares;
-
-/// Dots of one series; more hide each other.
-const MAX_DOTS: usize = 2000;
-
-/// A measure of a request.
-type Measure = fn(&Sample) -> Option<f64>;
+use super::{dots, percentiles, shares};
 
 pub fn all(groups: &[Group]) -> Markup {
-    const LATENCIES: [(&str, Measure); 3] = [
-        ("Time to first token", |s| s.ttft),
-        ("Time per output token", |s| s.tpot),
-        ("Whole answer", |s| s.e2e),
-    ];
     html! {
         section {
             h2 { "How latency is spread" }
-            p class="note" {
-                "Read from left to right: the share of requests that were at least this fast. Tails are at the right."
-            }
-            div class="charts" {
-                @for (name, measure) in LATENCIES { (by_percentile(groups, name, measure)) }
-            }
+            (percentiles::all(groups))
             (shares::all(groups))
             h2 { "Over the run" }
-            div class="charts" {
-                (dots(groups, "Time to first token, by start", "seconds since the window began", |s| Some(s.t)))
-                (dots(groups, "Time to first token, by prompt", "prompt tokens", |s| Some(s.prompt_tokens as f64)))
-            }
+            (dots::all(groups))
         }
     }
 }
@@ -109,49 +89,4 @@ fn in_window(group: &Group, key: &str) -> Vec<(f64, f64)> {
         .filter(|(t, _)| (0.0..=run.window.seconds).contains(*t))
         .filter_map(|(t, value)| Some((*t, (*value)?)))
         .collect()
-}
-
-fn by_percentile(groups: &[Group], name: &str, measure: Measure) -> Markup {
-    let series = groups.iter().enumerate().map(|(i, group)| {
-        let samples = group.counted().into_iter().flat_map(|run| &run.samples);
-        let mut values: Vec<f64> = samples.filter_map(measure).collect();
-        values.sort_by(f64::total_cmp);
-        let n = values.len() as f64;
-        let last = values.len().saturating_sub(1);
-        // The largest value stands at one share short of everything.
-        let points = values
-            .iter()
-            .enumerate()
-            .filter(|(i, _)| last < MAX_DOTS || i % (last / MAX_DOTS + 1) == 0 || *i == last)
-            .map(|(i, value)| ((i as f64 + 0.5) / n, *value));
-        Series::new(&group.name, Form::Line, i, points.collect())
-    });
-    Chart {
-        title: name.to_owned(),
-        x: Axis::new("share of requests", Scale::Percentile),
-        y: Axis::seconds(Scale::Log),
-        series: series.collect(),
-    }
-    .draw()
-}
-
-fn dots(groups: &[Group], title: &str, x: &'static str, place: Measure) -> Markup {
-    let series = groups.iter().enumerate().map(|(i, group)| {
-        let samples: Vec<&Sample> = group
-            .counted()
-            .into_iter()
-            .flat_map(|run| &run.samples)
-            .collect();
-        let step = samples.len() / MAX_DOTS + 1;
-        let samples = samples.into_iter().step_by(step);
-        let points = samples.filter_map(|s| Some((place(s)?, s.ttft?)));
-        Series::new(&group.name, Form::Dots, i, points.collect())
-    });
-    Chart {
-        title: title.to_owned(),
-        x: Axis::new(x, Scale::Linear),
-        y: Axis::seconds(Scale::Log),
-        series: series.collect(),
-    }
-    .draw()
 }

@@ -18,6 +18,8 @@ pub struct Tried {
     pub good: f64,
     /// Median of the time to the first token.
     pub ttft_p50: Option<f64>,
+    /// Its 99th percentile, where the sample bounds it.
+    pub ttft_p99: Option<f64>,
     /// What a million output tokens cost, where the limits were kept and there is a price.
     pub cost: Option<f64>,
 }
@@ -94,7 +96,12 @@ fn knee(ladders: &[Ladder], limit: Option<f64>) -> Markup {
             ..Series::new(&ladder.name, Form::Marked, i, points(ladder, known))
         }
     });
-    let mut series: Vec<Series> = each.collect();
+    let tails = ladders.iter().enumerate().map(|(i, ladder)| {
+        let points = points(ladder, |t| Some((t.completed, t.ttft_p99?)));
+        Series::new(format!("{}, p99", ladder.name), Form::Rings, i, points)
+    });
+    let tails = tails.filter(|series| !series.points.is_empty());
+    let mut series: Vec<Series> = each.chain(tails).collect();
     if let Some(limit) = limit {
         let name = format!("limit: {}", milliseconds(Some(limit)));
         series.push(Series::new(name, Form::Level, 0, vec![(0.0, limit)]));

@@ -17,7 +17,7 @@ const ROOM: f64 = 0.09;
 pub struct Bar {
     pub name: String,
     /// Of both sides, with their unit.
-    pub values: [String; 2],
+    pub values: [Markup; 2],
     /// Above one the second side is faster.
     pub contrast: Contrast,
 }

@@ -13,6 +13,7 @@ use super::chart::{Chart, Form, Mark, Series};
 use super::data::{Arrival, Goodput, Limits, Price, Target, Tool, milliseconds, number};
 use super::document;
 use super::rates::{self, Ladder, Tried};
+use super::tagged::{Of, tagged};
 use crate::cost::USES;
 use crate::give_up::Early;
 use crate::results::SEARCH;
@@ -61,6 +62,8 @@ struct Probe {
     offered_requests: Option<f64>,
     completed_requests: f64,
     ttft_p50: Option<f64>,
+    /// None of a search of an earlier version.
+    ttft_p99: Option<f64>,
     tpot_p50: Option<f64>,
     per_million_output_tokens: Option<f64>,
 }
@@ -137,7 +140,7 @@ impl Search {
                     @match self.rate {
                         Some(rate) => {
                             (model) " serves " @if !is_sure { "at least " }
-                            strong { (number(rate)) " requests a second" } " within the limits."
+                            strong { (tagged(Of::Search, "rate", rate, &number(rate))) " requests a second" } " within the limits."
                         }
                         None => { "No rate was found at which " (model) " keeps the limits." }
                     }
@@ -158,9 +161,8 @@ impl Search {
         let series = marks(|mark| {
             let probes = self.probes.iter().filter(|p| p.mark() == mark);
             let known = probes.filter_map(|p| Some((p.arrival.rate()?, p.share()?)));
-            let cap = |share: f64| share.min(self.cap());
             known
-                .map(|(rate, [value, low, high])| ((rate, cap(value)), (cap(low), cap(high))))
+                .map(|(rate, [value, low, high])| ((rate, value), (low, high)))
                 .unzip()
         });
         let rate = self.probes.iter().find_map(|p| p.arrival.rate());
@@ -170,7 +172,7 @@ impl Search {
         Chart {
             title: "Share of the requests that kept the limits, by rate".into(),
             x: Axis::new("requests per second", Scale::Linear),
-            y: Axis::new("", Scale::Percentile),
+            y: Axis::new("", Scale::Percentile).up_to(self.cap()),
             series: series.into_iter().chain([wanted]).collect(),
         }
         .draw()
@@ -243,6 +245,7 @@ impl Search {
                 completed: probe.completed_requests,
                 good: probe.goodput.as_ref()?.requests_per_second,
                 ttft_p50: probe.ttft_p50,
+                ttft_p99: probe.ttft_p99,
                 cost: probe.per_million_output_tokens,
             })
         });
@@ -450,12 +453,12 @@ mod tests {
             (
                 "converged",
                 Some(2.5),
-                "serves <strong>2.50 requests a second</strong>",
+                "serves <strong>RATE requests a second</strong>",
             ),
             (
                 "max_probes",
                 Some(2.5),
-                "serves at least <strong>2.50 requests a second</strong>",
+                "serves at least <strong>RATE requests a second</strong>",
             ),
             (
                 "solo_fails",
@@ -466,7 +469,8 @@ mod tests {
             let value = search(stop, rate);
             let found = Search::parse(value.clone()).unwrap();
             let page = found.render();
-            assert!(page.contains(words), "{page}");
+            let rate = r#"<data data-key="rate" data-of="search" value="2.5">2.50</data>"#;
+            assert!(page.contains(&words.replace("RATE", rate)), "{page}");
             assert!(page.contains(&format!("<strong>{}</strong>", found.stop.words())));
             assert_eq!(page, Search::parse(value).unwrap().render());
             assert!(!page.contains("<b>") && !page.contains("NaN") && !page.contains("href="));
@@ -494,6 +498,12 @@ mod tests {
         // Two of the probes were made to their end, in two pictures of which one has two lines.
         assert_eq!(page.matches("r=\"4\"").count(), 6, "{page}");
         assert!(page.contains("limit: 1.00 s") && !page.contains("Price of a million"));
+        assert!(!page.contains("p99"), "a search of an earlier version");
+        value["probes"][0]["ttft_p99"] = json!(0.4);
+        value["probes"][2]["ttft_p99"] = Value::Null;
+        let page = Search::parse(value.clone()).unwrap().render();
+        assert_eq!(page.matches("r=\"3.2\"").count(), 1, "{page}");
+        assert!(page.contains("<b>m, p99".replace("<b>", "&lt;b&gt;").as_str()));
         value["price"] = json!({"per_hour": 0.72, "note": "EUR, today"});
         value["probes"][0]["per_million_output_tokens"] = json!(1.5);
         let page = Search::parse(value).unwrap().render();

@@ -6,7 +6,12 @@ use super::data::{Run, Sample};
 use super::ends;
 use super::group::Group;
 use super::metric::{Latency, Metric, Quantile};
+use super::tagged::{Of, count, tagged};
 use crate::interval::{Interval, within_run};
+
+/// A page about one configuration has one group.
+const MEAN: Of = Of::Mean(1);
+const SUM: Of = Of::Sum(1);
 
 /// What came out, in words, and whether to believe it.
 pub fn verdict(group: &Group) -> Markup {
@@ -20,19 +25,22 @@ pub fn verdict(group: &Group) -> Markup {
     };
     let [failed, measured] = [|r: &&Run| r.requests.failed, |r: &&Run| r.requests.measured]
         .map(|of| counted.iter().map(of).sum::<u64>());
-    let value = |metric: Metric| group.summary(metric).map(|(value, _)| metric.words(value));
-    let rate = value(Metric::OutputTokens).unwrap_or_default();
+    let value = |metric: Metric| {
+        let (value, _) = group.summary(metric)?;
+        Some(metric.tagged(MEAN, value))
+    };
+    let rate = value(Metric::OutputTokens);
     let ttft = value(Metric::Latency(Latency::Ttft, Quantile::P50));
     html! {
         section class={ "verdict " (class) } {
             p class="headline" {
-                (run.target.model) " gave " strong { (rate) }
+                (run.target.model) " gave " strong { @if let Some(rate) = rate { (rate) } }
                 " to " (run.load.arrival.words())
                 @if let Some(ttft) = ttft { "; half of the first tokens came within " strong { (ttft) } }
                 "."
             }
             p {
-                (measured - failed) " of " (measured) " requests succeeded. The measurement is " strong { (word) }
+                (count(SUM, "requests.succeeded", measured - failed)) " of " (count(SUM, "requests.measured", measured)) " requests succeeded. The measurement is " strong { (word) }
                 @if group.runs.len() > 1 { ": " (counted.len()) " of " (group.runs.len()) " runs count" }
                 @else { ": one run, which says nothing about the next one (" code { "--repeats 5" } " does)" }
                 "."
@@ -79,8 +87,8 @@ pub fn tiles(group: &Group) -> Markup {
 /// A metric with its interval, and one of its tail.
 fn tile(group: &Group, metric: Metric, tail: Option<Metric>) -> Markup {
     let words = |metric: Metric| match group.summary(metric) {
-        Some((value, _)) => metric.words(value),
-        None => "–".to_owned(),
+        Some((value, _)) => metric.tagged(MEAN, value),
+        None => html! { "–" },
     };
     let interval = match group.summary(metric) {
         Some((_, Some(interval))) => {
@@ -109,18 +117,19 @@ fn tile(group: &Group, metric: Metric, tail: Option<Metric>) -> Markup {
 }
 
 /// The share of the requests that kept the limits.
-fn kept(run: &Run) -> String {
-    let percent = |share: f64| format!("{:.1} %", share * 100.0);
+fn kept(run: &Run) -> Markup {
     let Some(goodput) = &run.goodput else {
-        return String::new();
+        return html! {};
     };
     let share = &goodput.attainment;
-    let value = share.value.map_or_else(|| "–".to_owned(), percent);
-    format!(
-        "limits kept by {value} ({} to {})",
-        percent(share.low),
-        percent(share.high)
-    )
+    let percent = |key: &str, share: f64| {
+        let key = format!("goodput.attainment.{key}");
+        tagged(MEAN, &key, share, &format!("{:.1} %", share * 100.0))
+    };
+    html! {
+        "limits kept by " @match share.value { Some(value) => (percent("value", value)), None => "–" }
+        " (" (percent("low", share.low)) " to " (percent("high", share.high)) ")"
+    }
 }
 
 /// The interval of a median as far as one run knows it.

@@ -368,12 +368,21 @@ fn speeds(rows: &[&Row]) -> Markup {
 
 /// The wait for the first token against what is served, and the limit that it had, if all had the same.
 fn knee(rows: &[&Row]) -> Markup {
-    let place = |group: &Group| {
-        let (ttft, interval) = group.summary(Metric::Latency(Latency::Ttft, Quantile::P50))?;
-        let served = group.summary(Metric::CompletedRequests)?;
-        Some(((served.0, ttft), interval))
+    let place = |quantile: Quantile| {
+        move |group: &Group| {
+            let (ttft, interval) = group.summary(Metric::Latency(Latency::Ttft, quantile))?;
+            let served = group.summary(Metric::CompletedRequests)?;
+            Some(((served.0, ttft), interval))
+        }
     };
-    let mut series = all_series(rows, place);
+    let mut series = all_series(rows, place(Quantile::P50));
+    let tails = all_series(rows, place(Quantile::P99));
+    let tails = tails.into_iter().filter(|tail| !tail.points.is_empty());
+    series.extend(tails.map(|tail| Series {
+        name: format!("{}, p99", tail.name),
+        form: Form::Rings,
+        ..tail
+    }));
     let runs = rows.iter().flat_map(|row| &row.loads);
     let runs = runs.flat_map(|group| &group.runs);
     let mut limits: Vec<f64> = runs

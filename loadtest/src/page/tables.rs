@@ -4,6 +4,7 @@ use maud::{Markup, html};
 
 use super::group::Group;
 use super::metric::{Latency, Metric, Quantile};
+use super::tagged::{Of, count};
 
 /// The numbers of all groups in one table.
 pub fn side_by_side(groups: &[Group]) -> Markup {
@@ -24,9 +25,9 @@ pub fn side_by_side(groups: &[Group]) -> Markup {
                 thead { tr { th {} @for group in groups { th { (group.name) } } } }
                 tbody {
                     @for metric in metrics {
-                        tr { th { (metric.name()) } @for group in groups { td { (cell(group, metric)) } } }
+                        tr { th { (metric.name()) } @for (i, group) in groups.iter().enumerate() { td { (cell(group, Of::Mean(i + 1), metric)) } } }
                     }
-                    tr { th { "Failed requests" } @for group in groups { td { (failed(group)) } } }
+                    tr { th { "Failed requests" } @for (i, group) in groups.iter().enumerate() { td { (count(Of::Total(i + 1), "requests.failed", failed(group))) } } }
                     tr { th { "Runs counted" } @for group in groups { td { (group.counted().len()) " of " (group.runs.len()) } } }
                 }
             } }
@@ -35,16 +36,16 @@ pub fn side_by_side(groups: &[Group]) -> Markup {
     }
 }
 
-fn cell(group: &Group, metric: Metric) -> String {
+fn cell(group: &Group, of: Of, metric: Metric) -> Markup {
     match group.summary(metric) {
-        None => "–".to_owned(),
-        Some((value, None)) => metric.words(value),
-        Some((value, Some(i))) => metric.plus_minus(value, value - i.low),
+        None => html! { "–" },
+        Some((value, None)) => metric.tagged(of, value),
+        Some((value, Some(i))) => metric.tagged_plus_minus(of, value, value - i.low),
     }
 }
 
-/// The runs of a group one by one: no mean hides the worst of them.
-pub fn run_table(group: &Group) -> Markup {
+/// The runs of the group of this number one by one: no mean hides the worst of them.
+pub fn run_table(number: usize, group: &Group) -> Markup {
     let metrics = [
         Metric::OutputTokens,
         Metric::Latency(Latency::Ttft, Quantile::P50),
@@ -62,14 +63,15 @@ pub fn run_table(group: &Group) -> Markup {
             div class="wide" tabindex="0" { table {
                 thead { tr { th { "run" } th { "seed" } @for metric in metrics { th { (metric.name()) } } th { "failed" } th { "verdict" } } }
                 tbody { @for (i, run) in group.runs.iter().enumerate() {
+                    @let of = Of::Run(number, i + 1);
                     tr class=(if run.is_valid() { "" } else { "fail" }) {
                         th {
                             @match &run.link { Some(link) => a href=(link) { "run " (i + 1) }, None => { "run " (i + 1) } }
                             @if slowest.is_some_and(|slowest| std::ptr::eq(*slowest, run)) { " (least output)" }
                         }
-                        td { (run.load.seed) }
-                        @for metric in metrics { td { (metric.of(run).map_or("–".to_owned(), |v| metric.words(v))) } }
-                        td { (run.requests.failed) }
+                        td { (count(of, "load.seed", run.load.seed)) }
+                        @for metric in metrics { td { @match metric.of(run) { Some(value) => (metric.tagged(of, value)), None => "–" } } }
+                        td { (count(of, "requests.failed", run.requests.failed)) }
                         td { (run.verdict) @if !run.is_valid() { ", left out" } }
                     }
                 } }

@@ -97,6 +97,49 @@ fn a_hundred_thousand_requests_make_a_small_page() {
 }
 
 #[test]
+fn six_configurations_of_a_hundred_thousand_requests_fit_one_page() {
+    let one = group("one", &result(100_000));
+    let name = |i: u32| Group {
+        name: i.to_string(),
+        ..one.clone()
+    };
+    let groups: Vec<Group> = (0..6).map(name).collect();
+    let page = render(&groups);
+    assert!(page.len() < 1 << 20, "{} bytes", page.len());
+}
+
+#[test]
+fn runs_that_differ_have_bands_and_one_run_has_none() {
+    let mut repeats = side("a", 0, &SLOW);
+    for run in &mut repeats.runs {
+        run.latency.chunk_gap_counts = vec![(1000, 5), (2000, 3)];
+    }
+    let page = render(std::slice::from_ref(&repeats));
+    assert_eq!(page.matches("<polygon class=\"band s0\"").count(), 3);
+    assert!(page.contains("Bands are 95 % intervals"));
+    let single = render(&[Group::new(vec![repeats.runs[0].clone()])]);
+    assert!(!single.contains("<polygon") && !single.contains("Bands are"));
+    // Both have the numbers behind every chart.
+    for page in [page, single] {
+        let charts = page.matches("<svg viewBox").count();
+        assert_eq!(charts, 7);
+        assert_eq!(page.matches("<summary>Numbers</summary>").count(), charts);
+    }
+}
+
+#[test]
+fn failures_stand_at_the_upper_edge_where_they_were_to_start() {
+    let mut value = result(40);
+    assert!(!render(&[group("a", &value)]).contains("failed, where they were to start"));
+    value["failures"] = json!([{"t": 1.5, "outcome": "http_5xx"}, {"t": 2.5, "outcome": "cut"}]);
+    let page = render(&[group("a", &value)]);
+    assert_eq!(page.matches("<path class=\"stroke\"").count(), 2);
+    assert!(page.contains("a: failed: 2") && page.contains("failed, where they were to start"));
+    // The place has no height: the axis is as without it, and the table leaves it out.
+    assert!(page.contains("<th>a: failed</th><td>1.50</td><td></td>"));
+}
+
+#[test]
 fn foreign_text_stays_text() {
     let mut hostile = result(3);
     hostile["target"]["model"] = json!("<script>alert(1)</script>");

@@ -94,6 +94,27 @@ pub struct RequestSample {
     pub turn: u32,
 }
 
+/// One measured request that failed.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct FailureSample {
+    /// Planned start in seconds, from the beginning of the window.
+    pub t: f64,
+    /// Its class.
+    pub outcome: String,
+}
+
+/// The failures among some requests.
+pub(super) fn failures(records: &[&RequestRecord], begin: Nanos) -> Vec<FailureSample> {
+    let failed = records.iter().filter(|r| !r.outcome.is_success());
+    let mut ordered: Vec<&&RequestRecord> = failed.collect();
+    ordered.sort_by_key(|record| (record.t_plan, record.index));
+    let sample = |record: &&RequestRecord| FailureSample {
+        t: seconds(record.t_plan.saturating_sub(begin)),
+        outcome: record.outcome.name().into_owned(),
+    };
+    ordered.into_iter().map(sample).collect()
+}
+
 pub(super) fn samples(records: &[&RequestRecord], begin: Nanos) -> Vec<RequestSample> {
     let mut ordered: Vec<&RequestRecord> = records.to_vec();
     ordered.sort_by_key(|record| (record.t_plan, record.index));

@@ -98,6 +98,8 @@ pub struct Probe {
     pub output_tokens: f64,
     /// Median of the time to the first token.
     pub ttft_p50: Percentile,
+    /// Its 99th percentile, where the sample bounds it.
+    pub ttft_p99: Percentile,
     /// The same of the time per output token.
     pub tpot_p50: Percentile,
     /// What a million output tokens cost at this rate on a machine in use all the time; of a probe that kept its
@@ -129,6 +131,7 @@ impl Probe {
             completed_requests: report.rates.completed_requests,
             output_tokens: report.rates.output_tokens,
             ttft_p50: report.latency.ttft.p50,
+            ttft_p99: report.latency.ttft.p99,
             tpot_p50: report.latency.tpot.p50,
             per_million_output_tokens: per_million_output_tokens(verdict, report),
             reasons: report.reasons.clone(),

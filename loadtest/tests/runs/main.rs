@@ -5,6 +5,7 @@ mod fake;
 mod lengths;
 mod loops;
 mod outcomes;
+mod pages;
 mod requests;
 mod results;
 mod searches;

@@ -23,11 +23,17 @@ def open_page(browser, path):
         time.sleep(0.02)
 
 
+def unfold(browser):
+    """Opens every part that is closed at first."""
+    browser.js("document.querySelectorAll('details').forEach(part => { part.open = true; }); true")
+
+
 def looks_right(browser, path, name):
     """What must hold of every page in every view."""
     for width, height, scheme in VIEWS:
         browser.view(width, height, scheme)
         open_page(browser, path)
+        unfold(browser)
         where = f"{name}, {width} px, {scheme}"
         equal(f"{where}: nothing is fetched", [r["url"] for r in browser.requests], [path.as_uri()])
         over = browser.js("document.documentElement.scrollWidth - document.documentElement.clientWidth")
@@ -45,6 +51,7 @@ def is_accessible(browser, path, name, axe):
     for width, height, scheme in VIEWS:
         browser.view(width, height, scheme)
         open_page(browser, path)
+        unfold(browser)
         browser.js(f"{axe}; true")
         found = browser.js("axe.run(document, {resultTypes: ['violations']}).then(r => r.violations"
                            ".filter(v => ['serious', 'critical'].includes(v.impact))"
