@@ -1,6 +1,8 @@
 //! Where and when a run took place: the client's machine, the server's own words about itself, and the
 //! place of the run among its repeats. Nothing here names the machine.
 
+mod host;
+
 use std::time::Duration;
 
 use hyper::Method;
@@ -9,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::target::Target;
+pub use host::{Gpu, Host};
 
 /// How long the server may take to say what it is.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -26,22 +29,6 @@ pub struct Scene {
     pub version: Option<Value>,
     /// What it lists about the model, if it does.
     pub model: Option<Value>,
-}
-
-/// The client's machine, which is the server's too when `is_servers`.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Host {
-    /// Processor by its own name.
-    pub cpu: String,
-    /// Cores that this process may use.
-    pub cores: usize,
-    /// Memory.
-    pub memory_bytes: u64,
-    /// Kernel version.
-    pub kernel: String,
-    /// Whether the server's address is this machine's loopback.
-    pub is_servers: bool,
 }
 
 /// A run's place among the runs of one configuration.
@@ -66,7 +53,7 @@ impl Scene {
         let model = list.and_then(|list| list["data"].as_array()?.iter().find(is_asked).cloned());
         Self {
             started: chrono::Utc::now().format("%Y-%m-%dT%H:%M:%SZ").to_string(),
-            host: Host::this(target.address.ip().is_loopback()),
+            host: Host::this(target.address.ip().is_loopback()).await,
             self_test: None,
             version: ask(target, "/version").await,
             model,
@@ -80,35 +67,5 @@ async fn ask(target: &Target, path: &str) -> Option<Value> {
     match answer.await {
         Ok((200, body)) => serde_json::from_slice(&body).ok(),
         _ => None,
-    }
-}
-
-impl Host {
-    /// This machine, as far as it tells.
-    fn this(is_servers: bool) -> Self {
-        let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
-        let field = |text: &str, name: &str| {
-            let line = text.lines().find(|line| line.starts_with(name))?;
-            Some(line.split_once(':')?.1.trim().to_owned())
-        };
-        let release = read("/proc/sys/kernel/osrelease");
-        let memory = field(&read("/proc/meminfo"), "MemTotal").unwrap_or_default();
-        let kibibytes = memory
-            .split_whitespace()
-            .next()
-            .and_then(|n| n.parse().ok());
-        Self {
-            cpu: field(&read("/proc/cpuinfo"), "model name").unwrap_or_default(),
-            cores: std::thread::available_parallelism().map_or(0, usize::from),
-            memory_bytes: kibibytes.unwrap_or(0u64) * 1024,
-            // What follows the version names a build, not what it does.
-            kernel: release
-                .trim()
-                .split('-')
-                .next()
-                .unwrap_or_default()
-                .to_owned(),
-            is_servers,
-        }
     }
 }

@@ -136,7 +136,7 @@ fn obstacles(first: &Group, second: &Group) -> Vec<String> {
     if first.runs[0].load.arrival != second.runs[0].load.arrival {
         found.push("their requests did not arrive in the same way".into());
     }
-    if facts::machine(&first.runs[0]) != facts::machine(&second.runs[0]) {
+    if !facts::is_one_machine(&first.runs[0], &second.runs[0]) {
         found.push("they ran on different machines".into());
     }
     found

@@ -25,6 +25,9 @@ pub fn details(place: usize, group: &Group, named: bool) -> Markup {
                     "mean prompt " (mean_length(of, "prompt_mean", first.lengths.prompt_mean)) ", mean output "
                     (mean_length(of, "output_mean", first.lengths.output_mean)) " tokens"
                 }
+                @if let Some(load) = first.host.load_before {
+                    dt { "load before" } dd { (tagged(of, "host.load_before", load, &number(load))) }
+                }
                 @if let Some(words) = prompt_lengths(first) { dt { "lengths of prompts" } dd { (words) } }
                 @if let Some(test) = &first.client.self_test { dt { "the client" } dd { (test.words()) } }
                 dt { "digest of the requests" } dd { code { (first.load.workload_sha256) } }

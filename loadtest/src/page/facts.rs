@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use super::data::{Run, number, plain};
 use super::group::Group;
+use crate::scene::Gpu;
 
 /// Every known fact with the value of each group, `–` where one has none.
 pub fn table(groups: &[Group]) -> Vec<(String, Vec<String>)> {
@@ -75,7 +76,6 @@ pub fn of_run(run: &Run) -> Vec<(String, String)> {
 /// The machine, without what changes from start to start.
 pub fn machine(run: &Run) -> Vec<(String, String)> {
     let host = &run.host;
-    let gibibytes = host.memory_bytes as f64 / f64::from(1u32 << 30);
     if host.cores == 0 {
         return Vec::new();
     }
@@ -84,13 +84,56 @@ pub fn machine(run: &Run) -> Vec<(String, String)> {
     } else {
         "another machine"
     };
-    vec![
+    let mut facts = vec![
         ("machine: processor".into(), host.cpu.clone()),
         ("machine: cores".into(), host.cores.to_string()),
-        ("machine: memory".into(), format!("{gibibytes:.0} GiB")),
+        (
+            "machine: memory".into(),
+            format!("{:.0} GiB", gibibytes(host.memory_bytes)),
+        ),
         ("machine: kernel".into(), host.kernel.clone()),
         ("machine: the server runs on".into(), place.into()),
-    ]
+    ];
+    if !host.governor.is_empty() {
+        facts.push(("machine: governor".into(), host.governor.clone()));
+    }
+    if let Some(cores) = host.container_cores {
+        facts.push(("machine: container, cores".into(), number(cores)));
+    }
+    if let Some(bytes) = host.container_memory_bytes {
+        let memory = format!("{} GiB", number(gibibytes(bytes)));
+        facts.push(("machine: container, memory".into(), memory));
+    }
+    if !host.gpus.is_empty() {
+        let gpus: Vec<String> = host.gpus.iter().map(gpu).collect();
+        facts.push(("machine: GPU".into(), gpus.join(", ")));
+    }
+    facts
+}
+
+fn gpu(gpu: &Gpu) -> String {
+    let memory = gpu
+        .memory_bytes
+        .map(|bytes| format!(", {:.0} GiB", gibibytes(bytes)));
+    let power = gpu
+        .power_limit_watts
+        .map(|watts| format!(", at most {watts:.0} W"));
+    let [memory, power] = [memory, power].map(Option::unwrap_or_default);
+    format!("{}{memory}{power}, driver {}", gpu.name, gpu.driver)
+}
+
+fn gibibytes(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1u32 << 30)
+}
+
+/// Whether nothing that is known of both machines differs; runs of earlier versions know less.
+pub fn is_one_machine(first: &Run, second: &Run) -> bool {
+    let (first, second) = (machine(first), machine(second));
+    let agrees = |(name, value): &(String, String)| {
+        let other = second.iter().find(|(other, _)| other == name);
+        other.is_none_or(|(_, other)| other == value)
+    };
+    first.is_empty() == second.is_empty() && first.iter().all(agrees)
 }
 
 fn flatten(name: &str, value: &Value, facts: &mut Vec<(String, String)>) {

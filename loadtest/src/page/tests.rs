@@ -263,6 +263,29 @@ fn other_machines_and_arrivals_are_not_compared_in_silence() {
 }
 
 #[test]
+fn what_only_one_run_knows_of_its_machine_makes_it_no_other() {
+    let gpu = |name: &str| crate::scene::Gpu {
+        name: name.into(),
+        driver: "535.129.03".into(),
+        memory_bytes: Some(23028 << 20),
+        power_limit_watts: Some(150.0),
+    };
+    let mut groups = [side("a", 0, &SLOW), side("b", 1, &FAST)];
+    for run in groups.iter_mut().flat_map(|group| &mut group.runs) {
+        run.host.cores = 4;
+    }
+    groups[1].runs[0].host.gpus = vec![gpu("NVIDIA A10")];
+    groups[1].runs[0].host.container_cores = Some(1.5);
+    groups[1].runs[0].host.load_before = Some(0.25);
+    let page = render(&groups);
+    assert!(!page.contains("Not comparable"));
+    assert!(page.contains("NVIDIA A10, 22 GiB, at most 150 W, driver 535.129.03"));
+    assert!(page.contains("<th>machine: container, cores</th><td>–</td><td>1.50</td>"));
+    groups[0].runs[0].host.gpus = vec![gpu("NVIDIA L4")];
+    assert!(render(&groups).contains("they ran on different machines"));
+}
+
+#[test]
 fn what_differs_is_listed() {
     let mut other = side("b", 1, &FAST);
     for run in &mut other.runs {
