@@ -66,9 +66,9 @@ def guidellm(args, folder, seed):
 
 
 def serve(args):
-    """octet, ready."""
+    """octet, ready. It remembers no prompt: guidellm asks the same ones in every run, loadtest new ones."""
     server = subprocess.Popen([args.octet, "serve", args.model, "-a", "model", "--port", str(PORT), "--log-level",
-                               "warn"], stdout=subprocess.DEVNULL)
+                               "warn", "--no-enable-prefix-caching"], stdout=subprocess.DEVNULL)
     for _ in range(300):
         try:
             urllib.request.urlopen(URL + "/health/ready", timeout=1)
