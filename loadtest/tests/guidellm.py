@@ -66,7 +66,7 @@ def guidellm(args, folder, seed):
 
 
 def serve(args):
-    """octet, ready. It remembers no prompt: guidellm asks the same ones in every run, loadtest new ones."""
+    """octet, ready. It remembers no prompt, so that it does not matter which tool repeats its own."""
     server = subprocess.Popen([args.octet, "serve", args.model, "-a", "model", "--port", str(PORT), "--log-level",
                                "warn", "--no-enable-prefix-caching"], stdout=subprocess.DEVNULL)
     for _ in range(300):
