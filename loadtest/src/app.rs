@@ -21,12 +21,14 @@ use crate::reconcile::Reconciliation;
 use crate::report::{self, LengthsBy, Report, ServerInfo};
 use crate::scene::Scene;
 use crate::scrape::{Delta, Scraper, Snapshot, names};
+use crate::scrapes::Scrapes;
 use crate::self_test;
 use crate::server_times::ServerTimes;
 use crate::target::Target;
 use crate::timeline::{self, Point, Timeline};
 use crate::tokenizer;
 use crate::workload::{self, TokensPerWord, Workload};
+use crate::workload_file::written;
 
 /// How long the server may take to come to rest before and after the run.
 const QUIET_BOUND: Duration = Duration::from_secs(10);
@@ -62,9 +64,11 @@ pub async fn measure(config: &Config, interrupted: impl Future<Output = ()>) -> 
     };
     let run = Run::new(plan, targets, workload.clone(), clock);
     let result = drive(&run, config, &mut metrics, interrupted).await;
-    let server = metrics.close(&result, config).await;
+    let (server, scrapes) = metrics.close(&result, config).await;
     let mut report = Report::new(config, &workload, result, server, scene);
     report.load.lengths_by = Some(lengths_by);
+    report.scrapes = scrapes;
+    report.workload = written::text(config);
     Ok(report)
 }
 
@@ -215,16 +219,19 @@ impl Metrics {
     }
 
     /// Scrapes again and compares.
-    async fn close(self, result: &RunResult, config: &Config) -> ServerInfo {
-        let not_available = |reason: String, lost| ServerInfo {
-            not_available: Some(reason),
-            lost,
-            quiet: true,
-            kind: None,
-            build: BTreeMap::new(),
-            timeline: None,
-            times: ServerTimes::default(),
-            reconciliation: Reconciliation::default(),
+    async fn close(self, result: &RunResult, config: &Config) -> (ServerInfo, Option<Scrapes>) {
+        let not_available = |reason: String, lost| {
+            let server = ServerInfo {
+                not_available: Some(reason),
+                lost,
+                quiet: true,
+                kind: None,
+                build: BTreeMap::new(),
+                timeline: None,
+                times: ServerTimes::default(),
+                reconciliation: Reconciliation::default(),
+            };
+            (server, None)
         };
         let Open {
             scraper,
@@ -252,7 +259,7 @@ impl Metrics {
         let seen = timeline::in_flight_mean(kind, &self.points, result.window);
         let (own, _) = report::in_flight(records, result.window);
         reconciliation.in_flight(own, seen);
-        ServerInfo {
+        let server = ServerInfo {
             not_available: None,
             lost: false,
             quiet: was_quiet && is_quiet,
@@ -261,7 +268,14 @@ impl Metrics {
             timeline: Timeline::new(kind, &self.points, result.window.0),
             times: ServerTimes::new(kind, &delta, records),
             reconciliation,
-        }
+        };
+        let scrapes = Scrapes {
+            kind,
+            points: self.points,
+            first: before.text,
+            last: after.text,
+        };
+        (server, Some(scrapes))
     }
 }
 

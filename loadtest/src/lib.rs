@@ -36,6 +36,7 @@ pub mod rng;
 pub mod scene;
 pub mod schedule;
 pub mod scrape;
+pub mod scrapes;
 pub mod search;
 pub mod self_test;
 pub mod server_times;

@@ -38,7 +38,7 @@ pub async fn run(
         results::write_run(&place(&folder, sides, side, repeat, repeats), &report)?;
         tell(&report);
         // Written already; only the counts matter from here on.
-        report.records = Vec::new();
+        (report.records, report.scrapes) = (Vec::new(), None);
         let is_stopped = report.window.stopped;
         reports.push(report);
         if is_stopped {

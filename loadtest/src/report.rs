@@ -23,6 +23,7 @@ use crate::parts::{Part, parts};
 use crate::reconcile::Reconciliation;
 use crate::record::{Phase, RequestRecord};
 use crate::scene::{Host, Scene, Series};
+use crate::scrapes::Scrapes;
 use crate::server_times::ServerTimes;
 use crate::slo::Goodput;
 use crate::steady;
@@ -100,6 +101,12 @@ pub struct Report {
     /// Every request, in the order of their numbers.
     #[serde(skip)]
     pub records: Vec<RequestRecord>,
+    /// What the server's metrics were meanwhile.
+    #[serde(skip)]
+    pub scrapes: Option<Scrapes>,
+    /// The load as a workload file.
+    #[serde(skip)]
+    pub workload: String,
 }
 
 /// The program that measured.
@@ -316,6 +323,8 @@ impl Report {
             verdict: RunVerdict::Valid,
             reasons: Vec::new(),
             records: Vec::new(),
+            scrapes: None,
+            workload: String::new(),
         };
         let price = config.price.clone();
         report.cost = price.map(|price| Cost::new(price, report.goodput.as_ref(), &report.rates));

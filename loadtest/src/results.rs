@@ -1,5 +1,5 @@
-//! The folder of a run: `run.json` with its results, `requests.jsonl` with every request, and
-//! `report.html`. Runs of one configuration stand beside each other in folders `1`, `2`, …, those of a
+//! The folder of a run: `run.json` with its results, `requests.jsonl` with every request, `metrics.jsonl` with
+//! every scrape beside the text of the first and the last, `workload.toml` with its load, and `report.html`. Runs of one configuration stand beside each other in folders `1`, `2`, …, those of a
 //! comparison in one such folder for each side. Files appear complete or not at all.
 
 use std::io::{BufWriter, Write};
@@ -20,6 +20,12 @@ use crate::stats::Gaps;
 pub const RUN: &str = "run.json";
 /// Name of the file with its requests.
 pub const REQUESTS: &str = "requests.jsonl";
+/// Name of the file with what the server's metrics were over the run.
+pub const METRICS: &str = "metrics.jsonl";
+/// Names of the files with its metrics as they were before and after the run.
+pub const SCRAPES: [&str; 2] = ["metrics-before.txt", "metrics-after.txt"];
+/// Name of the file with the load.
+pub const WORKLOAD: &str = "workload.toml";
 /// Name of the file with the result of a search.
 pub const SEARCH: &str = "search.json";
 /// Name of a page.
@@ -56,13 +62,26 @@ pub fn plain(name: &str) -> String {
     }
 }
 
-/// Writes the files of a run into `folder`, which is made where it is missing.
+/// Writes the files of a run into `folder`, which is made where it is missing; `run.json` and the page last.
 ///
 /// # Errors
 /// A file that cannot be written.
 pub fn write_run(folder: &Path, report: &Report) -> Result<()> {
     std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
     write_whole(&folder.join(REQUESTS), |out| write_requests(out, report))?;
+    write_whole(&folder.join(WORKLOAD), |out| {
+        Ok(out.write_all(report.workload.as_bytes())?)
+    })?;
+    if let Some(scrapes) = &report.scrapes {
+        let lines = |out: &mut dyn Write| scrapes.write(out, report.origin());
+        write_whole(&folder.join(METRICS), lines)?;
+        for (name, text) in SCRAPES.iter().zip([&scrapes.first, &scrapes.last]) {
+            write_whole(
+                &folder.join(name),
+                |out| Ok(out.write_all(text.as_bytes())?),
+            )?;
+        }
+    }
     write_json(&folder.join(RUN), report)?;
     page::write(&[folder.to_owned()], &folder.join(PAGE))
 }

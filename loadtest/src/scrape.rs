@@ -71,6 +71,8 @@ pub const COUNTERS: [&str; 12] = [
 #[derive(Debug, Clone, Default)]
 pub struct Snapshot {
     samples: Vec<Sample>,
+    /// What the servers answered, one after the other; kept of the first and the last scrape of a run.
+    pub text: String,
     /// How long the scrape took, which bounds what a difference of clocks can be.
     pub round_trip: Nanos,
 }
@@ -83,6 +85,7 @@ impl Snapshot {
     pub fn parse(text: &str) -> Result<Self, exposition::ParseError> {
         Ok(Self {
             samples: exposition::parse(text)?,
+            text: text.to_owned(),
             round_trip: 0,
         })
     }
@@ -90,6 +93,7 @@ impl Snapshot {
     /// Adds the samples of another server.
     pub fn absorb(&mut self, other: Self) {
         self.samples.extend(other.samples);
+        self.text.push_str(&other.text);
         self.round_trip = self.round_trip.max(other.round_trip);
     }
 

@@ -18,7 +18,7 @@ const MAX_POINTS: usize = 600;
 const MIN_POINTS: usize = 10;
 
 /// One scrape of a run; nothing where it failed.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Point {
     /// Middle between asking and being answered.
     pub at: Nanos,
@@ -33,7 +33,10 @@ pub async fn watch(scraper: &Scraper, clock: Clock, points: &mut Vec<Point>) {
     loop {
         ticks.tick().await;
         let asked = clock.now();
-        let snapshot = scraper.scrape().await.ok();
+        let mut snapshot = scraper.scrape().await.ok();
+        if let Some(snapshot) = &mut snapshot {
+            snapshot.text = String::new();
+        }
         points.push(Point {
             at: (asked + clock.now()) / 2,
             snapshot,

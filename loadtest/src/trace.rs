@@ -29,6 +29,8 @@ pub struct TraceRequest {
 /// A trace in the order of time.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Trace {
+    /// File name.
+    pub name: String,
     /// Its requests.
     pub requests: Vec<TraceRequest>,
     /// Requests left out because a length was zero.
@@ -51,7 +53,13 @@ impl Trace {
     pub fn read(path: &Path, max_prompt: Option<u32>) -> Result<Self> {
         let text = std::fs::read_to_string(path)
             .with_context(|| format!("cannot read the trace {}", path.display()))?;
-        Self::parse(&text, max_prompt).with_context(|| format!("the trace {}", path.display()))
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let trace = Self::parse(&text, max_prompt);
+        let trace = trace.with_context(|| format!("the trace {}", path.display()))?;
+        Ok(Self {
+            name: name.into_owned(),
+            ..trace
+        })
     }
 
     fn parse(text: &str, max_prompt: Option<u32>) -> Result<Self> {

@@ -1,6 +1,8 @@
 //! Workload files: the load of a run as TOML. The file says what flags can say, and what they cannot: a
 //! mix of several kinds of conversations. Paths in it are relative to its folder.
 
+pub mod written;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;

@@ -60,6 +60,21 @@ async fn repeats_make_a_folder_with_a_page_and_an_index() {
         let gaps = first["gaps"].as_array().unwrap().iter();
         assert_eq!(gaps.map(|gap| gap[1].as_u64().unwrap()).sum::<u64>(), 7);
         assert!(made.join(run).join("report.html").is_file());
+        let read = |name: &str| std::fs::read_to_string(made.join(run).join(name)).unwrap();
+        let scrapes = read("metrics.jsonl");
+        let scrape: serde_json::Value =
+            serde_json::from_str(scrapes.lines().next().unwrap()).unwrap();
+        assert!(scrape["rtt"].is_u64() && scrape["series"]["running"].is_number());
+        assert!(scrape["t"].is_i64(), "{scrape}");
+        let tokens = |text: &str| loadtest::scrape::Snapshot::parse(text).unwrap();
+        let [before, after] =
+            ["metrics-before.txt", "metrics-after.txt"].map(|name| tokens(&read(name)));
+        let name = "octet_generation_tokens_total";
+        let grown = after.value(name, &[]).unwrap() - before.value(name, &[]).unwrap();
+        assert_eq!(grown, 48.0, "six answers of eight tokens");
+        assert!(
+            read("workload.toml").contains(&format!("--seed {}", [5, 6][usize::from(run == "2")]))
+        );
     }
     let page = std::fs::read_to_string(made.join("report.html")).unwrap();
     assert!(page.contains("2 of 2 runs count") && page.contains("95 % over 2 runs"));
