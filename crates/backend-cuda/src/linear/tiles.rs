@@ -1,0 +1,109 @@
+//! Which tile kernel multiplies how many tokens, and among how many blocks K is divided.
+
+use crate::device::Device;
+
+/// Sums of divided products, zero between launches.
+pub(crate) struct Workspace<D: Device> {
+    pub sums: D::Buffer,
+    pub counters: D::Buffer,
+    pub tiles: usize,
+}
+
+/// A tile kernel: its name, its size, its threads and its stages.
+pub(super) struct Tile {
+    pub kernel: &'static str,
+    pub tokens: usize,
+    pub channels: usize,
+    pub threads: u32,
+    stages: u32,
+}
+
+impl Tile {
+    pub fn dynamic_bytes(&self) -> u32 {
+        self.stages * (self.tokens + self.channels) as u32 * 64
+    }
+}
+
+const fn tile(
+    kernel: &'static str,
+    tokens: usize,
+    channels: usize,
+    threads: u32,
+    stages: u32,
+) -> Tile {
+    Tile {
+        kernel,
+        tokens,
+        channels,
+        threads,
+        stages,
+    }
+}
+
+/// Tiles of the 8-bit product by growing number of tokens.
+pub(super) const INT8_TILES: [Tile; 3] = [
+    tile("gemm_i8_tile_32x64", 32, 64, 128, 4),
+    tile("gemm_i8_tile_64x64", 64, 64, 128, 4),
+    tile("gemm_i8_tile_128x128", 128, 128, 256, 3),
+];
+/// The same for scales of 32 columns.
+pub(super) const BLOCK_TILES: [Tile; 3] = [
+    tile("gemm_i8_blocks_32x64", 32, 64, 128, 4),
+    tile("gemm_i8_blocks_64x64", 64, 64, 128, 4),
+    tile("gemm_i8_blocks_128x128", 128, 128, 256, 3),
+];
+pub(super) const F16_TILES: [Tile; 2] = [
+    tile("gemm_f16_tile_16x64", 16, 64, 128, 4),
+    tile("gemm_f16_tile_64x64", 64, 64, 128, 4),
+];
+pub(super) const BF16_TILES: [Tile; 2] = [
+    tile("gemm_bf16_tile_16x64", 16, 64, 128, 4),
+    tile("gemm_bf16_tile_64x64", 64, 64, 128, 4),
+];
+/// The largest tile of the workspace, and the blocks that may divide one K.
+pub(super) const WORKSPACE_TILE: usize = 128 * 128;
+const MAX_SPLIT: usize = 8;
+
+/// The smallest tile that takes all tokens, or the largest.
+pub(super) fn choose(tiles: &[Tile], tokens: usize) -> &Tile {
+    let last = &tiles[tiles.len() - 1];
+    tiles.iter().find(|t| tokens <= t.tokens).unwrap_or(last)
+}
+
+/// Among how many blocks K is divided: one scale per row makes the sum one integer, exact in any order,
+/// and more blocks fill a device that the tiles leave idle.
+pub(super) fn division(groups: usize, tiles: usize, slots: usize, blocks: usize) -> usize {
+    if groups > 1 || tiles >= slots {
+        return 1;
+    }
+    (slots / tiles).min(MAX_SPLIT).min(blocks / 2).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn k_is_divided_only_where_sums_are_one_integer_and_tiles_are_few() {
+        assert_eq!(division(2, 1, 100, 64), 1, "groups are chained in order");
+        assert_eq!(division(1, 100, 100, 64), 1, "enough tiles");
+        assert_eq!(division(1, 30, 100, 64), 3);
+        assert_eq!(division(1, 1, 100, 64), MAX_SPLIT);
+        assert_eq!(division(1, 1, 100, 5), 2, "two blocks of K for each");
+        assert_eq!(division(1, 1, 100, 1), 1);
+    }
+
+    #[test]
+    fn tiles_fit_two_to_a_multiprocessor_or_one_of_the_smallest() {
+        for tile in [&INT8_TILES[..], &BLOCK_TILES, &F16_TILES, &BF16_TILES]
+            .into_iter()
+            .flatten()
+        {
+            assert!(tile.dynamic_bytes() <= 49_152, "{}", tile.kernel);
+            assert_eq!(tile.threads % 32, 0);
+        }
+        assert_eq!(choose(&INT8_TILES, 17).tokens, 32);
+        assert_eq!(choose(&INT8_TILES, 33).tokens, 64);
+        assert_eq!(choose(&INT8_TILES, 5000).tokens, 128);
+    }
+}
