@@ -2,9 +2,13 @@
 //!
 //! The decision reads the parsed request that routing reads, nothing rebuilt from headers.
 
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
 use axum::http::{HeaderMap, Request, header};
 use rand::RngCore;
 use sha2::{Digest, Sha256};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::config::GatewayConfig;
 use crate::error::ApiError;
@@ -15,25 +19,65 @@ const BEARER: &[u8] = b"Bearer ";
 /// The accepted keys, as hashes under a secret of the process.
 pub(crate) struct KeyRing {
     secret: [u8; 32],
-    digests: Vec<[u8; 32]>,
+    /// No key was ever set: everybody may call. Settled at start, so that no replacement opens the server.
+    is_open: bool,
+    /// Requests that each key may have at the same time.
+    max_per_key: Option<usize>,
+    /// How many of the keys stay when the others are replaced; these stand first.
+    num_fixed: usize,
+    keys: RwLock<Arc<[Caller]>>,
 }
 
 /// The caller, as far as isolation between callers goes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub(crate) struct Caller {
     digest: [u8; 32],
+    /// One permit for each request that the key may have, where that is limited.
+    requests: Option<Arc<Semaphore>>,
 }
 
+/// What a request of a limited key holds until its answer has ended.
+pub(crate) type Permit = Option<Arc<OwnedSemaphorePermit>>;
+
 impl KeyRing {
-    /// Hashes the keys; the clear texts are not kept.
-    pub(crate) fn new(keys: &[String]) -> Self {
+    /// Hashes the keys that stay and those that [`KeyRing::replace`] replaces; the clear texts are not kept.
+    pub(crate) fn new(fixed: &[String], others: &[String], max_per_key: Option<usize>) -> Self {
         let mut secret = [0; 32];
         rand::rng().fill_bytes(&mut secret);
-        let digests = keys.iter().map(|key| keyed(&secret, key.as_bytes()));
-        Self {
-            digests: digests.collect(),
+        let mut ring = Self {
             secret,
-        }
+            is_open: fixed.is_empty() && others.is_empty(),
+            max_per_key,
+            num_fixed: 0,
+            keys: RwLock::new(Arc::new([])),
+        };
+        ring.replace(fixed);
+        ring.num_fixed = fixed.len();
+        ring.replace(others);
+        ring
+    }
+
+    /// Accepts these keys instead of all that are not fixed. A key that stays keeps its running requests.
+    pub(crate) fn replace(&self, others: &[String]) {
+        let old = self.keys();
+        let fixed = old.iter().take(self.num_fixed).cloned();
+        let others = others.iter().map(|key| {
+            let digest = keyed(&self.secret, key.as_bytes());
+            let known = old.iter().find(|known| known.digest == digest);
+            known.cloned().unwrap_or_else(|| self.caller(digest))
+        });
+        let keys = fixed.chain(others).collect();
+        *self.keys.write().unwrap_or_else(PoisonError::into_inner) = keys;
+    }
+
+    fn keys(&self) -> Arc<[Caller]> {
+        let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(&keys)
+    }
+
+    fn caller(&self, digest: [u8; 32]) -> Caller {
+        let requests = self.max_per_key.map(|max| Arc::new(Semaphore::new(max)));
+        Caller { digest, requests }
     }
 
     /// Checks the `Authorization` header. Without configured keys everybody may call.
@@ -41,10 +85,10 @@ impl KeyRing {
     /// # Errors
     /// [`ApiError::InvalidApiKey`], whatever is wrong.
     pub(crate) fn check(&self, headers: &HeaderMap) -> Result<Caller, ApiError> {
-        if self.digests.is_empty() {
-            return Ok(Caller {
-                digest: keyed(&self.secret, b""),
-            });
+        if self.is_open {
+            let digest = keyed(&self.secret, b"");
+            let requests = None;
+            return Ok(Caller { digest, requests });
         }
         let mut values = headers.get_all(header::AUTHORIZATION).iter();
         let (Some(value), None) = (values.next(), values.next()) else {
@@ -60,19 +104,36 @@ impl KeyRing {
         }
         let digest = keyed(&self.secret, key);
         // Every key is compared to its end: time tells neither which one matched nor how far.
-        let matches = self
-            .digests
+        let keys = self.keys();
+        let matches = keys
             .iter()
-            .fold(0u8, |found, known| found | equal(known, &digest));
-        if std::hint::black_box(matches) == 1 {
-            Ok(Caller { digest })
-        } else {
-            Err(ApiError::InvalidApiKey)
+            .fold(0u8, |found, known| found | equal(&known.digest, &digest));
+        if std::hint::black_box(matches) == 0 {
+            return Err(ApiError::InvalidApiKey);
         }
+        let caller = keys.iter().find(|known| known.digest == digest);
+        caller.cloned().ok_or(ApiError::InvalidApiKey)
+    }
+
+    /// Takes one of the requests that a caller may have at the same time.
+    ///
+    /// # Errors
+    /// [`ApiError::TooManyOfKey`] when it has them all.
+    pub(crate) fn permit(
+        &self,
+        caller: &Caller,
+        retry_after: Duration,
+    ) -> Result<Permit, ApiError> {
+        let (Some(requests), Some(limit)) = (&caller.requests, self.max_per_key) else {
+            return Ok(None);
+        };
+        let permit = Arc::clone(requests).try_acquire_owned();
+        let permit = permit.map_err(|_| ApiError::TooManyOfKey { limit, retry_after })?;
+        Ok(Some(Arc::new(permit)))
     }
 
     /// The salt of a caller's prefix-cache entries, with the request's own salt mixed in.
-    pub(crate) fn cache_salt(&self, caller: Caller, own: Option<&str>) -> u64 {
+    pub(crate) fn cache_salt(&self, caller: &Caller, own: Option<&str>) -> u64 {
         let mut text = caller.digest.to_vec();
         text.extend(own.unwrap_or_default().as_bytes());
         let [a, b, c, d, e, f, g, h, ..] = keyed(&self.secret, &text);
@@ -164,7 +225,7 @@ mod tests {
 
     #[test]
     fn only_one_exact_bearer_key_passes() {
-        let ring = KeyRing::new(&["first".into(), "second".into()]);
+        let ring = KeyRing::new(&["first".into()], &["second".into()], None);
         for good in ["Bearer first", "bearer second"] {
             assert!(ring.check(&headers(&[good.as_bytes()])).is_ok());
         }
@@ -183,15 +244,43 @@ mod tests {
         for values in bad {
             assert!(ring.check(&headers(values)).is_err(), "{values:?}");
         }
-        let open = KeyRing::new(&[]);
+        let open = KeyRing::new(&[], &[], None);
         assert!(open.check(&headers(&[])).is_ok());
     }
 
     #[test]
+    fn only_what_is_not_fixed_is_replaced_and_nothing_opens_the_ring() {
+        let ring = KeyRing::new(&["fixed".into()], &["old".into(), "both".into()], Some(1));
+        let check = |key: &str| ring.check(&headers(&[format!("Bearer {key}").as_bytes()]));
+        let both = check("both").expect("accepted");
+        let wait = Duration::from_secs(1);
+        let held = ring.permit(&both, wait).expect("the first");
+        ring.replace(&["new".into(), "both".into()]);
+        for (key, is_accepted) in [
+            ("fixed", true),
+            ("both", true),
+            ("new", true),
+            ("old", false),
+        ] {
+            assert_eq!(check(key).is_ok(), is_accepted, "{key}");
+        }
+        // A key in both has what it had: its requests, its limit, its cached prefixes.
+        let again = check("both").expect("accepted");
+        assert!(ring.permit(&again, wait).is_err());
+        assert_eq!(ring.cache_salt(&both, None), ring.cache_salt(&again, None));
+        drop(held);
+        assert!(ring.permit(&again, wait).is_ok());
+        let only = KeyRing::new(&[], &["old".into()], None);
+        only.replace(&[]);
+        assert!(only.check(&headers(&[])).is_err());
+        assert!(only.check(&headers(&[b"Bearer old"])).is_err());
+    }
+
+    #[test]
     fn salts_differ_by_key_and_by_own_salt() {
-        let ring = KeyRing::new(&["a".into(), "b".into()]);
+        let ring = KeyRing::new(&["a".into(), "b".into()], &[], None);
         let caller = |key: &[u8]| ring.check(&headers(&[key])).unwrap();
-        let (a, b) = (caller(b"Bearer a"), caller(b"Bearer b"));
+        let (a, b) = (&caller(b"Bearer a"), &caller(b"Bearer b"));
         let salts = [
             ring.cache_salt(a, None),
             ring.cache_salt(b, None),

@@ -12,8 +12,12 @@ pub struct GatewayConfig {
     pub served_model_names: Vec<String>,
     /// Answer to any name in `model`.
     pub accept_any_model: bool,
-    /// Accepted API keys in clear text; kept only as keyed hashes. Empty: no key is asked for.
+    /// Accepted API keys in clear text; kept only as keyed hashes. Without any, no key is asked for.
     pub api_keys: Vec<String>,
+    /// Further keys, which [`Gateway::replace_api_keys`](crate::Gateway::replace_api_keys) replaces.
+    pub replaceable_api_keys: Vec<String>,
+    /// Requests that each key may have at the same time, waiting ones included.
+    pub max_num_reqs_per_key: Option<usize>,
     /// Origins of web pages that may call state-changing routes, such as `https://chat.example`.
     pub allowed_origins: Vec<String>,
     /// The socket is bound to a loopback address: only loopback host names are answered.
@@ -175,6 +179,8 @@ impl GatewayConfig {
             served_model_names: vec![name.into()],
             accept_any_model: false,
             api_keys: Vec::new(),
+            replaceable_api_keys: Vec::new(),
+            max_num_reqs_per_key: None,
             allowed_origins: Vec::new(),
             loopback: true,
             metrics_require_key: false,

@@ -119,6 +119,17 @@ pub enum ApiError {
         /// When to come back.
         retry_after: Duration,
     },
+    /// A key has all the requests that it may have at the same time.
+    #[error(
+        "this API key may have {limit} requests at the same time and has as many; \
+         send this one when another has ended"
+    )]
+    TooManyOfKey {
+        /// Requests that a key may have.
+        limit: usize,
+        /// When to come back.
+        retry_after: Duration,
+    },
     /// The request waited too long.
     #[error("the request waited too long in the queue")]
     QueueTimeout,
@@ -216,6 +227,11 @@ impl ApiError {
                 "rate_limit_error",
                 "queue_full",
             ),
+            Self::TooManyOfKey { .. } => Kind(
+                StatusCode::TOO_MANY_REQUESTS,
+                "rate_limit_error",
+                "rate_limit_exceeded",
+            ),
             Self::TooBusy => unavailable("too_busy"),
             Self::QueueTimeout => unavailable("queue_timeout"),
             Self::Loading => unavailable("model_loading"),
@@ -256,6 +272,7 @@ impl ApiError {
         match self {
             Self::ContextTooLong { .. } => Some(RejectReason::ContextLength),
             Self::QueueFull { reason, .. } => Some(*reason),
+            Self::TooManyOfKey { .. } => Some(RejectReason::RateLimit),
             Self::QueueTimeout => Some(RejectReason::QueueTimeout),
             Self::Loading => Some(RejectReason::Loading),
             Self::Draining => Some(RejectReason::Draining),
@@ -285,7 +302,9 @@ impl ApiError {
 
     fn retry_after(&self) -> Option<Duration> {
         match self {
-            Self::QueueFull { retry_after, .. } => Some(*retry_after),
+            Self::QueueFull { retry_after, .. } | Self::TooManyOfKey { retry_after, .. } => {
+                Some(*retry_after)
+            }
             Self::TooBusy
             | Self::QueueTimeout
             | Self::Loading

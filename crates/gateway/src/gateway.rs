@@ -115,10 +115,12 @@ pub enum Readiness {
 
 impl Gateway {
     /// A gateway that answers 503 until a model is set.
-    pub fn new(config: GatewayConfig, metrics: Metrics) -> Self {
+    pub fn new(mut config: GatewayConfig, metrics: Metrics) -> Self {
+        let fixed = std::mem::take(&mut config.api_keys);
+        let others = std::mem::take(&mut config.replaceable_api_keys);
         let started = SystemTime::now().duration_since(UNIX_EPOCH);
         Self(Arc::new(State {
-            keys: KeyRing::new(&config.api_keys),
+            keys: KeyRing::new(&fixed, &others, config.max_num_reqs_per_key),
             pool: Pool::new(config.text_threads),
             body_budget: Arc::new(Semaphore::new(config.limits.max_bodies)),
             completions: CompletionRate::default(),
@@ -139,6 +141,12 @@ impl Gateway {
     pub fn set_load_progress(&self, progress: f32) {
         let thousandths = (progress.clamp(0.0, 1.0) * 1000.0) as u32;
         self.0.load_progress.store(thousandths, Ordering::Relaxed);
+    }
+
+    /// Accepts these keys instead of the replaceable ones. Requests that run go on. A server that asked for
+    /// keys goes on to do so, and one that did not goes on not to.
+    pub fn replace_api_keys(&self, keys: &[String]) {
+        self.0.keys.replace(keys);
     }
 
     /// Tells the gateway which engine is loading, so that health follows its life.

@@ -14,6 +14,7 @@ use axum::response::{IntoResponse, Response};
 use futures::FutureExt;
 use hyper::body::{Frame, SizeHint};
 
+use crate::auth::Permit;
 use crate::error::ApiError;
 use crate::gateway::Gateway;
 use crate::routes::{Arrived, Route};
@@ -48,6 +49,7 @@ pub(crate) async fn observe(
         ApiError::internal("panic in a handler").into_response()
     });
     exchange.status = response.status().as_u16();
+    exchange._permit = response.extensions_mut().remove().flatten();
     let headers = response.headers_mut();
     if let Ok(value) = HeaderValue::from_str(&id) {
         headers.insert("x-request-id", value);
@@ -95,6 +97,8 @@ struct Exchange {
     status: u16,
     /// The server's turn on the connection, where there is one.
     _turn: Option<Answering>,
+    /// What a request of a limited key holds.
+    _permit: Permit,
 }
 
 impl Exchange {
@@ -109,6 +113,7 @@ impl Exchange {
             id: id.to_owned(),
             status: CLIENT_LEFT,
             _turn: None,
+            _permit: None,
         }
     }
 }

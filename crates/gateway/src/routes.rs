@@ -16,7 +16,7 @@ use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodFilter, on};
 
-use crate::auth::{self, Origin};
+use crate::auth::{self, Origin, Permit};
 use crate::error::ApiError;
 use crate::gateway::Gateway;
 use crate::observe::observe;
@@ -151,6 +151,12 @@ impl Route {
             .find(|route| route.paths().any(|path| path == matched))
     }
 
+    /// Whether its answer takes time of a model.
+    fn computes(&self) -> bool {
+        use Endpoint::{Chat, Completions, Embeddings};
+        matches!(self.endpoint, Chat | Completions | Embeddings)
+    }
+
     fn allow(&self) -> &'static str {
         if self.post { "POST" } else { "GET, HEAD" }
     }
@@ -212,11 +218,18 @@ async fn guard(State(gateway): State<Gateway>, mut request: Request, next: Next)
     let origin = auth::origin(&gateway.config, &request);
     let from = request.headers().get(header::ORIGIN).cloned();
     let mut response = match check(&gateway, origin, &mut request) {
-        Err(error) => error.into_response(),
-        Ok(()) if origin == Origin::Allowed && request.method() == Method::OPTIONS => {
+        Err(error) => {
+            generate::count_rejection(&gateway, &error);
+            error.into_response()
+        }
+        Ok(_) if origin == Origin::Allowed && request.method() == Method::OPTIONS => {
             preflight(request.headers())
         }
-        Ok(()) => next.run(request).await,
+        Ok(permit) => {
+            let mut response = next.run(request).await;
+            response.extensions_mut().insert(permit);
+            response
+        }
     };
     if let (Origin::Allowed, Some(from)) = (origin, from) {
         allow_origin(response.headers_mut(), from);
@@ -224,7 +237,7 @@ async fn guard(State(gateway): State<Gateway>, mut request: Request, next: Next)
     response
 }
 
-fn check(gateway: &Gateway, origin: Origin, request: &mut Request) -> Result<(), ApiError> {
+fn check(gateway: &Gateway, origin: Origin, request: &mut Request) -> Result<Permit, ApiError> {
     let config = &gateway.config;
     let limit = config.limits.max_uri;
     let uri = request.uri();
@@ -244,16 +257,24 @@ fn check(gateway: &Gateway, origin: Origin, request: &mut Request) -> Result<(),
             origin: shorten(origin.unwrap_or("another origin"), 128),
         });
     }
-    let needs_key = match Route::matched(request).map(|route| route.access) {
+    let route = Route::matched(request);
+    let needs_key = match route.map(|route| route.access) {
         Some(Access::Key) => !is_preflight,
         Some(Access::Metrics) => config.metrics_require_key && !is_preflight,
         Some(Access::Open) | None => false,
     };
-    if needs_key {
-        let caller = gateway.keys.check(request.headers())?;
-        request.extensions_mut().insert(caller);
+    if !needs_key {
+        return Ok(None);
     }
-    Ok(())
+    let caller = gateway.keys.check(request.headers())?;
+    let permit = match route {
+        Some(route) if route.computes() && request.method() == Method::POST => gateway
+            .keys
+            .permit(&caller, gateway.completions.expected())?,
+        _ => None,
+    };
+    request.extensions_mut().insert(caller);
+    Ok(permit)
 }
 
 /// A browser asks whether a page may call; the headers are added with every other answer.

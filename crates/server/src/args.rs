@@ -343,9 +343,17 @@ pub struct ServeArgs {
     /// Answer requests for any model name.
     #[arg(long, env = "OCTET_ACCEPT_ANY_MODEL", hide = true, action = ArgAction::SetTrue, value_parser = switch())]
     pub accept_any_model: bool,
-    /// File with one API key per line; lines that begin with # are comments.
+    /// File with one API key per line; lines that begin with # are comments. SIGHUP has it read again.
     #[arg(long, env = "OCTET_API_KEY_FILE", value_name = "FILE", hide = true)]
     pub api_key_file: Option<PathBuf>,
+    /// Requests that each API key may have at the same time; default: no limit of its own.
+    #[arg(
+        long,
+        env = "OCTET_MAX_NUM_REQS_PER_KEY",
+        value_name = "N",
+        hide = true
+    )]
+    pub max_num_reqs_per_key: Option<usize>,
     /// Bind a public address although no key is set.
     #[arg(long, env = "OCTET_ALLOW_UNAUTHENTICATED", hide = true, action = ArgAction::SetTrue, value_parser = switch())]
     pub allow_unauthenticated: bool,

@@ -15,7 +15,7 @@ pub fn ready(config: &Config, loaded: &Loaded, address: SocketAddr, took: Durati
     let tokens = info.num_blocks * backend::BLOCK_SIZE;
     let step = loaded.engine.max_num_batched_tokens().unwrap_or_default();
     let gateway = &config.gateway;
-    let has_key = !gateway.api_keys.is_empty();
+    let has_key = config.asks_for_key;
     let mut text = String::new();
     let mut line = |name: &str, value: String| {
         writeln!(text, "  {name:<10} {value}").expect("strings take any text");
@@ -67,7 +67,7 @@ pub fn embeddings(
     started: Instant,
 ) -> String {
     let address = callable(address);
-    let has_key = !config.gateway.api_keys.is_empty();
+    let has_key = config.asks_for_key;
     format!(
         "  embeddings {description}
   API key    {}

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::num::NonZeroUsize;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -68,6 +68,10 @@ pub struct Config {
     pub engine: EngineConfig,
     /// Settings of the HTTP side.
     pub gateway: GatewayConfig,
+    /// Whether clients need a key.
+    pub asks_for_key: bool,
+    /// Where the replaceable keys of `gateway` stand.
+    pub api_key_file: Option<PathBuf>,
     /// Log filter.
     pub log_level: String,
     /// Form of log lines.
@@ -115,6 +119,7 @@ impl Config {
             .map(|text| ModelSource::parse(Some(text)));
         check_embedding_model(embedding_model.as_ref(), &mut problems);
         let gateway = gateway_config(&args, &model, &mut problems);
+        let asks_for_key = has_keys(&args);
         if let Some(beside) = &embedding_model
             && gateway.served_model_names.contains(&beside.name())
         {
@@ -170,7 +175,9 @@ impl Config {
                 request_timeout: Duration::from_secs(args.request_timeout),
                 stream_write_timeout: Duration::from_secs(args.stream_write_timeout),
             },
+            asks_for_key,
             gateway,
+            api_key_file: args.api_key_file,
             log_level: args.log_level,
             log_format: args.log_format,
         })
@@ -178,8 +185,9 @@ impl Config {
 }
 
 fn gateway_config(args: &ServeArgs, model: &ModelSource, problems: &mut Problems) -> GatewayConfig {
-    let api_keys = problems.keep(api_keys(args));
-    check_access(args, &api_keys, problems);
+    let keys_of_file = args.api_key_file.as_deref().map(keys_of_file);
+    let replaceable_api_keys = problems.keep(keys_of_file.transpose()).unwrap_or_default();
+    check_access(args, problems);
     let template = args.chat_template.as_ref().map(|path| {
         std::fs::read_to_string(path).with_context(|| format!("--chat-template {}", path.display()))
     });
@@ -196,7 +204,9 @@ fn gateway_config(args: &ServeArgs, model: &ModelSource, problems: &mut Problems
             names.clone()
         },
         accept_any_model: args.accept_any_model,
-        api_keys,
+        api_keys: args.api_key.clone(),
+        replaceable_api_keys,
+        max_num_reqs_per_key: args.max_num_reqs_per_key,
         allowed_origins: args.allowed_origins.clone(),
         loopback: is_loopback(&args.host),
         metrics_require_key: args.metrics_require_key,
@@ -269,21 +279,17 @@ fn check_embedding_model(source: Option<&ModelSource>, problems: &mut Problems) 
     }
 }
 
-fn api_keys(args: &ServeArgs) -> Result<Vec<String>> {
-    let mut keys = args.api_key.clone();
-    if let Some(path) = &args.api_key_file {
-        let text = secret(path).with_context(|| format!("--api-key-file {}", path.display()))?;
-        let lines = text
-            .lines()
-            .map(str::trim)
-            .filter(|line| !line.is_empty() && !line.starts_with('#'));
-        keys.extend(lines.map(str::to_owned));
-        if keys.is_empty() {
-            bail!("--api-key-file {} holds no key", path.display());
-        }
-    }
-    if keys.iter().any(|key| key.trim().is_empty()) {
-        bail!("--api-key must not be empty");
+/// The keys that stand in `--api-key-file`.
+///
+/// # Errors
+/// A file that cannot be read, that everybody may use, or that holds no key.
+pub fn keys_of_file(path: &Path) -> Result<Vec<String>> {
+    let text = secret(path).with_context(|| format!("--api-key-file {}", path.display()))?;
+    let lines = text.lines().map(str::trim);
+    let keys = lines.filter(|line| !line.is_empty() && !line.starts_with('#'));
+    let keys: Vec<_> = keys.map(str::to_owned).collect();
+    if keys.is_empty() {
+        bail!("--api-key-file {} holds no key", path.display());
     }
     Ok(keys)
 }
@@ -297,18 +303,32 @@ fn secret(path: &Path) -> Result<String> {
     Ok(std::fs::read_to_string(path)?)
 }
 
-fn check_access(args: &ServeArgs, api_keys: &[String], problems: &mut Problems) {
+fn has_keys(args: &ServeArgs) -> bool {
+    !args.api_key.is_empty() || args.api_key_file.is_some()
+}
+
+fn check_access(args: &ServeArgs, problems: &mut Problems) {
     let host = &args.host;
-    if !is_loopback(host) && api_keys.is_empty() && !args.allow_unauthenticated {
+    let has_keys = has_keys(args);
+    if args.api_key.iter().any(|key| key.trim().is_empty()) {
+        let problem = "--api-key must not be empty";
+        problems.0.push(problem.to_owned());
+    }
+    if !is_loopback(host) && !has_keys && !args.allow_unauthenticated {
         problems.0.push(format!(
             "--host {host} is reachable from outside and no --api-key is set; set one or pass \
              --allow-unauthenticated"
         ));
     }
-    if args.metrics_require_key && api_keys.is_empty() {
-        problems
-            .0
-            .push("--metrics-require-key needs an --api-key".to_owned());
+    let needs_keys = [
+        ("--metrics-require-key", args.metrics_require_key),
+        (
+            "--max-num-reqs-per-key",
+            args.max_num_reqs_per_key.is_some(),
+        ),
+    ];
+    for (flag, _) in needs_keys.iter().filter(|(_, is_set)| *is_set && !has_keys) {
+        problems.0.push(format!("{flag} needs an --api-key"));
     }
 }
 
@@ -348,6 +368,9 @@ fn check_limits(args: &ServeArgs, problems: &mut Problems) {
     }
     if let Some(requests) = args.max_num_queued_reqs {
         range("--max-num-queued-reqs", requests as u64, 1, 1 << 20);
+    }
+    if let Some(requests) = args.max_num_reqs_per_key {
+        range("--max-num-reqs-per-key", requests as u64, 1, 1 << 20);
     }
     range(
         "--max-num-queued-tokens",
@@ -437,6 +460,18 @@ mod tests {
         for host in ["127.0.0.1", "::1", "localhost", "127.1.2.3"] {
             assert!(resolve(&["--host", host]).is_ok(), "{host}");
         }
+    }
+
+    #[test]
+    fn what_needs_a_key_says_so() {
+        for flags in [
+            &["--metrics-require-key"][..],
+            &["--max-num-reqs-per-key", "3"],
+        ] {
+            assert!(problem(flags).contains("needs an --api-key"), "{flags:?}");
+            assert!(resolve(&[flags, &["--api-key", "k"]].concat()).is_ok());
+        }
+        assert!(problem(&["--api-key", " "]).contains("must not be empty"));
     }
 
     #[test]

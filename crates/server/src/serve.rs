@@ -1,6 +1,7 @@
 //! `octet serve`: bind, load, serve, and end in order.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -12,7 +13,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::args::ServeArgs;
-use crate::config::Config;
+use crate::config::{Config, keys_of_file};
 use crate::load::load;
 use crate::{banner, embeddings, logging, supervisor};
 
@@ -37,8 +38,7 @@ enum End {
 pub fn run(args: ServeArgs) -> Result<()> {
     let config = Config::resolve(args)?;
     let _written_at_the_end = logging::init(&config.log_level, config.log_format)?;
-    // Memory holds keys and prompts: no core dump of it, and no look into it by processes of the same user.
-    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+    keep_memory_private();
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(HTTP_THREADS)
         .enable_all()
@@ -46,7 +46,20 @@ pub fn run(args: ServeArgs) -> Result<()> {
         .block_on(serve(config))
 }
 
-async fn serve(config: Config) -> Result<()> {
+/// Memory holds keys and prompts: no core dump of it, and no look into it by processes of the same user.
+/// Where the system refuses, serving goes on without.
+fn keep_memory_private() {
+    let refused = rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable);
+    if let Err(error) = refused {
+        tracing::warn!(
+            %error,
+            "the system does not let this process keep its memory to itself (prctl PR_SET_DUMPABLE): a core \
+             dump may hold keys and prompts; serving goes on"
+        );
+    }
+}
+
+async fn serve(mut config: Config) -> Result<()> {
     let started = Instant::now();
     let handed_over = supervisor::socket().context("cannot take the supervisor's socket")?;
     let listener = match handed_over {
@@ -60,8 +73,14 @@ async fn serve(config: Config) -> Result<()> {
     crate::say(&format!("octet {version} on http://{address}\n"))?;
     let metrics = Metrics::new(&config.gateway.served_model_names[0]);
     let gateway = Gateway::new(config.gateway.clone(), metrics.clone());
+    // It has hashes of them, and nobody needs more.
+    config.gateway.api_keys.clear();
+    config.gateway.replaceable_api_keys.clear();
     let (end, mut ended) = watch::channel(None);
     tokio::spawn(watch_signals(gateway.clone(), end.clone())?);
+    if let Some(path) = config.api_key_file.clone() {
+        tokio::spawn(watch_keys(gateway.clone(), path)?);
+    }
     tokio::spawn(supervisor::feed_watchdog(gateway.clone()));
     tokio::spawn(watch_engine(gateway.clone(), end.clone()));
     spawn_model(config, gateway.clone(), metrics, (address, started), end)?;
@@ -183,6 +202,27 @@ async fn watch_engine(gateway: Gateway, end: watch::Sender<Option<End>>) {
         &end,
         End::Failed("the engine does not move any more".to_owned()),
     );
+}
+
+/// Reads the file of API keys again at each SIGHUP. One that is no good changes nothing. A server without
+/// such a file leaves the signal alone, so that a closed terminal ends it and `nohup` keeps it.
+fn watch_keys(gateway: Gateway, path: PathBuf) -> Result<impl Future<Output = ()>> {
+    let mut hangup = signal(SignalKind::hangup())?;
+    Ok(async move {
+        while hangup.recv().await.is_some() {
+            let path = path.clone();
+            let read = tokio::task::spawn_blocking(move || keys_of_file(&path)).await;
+            match read.map_err(anyhow::Error::from).and_then(|keys| keys) {
+                Ok(keys) => {
+                    gateway.replace_api_keys(&keys);
+                    tracing::info!(keys = keys.len(), "the API keys were read again");
+                }
+                Err(error) => {
+                    tracing::error!("the API keys stay as they were: {error:#}");
+                }
+            }
+        }
+    })
 }
 
 /// The first signal drains, the second ends running requests with an error event.

@@ -129,6 +129,51 @@ fn a_second_signal_ends_streams_with_an_error_event() {
     assert_eq!(server.wait().code(), Some(0));
 }
 
+/// A new file counts for whom comes then; a bad one, and one that everybody may read, change nothing.
+#[test]
+fn a_hangup_has_the_keys_read_again_and_running_requests_go_on() {
+    let file = concat!(env!("CARGO_TARGET_TMPDIR"), "/keys");
+    let write = |text: &str, mode: u32| {
+        std::fs::write(file, text).expect("written");
+        let mode = std::fs::Permissions::from_mode(mode);
+        std::fs::set_permissions(file, mode).expect("its owner");
+    };
+    write("old\nboth\n", 0o600);
+    let flags = ["--api-key-file", file, "--api-key", "flag"];
+    let (mut log, writer) = std::io::pipe().expect("a pipe");
+    let server = Server::start_logging_to(writer.into(), &flags);
+    let mut log = BufReader::new(&mut log).lines();
+    let mut reload = |said: &str| {
+        server.signal("HUP");
+        let line = log.find(|line| line.as_ref().is_ok_and(|line| line.contains("API keys")));
+        let line = line.expect("a line about keys").expect("text");
+        assert!(line.contains(said), "{line}");
+    };
+    let status = |key: &str| server.with_key(key, "GET", "/v1/models", "").0;
+    let statuses = || ["flag", "old", "both", "new"].map(status);
+    assert_eq!(statuses(), [200, 200, 200, 401]);
+    let (head, running) = server.with_key("old", "POST", "/v1/chat/completions", &endless());
+    assert_eq!(head, 200);
+    write("# rotated\nboth\nnew\n", 0o600);
+    reload("keys=2");
+    assert_eq!(statuses(), [200, 401, 200, 200]);
+    for (text, mode, said) in [
+        ("# nothing\n", 0o600, "holds no key"),
+        ("everybodys\n", 0o644, "mode 644"),
+    ] {
+        write(text, mode);
+        reload(said);
+        assert_eq!(statuses(), [200, 401, 200, 200], "{said}");
+    }
+    std::fs::remove_file(file).expect("written above");
+    reload("No such file");
+    assert_eq!(statuses(), [200, 401, 200, 200]);
+    let rest = std::io::read_to_string(running).expect("text");
+    assert!(rest.contains("\"finish_reason\":\"length\""), "{rest}");
+    server.signal("TERM");
+    assert!(server.wait().success());
+}
+
 #[test]
 fn an_idle_server_exits_at_once() {
     for signal in ["TERM", "INT"] {

@@ -64,7 +64,7 @@ async fn start(
     let model = Arc::clone(gateway.model()?);
     let (parts, body) = request.into_parts();
     let arrived = parts.extensions.get::<Arrived>().map(|arrived| arrived.0);
-    let caller = parts.extensions.get::<Caller>().copied();
+    let caller = parts.extensions.get::<Caller>().cloned();
     let caller = caller.ok_or_else(|| ApiError::internal("a route without a caller"))?;
     let body = body::read(gateway, &parts.headers, body).await?;
     let preparation = Preparation {
@@ -232,7 +232,7 @@ impl Preparation {
 
     fn cache_salt(&self, generate: &Generate) -> u64 {
         let own = generate.cache_salt.as_deref();
-        self.encoder.gateway.keys.cache_salt(self.caller, own)
+        self.encoder.gateway.keys.cache_salt(&self.caller, own)
     }
 
     fn answer(&self, kind: Kind, name: &str, generate: &Generate, num_prompts: usize) -> Answer {

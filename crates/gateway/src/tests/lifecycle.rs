@@ -3,6 +3,7 @@
 use std::sync::mpsc::{Sender, channel};
 
 use axum::Router;
+use axum::http::header;
 use engine::EngineConfig;
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt};
@@ -181,6 +182,56 @@ async fn a_full_queue_refuses_the_surplus_and_finishes_the_rest() {
     }
     assert_eq!(rig.metric(&answered(CHAT, 200)).await, 4.0);
     assert_eq!(rig.metric(&answered(CHAT, 429)).await, 5.0);
+}
+
+/// A key that has all its requests is refused, whether they wait, compute or are being read; another is not.
+#[tokio::test]
+async fn a_key_has_so_many_requests_at_a_time_and_others_have_theirs() {
+    let mut config = GatewayConfig::new("test-model");
+    config.api_keys = vec!["a".into(), "b".into()];
+    config.max_num_reqs_per_key = Some(2);
+    let rig = Rig::with(config, engine_config(), model());
+    let asked = |key: &str, path: &str, body: &Value| {
+        let mut request = post(path, &body.to_string());
+        let key = format!("Bearer {key}").parse().expect("a header");
+        request.headers_mut().insert(header::AUTHORIZATION, key);
+        request
+    };
+    let stream = json!({"prompt": "ab", "max_tokens": 1, "stream": true});
+    let unread = [
+        rig.send(asked("a", COMPLETIONS, &stream)).await,
+        rig.send(asked("a", COMPLETIONS, &stream)).await,
+    ];
+    for (path, body) in [
+        (COMPLETIONS, json!({"prompt": "ab", "max_tokens": 1})),
+        (CHAT, chat(json!({"stream": true}))),
+        ("/v1/embeddings", json!({"input": "a"})),
+    ] {
+        let refused = rig.call(asked("a", path, &body)).await;
+        assert_eq!(refused.status, 429, "{}", refused.text);
+        assert!(refused.headers.contains_key(header::RETRY_AFTER));
+        let error = refused.json()["error"].clone();
+        assert_eq!(error["code"], "rate_limit_exceeded");
+        assert!(refused.text.contains("2 requests"), "{}", refused.text);
+    }
+    assert_eq!(rig.metric(&rejected("rate_limit")).await, 3.0);
+    // What computes nothing is not counted.
+    let tokens = asked("a", "/tokenize", &json!({"prompt": "a"}));
+    assert_eq!(rig.call(tokens).await.status, 200);
+    let other = rig.call(asked("b", COMPLETIONS, &stream)).await;
+    assert_eq!(other.status, 200, "{}", other.text);
+    let [first, second] = unread;
+    drop(first);
+    let next = rig.call(asked("a", COMPLETIONS, &stream)).await;
+    assert_eq!(next.status, 200, "{}", next.text);
+    // It gave its place back, and so does a request that was not accepted.
+    for _ in 0..3 {
+        let bad = rig
+            .call(asked("a", COMPLETIONS, &json!({"max_tokens": -1})))
+            .await;
+        assert_eq!(bad.status, 400, "{}", bad.text);
+    }
+    drop(second);
 }
 
 /// What alone is more than may wait is not told for ever to come back; it runs whole, or not at all.

@@ -102,10 +102,30 @@ impl Server {
 
     /// Sends a request and leaves the response unread.
     pub fn send(&self, method: &str, path: &str, body: &str) -> TcpStream {
+        self.send_with(method, path, "", body)
+    }
+
+    /// Sends a request with a key; gives the status and what follows it, unread.
+    pub fn with_key(
+        &self,
+        key: &str,
+        method: &str,
+        path: &str,
+        body: &str,
+    ) -> (u16, BufReader<TcpStream>) {
+        let header = format!("authorization: Bearer {key}\r\n");
+        let mut reader = BufReader::new(self.send_with(method, path, &header, body));
+        let mut line = String::new();
+        reader.read_line(&mut line).expect("a status line");
+        let code = line.split(' ').nth(1).and_then(|code| code.parse().ok());
+        (code.expect("a status"), reader)
+    }
+
+    fn send_with(&self, method: &str, path: &str, headers: &str, body: &str) -> TcpStream {
         let mut stream = self.connect();
         write!(
             stream,
-            "{method} {path} HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
+            "{method} {path} HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n{headers}content-length: {}\r\n\r\n{body}",
             body.len()
         )
         .expect("the request is sent");

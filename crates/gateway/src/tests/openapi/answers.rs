@@ -408,6 +408,10 @@ async fn record_errors(recorder: &mut Recorder, rig: &Rig) {
     }
     for error in [
         ApiError::TooBusy,
+        ApiError::TooManyOfKey {
+            limit: 1,
+            retry_after: Duration::from_secs(1),
+        },
         ApiError::QueueTimeout,
         ApiError::Draining,
         ApiError::EngineDead,
