@@ -9,11 +9,13 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use crate::args::Cache;
+use crate::calibration::{self, Around, Calibration};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::content::{Content, Prompts};
 use crate::dataset::Filtered;
 use crate::driver::{Plan, Run, RunResult};
+use crate::gpu_watch::GpuWatch;
 use crate::metric_map::ServerKind;
 use crate::probe;
 use crate::progress;
@@ -48,8 +50,10 @@ pub async fn measure(config: &Config, interrupted: impl Future<Output = ()>) -> 
     }
     note_left_out(config);
     let (workload, lengths_by) = prepare(config, &targets[0]).await?;
+    let is_watched = config.watches_machine && targets[0].address.ip().is_loopback();
+    let memory_before = is_watched.then(calibration::memory_read).flatten();
     let mut metrics = Metrics::open(config, clock).await;
-    let scene = Scene {
+    let mut scene = Scene {
         self_test,
         ..Scene::here(&targets[0], &workload.model).await
     };
@@ -63,8 +67,16 @@ pub async fn measure(config: &Config, interrupted: impl Future<Output = ()>) -> 
         gives_up_on: config.slo.filter(|_| config.may_give_up),
     };
     let run = Run::new(plan, targets, workload.clone(), clock);
+    let gpus = is_watched.then(|| GpuWatch::start("nvidia-smi", clock));
     let result = drive(&run, config, &mut metrics, interrupted).await;
+    let gpus = gpus.flatten().map(|gpus| gpus.end(result.window));
+    scene.gpus = gpus.unwrap_or_default();
     let (server, scrapes) = metrics.close(&result, config).await;
+    let memory = memory_before.and_then(|before| {
+        let after = calibration::memory_read()?;
+        Some(Around { before, after })
+    });
+    scene.calibration = Calibration::new(memory, &scene.gpus);
     let mut report = Report::new(config, &workload, result, server, scene);
     report.load.lengths_by = Some(lengths_by);
     report.scrapes = scrapes;

@@ -75,6 +75,8 @@ pub struct Config {
     pub timeouts: Timeouts,
     /// Whether the client tests itself before the run.
     pub self_test: bool,
+    /// Whether the machine is looked at before, after and during the run, where it is the server's.
+    pub watches_machine: bool,
     /// Show no progress.
     pub quiet: bool,
 }
@@ -128,6 +130,7 @@ impl TryFrom<Args> for Config {
                 total: args.timeout_total,
             },
             self_test: args.results.is_some() && !args.no_self_test,
+            watches_machine: args.results.is_some() && !args.no_calibration,
             quiet: args.quiet,
         })
     }

@@ -5,6 +5,7 @@
 pub mod app;
 pub mod args;
 pub mod arrival;
+pub mod calibration;
 pub mod chunk;
 pub mod clock;
 pub mod command;
@@ -18,6 +19,7 @@ pub mod effort;
 pub mod exchange;
 pub mod exposition;
 pub mod give_up;
+pub mod gpu_watch;
 pub mod interval;
 pub mod lengths;
 pub mod metric_map;

@@ -11,6 +11,7 @@ mod facts;
 mod group;
 pub mod index;
 mod lags;
+mod machine;
 mod metric;
 mod percentiles;
 mod plots;

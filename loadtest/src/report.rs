@@ -12,12 +12,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::args::{Cache, Warmup};
 use crate::arrival::Arrival;
+use crate::calibration::Calibration;
 use crate::clock::{Nanos, seconds};
 use crate::config::Config;
 use crate::content::{Content, Described};
 use crate::cost::Cost;
 use crate::driver::RunResult;
 use crate::give_up::Early;
+use crate::gpu_watch::GpuLoad;
 use crate::metric_map::ServerKind;
 use crate::parts::{Part, parts};
 use crate::reconcile::Reconciliation;
@@ -85,6 +87,12 @@ pub struct Report {
     /// What that costs, where the price of an hour was given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cost: Option<Cost>,
+    /// What the machine was before and after the run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub calibration: Option<Calibration>,
+    /// Its GPUs over the window.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub gpus: Vec<GpuLoad>,
     /// How well the client kept its plan.
     pub client: ClientQuality,
     /// The server's side.
@@ -316,6 +324,8 @@ impl Report {
             goodput: config.slo.map(|slo| {
                 Goodput::new(slo, &measured, seconds(result.window.1 - result.window.0))
             }),
+            calibration: scene.calibration,
+            gpus: scene.gpus,
             client,
             server,
             samples: samples(&good, result.window.0),

@@ -10,6 +10,8 @@ use hyper::body::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::calibration::Calibration;
+use crate::gpu_watch::GpuLoad;
 use crate::target::Target;
 pub use host::{Gpu, Host};
 
@@ -25,6 +27,10 @@ pub struct Scene {
     pub host: Host,
     /// Token events per second with which the client kept up in its self-test before the run, if it made one.
     pub self_test: Option<Option<f64>>,
+    /// What the machine was before and after the run.
+    pub calibration: Option<Calibration>,
+    /// Its GPUs over the window.
+    pub gpus: Vec<GpuLoad>,
     /// What the server answers at `/version`, if it does.
     pub version: Option<Value>,
     /// What it lists about the model, if it does.
@@ -55,6 +61,8 @@ impl Scene {
             started: chrono::Utc::now().format("%Y-%m-%dT%H:%M:%SZ").to_string(),
             host: Host::this(target.address.ip().is_loopback()).await,
             self_test: None,
+            calibration: None,
+            gpus: Vec::new(),
             version: ask(target, "/version").await,
             model,
         }

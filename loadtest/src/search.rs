@@ -171,6 +171,7 @@ impl Searching<'_> {
         config.duration = Some(length);
         config.requests = None;
         config.self_test = false;
+        config.watches_machine = false;
         // A rate that cannot pass any more takes no more time.
         config.may_give_up = matches!(kind, ProbeKind::Probe | ProbeKind::Confirmation);
         config.seed = config.seed.wrapping_add(self.probes.len() as u64);

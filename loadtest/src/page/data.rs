@@ -7,6 +7,8 @@ use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
 use crate::arrival::RampShape;
+use crate::calibration::Calibration;
+use crate::gpu_watch::GpuLoad;
 use crate::report::{Lags, LengthsBy};
 use crate::results::RUN;
 use crate::scene::{Host, Series};
@@ -45,6 +47,9 @@ pub struct Run {
     pub lengths: Lengths,
     pub rates: Rates,
     pub latency: Latency,
+    pub calibration: Option<Calibration>,
+    #[serde(default)]
+    pub gpus: Vec<GpuLoad>,
     pub client: Client,
     pub server: Server,
     #[serde(default)]

@@ -5,6 +5,7 @@ use maud::{Markup, html};
 use super::data::{Cost, Run, milliseconds, number};
 use super::facts;
 use super::group::Group;
+use super::machine;
 use super::tagged::{Of, count, tagged};
 use crate::report::LengthsBy;
 use crate::stats::Percentile;
@@ -28,6 +29,7 @@ pub fn details(place: usize, group: &Group, named: bool) -> Markup {
                 @if let Some(load) = first.host.load_before {
                     dt { "load before" } dd { (tagged(of, "host.load_before", load, &number(load))) }
                 }
+                (machine::facts(of, first))
                 @if let Some(words) = prompt_lengths(first) { dt { "lengths of prompts" } dd { (words) } }
                 @if let Some(test) = &first.client.self_test { dt { "the client" } dd { (test.words()) } }
                 dt { "digest of the requests" } dd { code { (first.load.workload_sha256) } }

@@ -263,6 +263,29 @@ fn other_machines_and_arrivals_are_not_compared_in_silence() {
 }
 
 #[test]
+fn what_was_seen_of_the_machine_stands_on_the_page() {
+    let mut value = result(20);
+    assert!(!render(&[group("a", &value)]).contains("memory read by all cores"));
+    value["calibration"] = json!({"memory_read_bytes_per_second": {"before": 27.1e9, "after": 26.4e9},
+                                  "drift": 0.026, "drift_limit": 0.05});
+    let range = |min: f64, mean: f64, max: f64| json!({"min": min, "mean": mean, "max": max});
+    value["gpus"] = json!([{"index": 0, "samples": 60, "clock_hertz": range(1.4e9, 1.5e9, 1.7e9),
+                            "power_watts": range(90.0, 140.0, 150.0), "throttled": {"power cap": 0.25}},
+                           {"index": 1, "samples": 60, "throttled": {}}]);
+    let page = render(&[group("a", &value)]);
+    for words in [
+        "27.1 GB/s</data> before",
+        "26.4 GB/s</data> after",
+        "1500 MHz</data> (1400 to 1700)",
+        "140 W</data> (90 to 150)",
+        "held back by power cap in 25 % of the looks",
+        "GPU 1, once a second</dt><dd>never held back",
+    ] {
+        assert!(page.contains(words), "{words}: {page}");
+    }
+}
+
+#[test]
 fn what_only_one_run_knows_of_its_machine_makes_it_no_other() {
     let gpu = |name: &str| crate::scene::Gpu {
         name: name.into(),

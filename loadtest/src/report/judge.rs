@@ -4,6 +4,8 @@ use serde::Serialize;
 
 use super::Report;
 use crate::arrival::Arrival;
+use crate::calibration::Calibration;
+use crate::gpu_watch::GpuLoad;
 use crate::outcome::Outcome;
 use crate::reconcile::Verdict;
 use crate::stats::min_samples;
@@ -94,6 +96,10 @@ impl Report {
             let reason = "the client was short of processor time: it may be the bottleneck".into();
             found.push((RunVerdict::Warning, reason));
         }
+        let drift = self.calibration.as_ref().and_then(Calibration::warning);
+        let held_back = self.gpus.iter().filter_map(GpuLoad::warning);
+        let machine = drift.into_iter().chain(held_back);
+        found.extend(machine.map(|reason| (RunVerdict::Warning, reason)));
         if self
             .latency
             .events_per_token

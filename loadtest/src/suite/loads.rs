@@ -72,6 +72,7 @@ fn configs(suite: &Suite, job: &Job<'_>, load: &Load, served: &[Served]) -> Resu
         args.command = format!("loadtest {}", load.flags);
         let mut config = Config::try_from(args)?;
         config.price = config.price.or_else(|| price.clone());
+        config.watches_machine = true;
         Ok(config)
     });
     each.collect::<Result<Vec<Config>>>()

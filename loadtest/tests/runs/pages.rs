@@ -79,6 +79,7 @@ fn says(text: &str, value: f64) -> bool {
         "ms" => 1e-3,
         "µs" => 1e-6,
         "%" => 1e-2,
+        "GB/s" => 1e9,
         _ => 1.0,
     };
     let digits = number.split_once('.').map_or(0, |(_, rest)| rest.len());
@@ -128,7 +129,9 @@ async fn the_numbers_of_a_run_are_those_of_its_file() {
     let server = FakeServer::start(&script, MetricsPage::Honest).await;
     let folder = tempfile::tempdir().unwrap();
     let line = "--requests 40 --users 4 --output-tokens 8 --slo ttft=10s --name half";
-    let (run, _) = repeat::run(&[config(&server, line)], 1, folder.path(), |_| ())
+    let mut config = config(&server, line);
+    config.watches_machine = true;
+    let (run, _) = repeat::run(&[config], 1, folder.path(), |_| ())
         .await
         .unwrap();
     let keys = check(from_ref(&run), &[vec![run.clone()]]);
@@ -146,6 +149,8 @@ async fn the_numbers_of_a_run_are_those_of_its_file() {
             "run 1 1 client.send_lag.max",
             "run 1 1 outcomes.http_5xx.count",
             "run 1 1 window.seconds",
+            "run 1 1 calibration.memory_read_bytes_per_second.before",
+            "run 1 1 calibration.memory_read_bytes_per_second.after",
         ],
     );
     // Failures are seen where they were to start.
