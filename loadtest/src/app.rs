@@ -4,7 +4,6 @@
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::{Context, Result};
 
@@ -32,8 +31,6 @@ use crate::tokenizer;
 use crate::workload::{self, TokensPerWord, Workload};
 use crate::workload_file::written;
 
-/// How long the server may take to come to rest before and after the run.
-const QUIET_BOUND: Duration = Duration::from_secs(10);
 /// One token per word, for servers that cannot be asked.
 const PLAIN_WORDS: TokensPerWord = TokensPerWord {
     per_word: 1.0,
@@ -59,7 +56,7 @@ pub async fn measure(config: &Config, interrupted: impl Future<Output = ()>) -> 
     };
     let plan = Plan {
         arrival: config.arrival,
-        warmup: config.warmup,
+        warmup: config.warmup(),
         requests: config.requests,
         duration: config.duration,
         ramp_up: config.ramp_up,
@@ -211,7 +208,7 @@ impl Metrics {
             targets.push(Target::resolve(url.clone(), key, clock).await?);
         }
         let scraper = Scraper::new(targets, clock, config.api.path());
-        let (before, was_quiet) = scraper.quiet(QUIET_BOUND).await?;
+        let (before, was_quiet) = scraper.quiet(config.rest).await?;
         let kind = ServerKind::of(&before);
         let kind = kind.context("the metrics are those of no known server")?;
         Ok(Open {
@@ -254,7 +251,7 @@ impl Metrics {
             Ok(open) => open,
             Err(error) => return not_available(format!("{error:#}"), false),
         };
-        let (after, is_quiet) = match scraper.quiet(QUIET_BOUND).await {
+        let (after, is_quiet) = match scraper.quiet(config.rest).await {
             Ok((after, is_quiet)) if ServerKind::of(&after) == Some(kind) => (after, is_quiet),
             Ok(_) => return not_available("the metrics are gone".into(), true),
             Err(error) => return not_available(format!("{error:#}"), true),

@@ -12,6 +12,8 @@ pub use run::{Args, ArrivalKind, Cache, Warmup};
 pub(crate) use values::duration;
 use values::rate;
 
+use crate::search::Over;
+
 /// Where octet listens.
 const DEFAULT_URL: &str = "http://127.0.0.1:8000";
 const EXAMPLES: &str = "\
@@ -60,7 +62,7 @@ pub struct Cli {
 /// What is done with runs.
 #[derive(Debug, Clone, Subcommand)]
 pub enum Command {
-    /// Find the highest rate of an open loop that keeps the limits of --slo
+    /// Find the highest rate, or number of users, at which the limits of --slo are kept
     Search(Box<SearchArgs>),
     /// Measure a server of known times in this process: how far off is the client, and from which
     /// load on would it be the bottleneck?
@@ -178,9 +180,13 @@ fn side(text: &str) -> Result<Side, String> {
 
 /// Flags of a search. Those of a run describe its probes: `--duration` is the length of each [default:
 /// 60s], `--requests` the least number of requests in it [default: 200], `--rate` the first rate tried,
-/// `--users` how many users find that rate when it is not given [default: 128].
+/// `--users` how many users find that rate when it is not given [default: 128], or the first number of
+/// users tried by `search concurrency`.
 #[derive(Debug, Clone, Parser)]
 pub struct SearchArgs {
+    /// What is raised: rate, requests per second of an open loop, or concurrency, users of a closed one
+    #[arg(value_enum, value_name = "WHAT", default_value = "rate")]
+    pub over: Over,
     /// The load of the probes.
     #[command(flatten)]
     pub run: Args,
@@ -190,7 +196,7 @@ pub struct SearchArgs {
     /// Begin no probe after this long
     #[arg(long, value_name = "TIME", default_value = "20m", value_parser = duration, help_heading = "Search")]
     pub max_time: Duration,
-    /// How close the rate is found, as a share of it
+    /// How close it is found, as a share
     #[arg(long, value_name = "X", default_value_t = 0.05, value_parser = rate, help_heading = "Search")]
     pub tolerance: f64,
 }

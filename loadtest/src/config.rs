@@ -18,6 +18,8 @@ use crate::trace::Trace;
 use crate::workload::Api;
 use crate::workload_file::{FileArrival, WorkloadFile, dataset_content};
 
+/// How long the server may take to come to rest.
+const REST: Duration = Duration::from_secs(10);
 /// Measured requests when neither a number nor a duration is given.
 const DEFAULT_REQUESTS: u64 = 100;
 /// Prompt and output length when neither is given.
@@ -46,8 +48,8 @@ pub struct Config {
     pub requests: Option<u64>,
     /// Length of the window.
     pub duration: Option<Duration>,
-    /// What goes before the window.
-    pub warmup: Warmup,
+    /// What goes before the window, where that is said.
+    pub warmup: Option<Warmup>,
     /// Time over which the users of a closed loop start.
     pub ramp_up: Duration,
     /// Seed of every draw.
@@ -67,6 +69,8 @@ pub struct Config {
     /// Whether the server's tokenizer is asked, so that lengths are exact. Sides of a comparison do not ask: one that has
     /// none would get other prompts than the other.
     pub asks_tokenizer: bool,
+    /// How long the server may take to come to rest before and after the run.
+    pub rest: Duration,
     /// Whether the run ends once those are out of reach.
     pub may_give_up: bool,
     /// Price of the server's machine.
@@ -107,12 +111,13 @@ impl TryFrom<Args> for Config {
             cache: args.cache.or(file.cache).unwrap_or(Cache::Cold),
             slo: args.slo.or(file.slo),
             asks_tokenizer: true,
+            rest: REST,
             may_give_up: false,
             price: args.price_per_hour.map(|per_hour| Price {
                 per_hour,
                 note: args.price_note.clone().unwrap_or_default(),
             }),
-            warmup: warmup(&args, &file, arrival),
+            warmup: args.warmup.or(file.warmup_s.map(Warmup::Time)),
             arrival,
             trace,
             requests,
@@ -132,6 +137,20 @@ impl TryFrom<Args> for Config {
             self_test: args.results.is_some() && !args.no_self_test,
             watches_machine: args.results.is_some() && !args.no_calibration,
             quiet: args.quiet,
+        })
+    }
+}
+
+impl Config {
+    /// What goes before the window. Unless it is said, each user of a closed loop has asked once by then, because a
+    /// start of all at once, or of one after the other, is no part of a steady state.
+    pub fn warmup(&self) -> Warmup {
+        self.warmup.unwrap_or(match self.arrival {
+            Arrival::Closed { users } if users > 1 => match self.ramp_up {
+                Duration::ZERO => Warmup::Requests(u64::from(users)),
+                ramp_up => Warmup::Time(ramp_up),
+            },
+            _ => Warmup::Requests(0),
         })
     }
 }
@@ -251,17 +270,6 @@ fn resolve_arrival(
         }
     };
     Ok((arrival, None))
-}
-
-/// Each user of a closed loop has asked once before the window opens, because a start of all at once is
-/// no part of a steady state.
-fn warmup(args: &Args, file: &WorkloadFile, arrival: Arrival) -> Warmup {
-    args.warmup
-        .or(file.warmup_s.map(Warmup::Time))
-        .unwrap_or(match arrival {
-            Arrival::Closed { users } if users > 1 => Warmup::Requests(u64::from(users)),
-            _ => Warmup::Requests(0),
-        })
 }
 
 /// Flags that say what is asked replace the mix of a file as a whole.

@@ -366,7 +366,7 @@ impl Load {
             ),
         };
         let turns = contents.iter().any(Content::is_multi_turn);
-        let (warmup, warmup_seconds) = match config.warmup {
+        let (warmup, warmup_seconds) = match config.warmup() {
             Warmup::Requests(requests) => (requests, None),
             Warmup::Time(time) => (0, Some(time.as_secs_f64())),
         };

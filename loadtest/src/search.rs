@@ -1,22 +1,23 @@
-//! `loadtest search`: the highest rate of an open loop at which enough requests keep their limits. One
-//! user alone comes first, then many users to learn where to begin; rates are bracketed and bisected;
-//! the rate found is confirmed with fresh seeds. Every probe is part of the result.
+//! `loadtest search`: the highest rate of an open loop, or number of users of a closed one, at which enough requests keep
+//! their limits. One user alone comes first, then many users to learn where to begin; levels are bracketed and
+//! bisected; the one found is confirmed with fresh seeds. Every probe is part of the result.
 
 mod hunt;
 mod report;
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::app;
-use crate::args::SearchArgs;
+use crate::args::{SearchArgs, Warmup};
 use crate::arrival::Arrival;
 use crate::config::Config;
 use crate::report::{Report, RunVerdict};
 use crate::slo::{Goodput, Slo};
+use crate::stats::{Percentile, Summary};
 use hunt::{Hunt, Next};
-pub use hunt::{ProbeVerdict, StopReason};
+pub use hunt::{Over, ProbeVerdict, StopReason};
 pub use report::{Probe, ProbeKind, SearchReport};
 
 /// Length of a probe unless said otherwise.
@@ -30,17 +31,23 @@ const SOLO_SHARE: f64 = 1.0 / 3.0;
 const SATURATION_SHARE: f64 = 0.5;
 /// The share of what many users got through that is tried first.
 const FIRST_SHARE: f64 = 0.5;
+/// The share of a probe's length before its window, in which requests get under way: without it answers would be missing
+/// at the window's beginning, and none at its end.
+const WARMUP_SHARE: f64 = 0.1;
+/// How long the server may take to come to rest after a probe.
+const REST: Duration = Duration::from_secs(60);
 
 /// A resolved search.
 #[derive(Debug, Clone)]
 pub struct SearchConfig {
     /// What all probes have in common.
     pub probe: Config,
+    over: Over,
     slo: Slo,
     probe_length: Duration,
     probe_requests: u64,
     saturation_users: u32,
-    first_rate: Option<f64>,
+    first: Option<f64>,
     max_in_flight: usize,
     max_probes: u32,
     max_time: Duration,
@@ -58,17 +65,33 @@ impl TryFrom<SearchArgs> for SearchConfig {
         if args.max_probes == 0 {
             bail!("--max-probes 0 leaves nothing to do");
         }
+        let users = run.users;
+        let first = match args.over {
+            Over::Rate => run.rate,
+            Over::Concurrency => {
+                ensure!(
+                    run.rate.is_none(),
+                    "--rate has no use in a search for a number of users"
+                );
+                users.map(f64::from)
+            }
+        };
+        let probe = Config {
+            rest: REST,
+            ..Config::try_from(args.run.clone())?
+        };
         Ok(Self {
+            over: args.over,
             slo,
             probe_length: run.duration.unwrap_or(PROBE),
             probe_requests: run.requests.unwrap_or(PROBE_REQUESTS),
-            saturation_users: run.users.unwrap_or(SATURATION_USERS),
-            first_rate: run.rate,
+            saturation_users: users.unwrap_or(SATURATION_USERS),
+            first,
             max_in_flight: run.max_in_flight,
             max_probes: args.max_probes,
             max_time: args.max_time,
             tolerance: args.tolerance,
-            probe: Config::try_from(args.run)?,
+            probe,
         })
     }
 }
@@ -84,8 +107,8 @@ pub async fn search(config: &SearchConfig, mut tell: impl FnMut(&Probe)) -> Resu
         probes: Vec::new(),
         tell: &mut tell,
     };
-    let (stop, rate) = searching.all().await?;
-    Ok(SearchReport::new(config, searching.probes, stop, rate))
+    let (stop, level) = searching.all().await?;
+    Ok(SearchReport::new(config, searching.probes, stop, level))
 }
 
 struct Searching<'a> {
@@ -106,8 +129,8 @@ impl Searching<'_> {
         if solo.verdict == ProbeVerdict::Fail {
             return Ok((StopReason::SoloFails, None));
         }
-        let first = match self.config.first_rate {
-            Some(rate) => rate,
+        let first = match self.config.first {
+            Some(level) => level,
             None => {
                 let users = users(self.config.saturation_users);
                 let length = length.mul_f64(SATURATION_SHARE);
@@ -115,22 +138,27 @@ impl Searching<'_> {
                 if found.completed_requests == 0.0 {
                     return Ok((StopReason::SoloFails, None));
                 }
-                FIRST_SHARE * found.completed_requests
+                let rate = FIRST_SHARE * found.completed_requests;
+                match self.config.over {
+                    Over::Rate => rate,
+                    // Little's law: at that rate so many wait, if an answer takes as long as it took one user alone.
+                    Over::Concurrency => (rate / solo.completed_requests).round().max(1.0),
+                }
             }
         };
-        let mut hunt = Hunt::new(first, self.config.tolerance);
+        let mut hunt = Hunt::new(self.config.over, first, self.config.tolerance);
         loop {
-            let (kind, rate) = match hunt.next() {
-                Next::Probe(rate) => (ProbeKind::Probe, rate),
-                Next::Confirm(rate) => (ProbeKind::Confirmation, rate),
-                Next::Stop(reason) => return Ok((reason, hunt.rate())),
+            let (kind, level) = match hunt.next() {
+                Next::Probe(level) => (ProbeKind::Probe, level),
+                Next::Confirm(level) => (ProbeKind::Confirmation, level),
+                Next::Stop(reason) => return Ok((reason, hunt.level())),
             };
             if let Some(reason) = self.limit() {
-                return Ok((reason, hunt.rate()));
+                return Ok((reason, hunt.level()));
             }
-            let probe = self.decide(kind, rate).await?;
+            let probe = self.decide(kind, level).await?;
             hunt.record(
-                rate,
+                level,
                 probe.verdict == ProbeVerdict::Pass,
                 probe.client_was_late,
             );
@@ -150,11 +178,26 @@ impl Searching<'_> {
         }
     }
 
-    /// Probes a rate, for twice as long when the first time does not decide.
-    async fn decide(&mut self, kind: ProbeKind, rate: f64) -> Result<Probe> {
-        let arrival = Arrival::Poisson {
-            rate,
-            max_in_flight: self.config.max_in_flight,
+    /// Probes a level, for twice as long when the first time does not decide.
+    async fn decide(&mut self, kind: ProbeKind, level: f64) -> Result<Probe> {
+        let (arrival, rate) = match self.config.over {
+            Over::Rate => {
+                let max_in_flight = self.config.max_in_flight;
+                let rate = level;
+                (
+                    Arrival::Poisson {
+                        rate,
+                        max_in_flight,
+                    },
+                    rate,
+                )
+            }
+            Over::Concurrency => {
+                let users = level as u32;
+                // The last probe got through about as many a second as this one will.
+                let rate = self.probes.last().map_or(0.0, |p| p.completed_requests);
+                (Arrival::Closed { users }, rate.max(1.0))
+            }
         };
         let needed = Duration::from_secs_f64(self.config.probe_requests as f64 / rate);
         let length = self.config.probe_length.max(needed);
@@ -175,6 +218,10 @@ impl Searching<'_> {
         // A rate that cannot pass any more takes no more time.
         config.may_give_up = matches!(kind, ProbeKind::Probe | ProbeKind::Confirmation);
         config.seed = config.seed.wrapping_add(self.probes.len() as u64);
+        if !matches!(arrival, Arrival::Closed { .. }) {
+            let early = Warmup::Time(length.mul_f64(WARMUP_SHARE));
+            config.warmup = config.warmup.or(Some(early));
+        }
         let report = app::measure(&config, std::future::pending()).await?;
         let probe = Probe::new(
             kind,
@@ -183,8 +230,22 @@ impl Searching<'_> {
         );
         (self.tell)(&probe);
         self.probes.push(probe.clone());
+        tokio::time::sleep(rest(report.server.kind.is_some(), &report.latency.e2e)).await;
         Ok(probe)
     }
+}
+
+/// How long the server is left alone after a run: twice the 99th percentile of the time that an answer took. Where there
+/// are metrics they tell when it is at rest, and the next run begins with that.
+fn rest(has_metrics: bool, e2e: &Summary) -> Duration {
+    if has_metrics {
+        return Duration::ZERO;
+    }
+    let longest = match e2e.p99 {
+        Percentile::Seconds(p99) => p99,
+        _ => e2e.max.unwrap_or(0.0),
+    };
+    Duration::from_secs_f64(2.0 * longest).min(REST)
 }
 
 /// What a run says about the objectives: an overloaded server, a client that shed requests, or a run that gave up
@@ -201,5 +262,24 @@ fn judge(kind: ProbeKind, report: &Report, wanted: f64) -> ProbeVerdict {
         ProbeVerdict::Pass
     } else {
         ProbeVerdict::Undecided
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stats::Sample;
+
+    #[test]
+    fn a_server_without_metrics_is_left_alone_for_twice_the_time_of_its_slowest_answers() {
+        let answers = |n: u64| (1..=n).map(|i| i * 1_000_000).collect::<Sample>().summary();
+        let seconds = |n| rest(false, &answers(n)).as_secs_f64();
+        assert!(
+            (seconds(10) - 0.02).abs() < 1e-9,
+            "too few for a percentile"
+        );
+        assert!((seconds(1000) - 1.98).abs() < 1e-9, "{}", seconds(1000));
+        assert_eq!(rest(false, &answers(1_000_000)), REST);
+        assert_eq!(rest(true, &answers(1000)), Duration::ZERO);
     }
 }

@@ -6,12 +6,13 @@ use maud::{Markup, html};
 use super::axis::{Axis, Scale};
 use super::chart::{Chart, Form, Series};
 use super::data::milliseconds;
+use crate::search::Over;
 
-/// A rate that was tried from beginning to end; what was given up says nothing about its rates.
+/// A load that was tried from beginning to end; what was given up says nothing about its rates.
 #[derive(Debug, Clone, Copy)]
 pub struct Tried {
-    /// Requests per second that were planned.
-    pub offered: f64,
+    /// Requests per second that were planned, or users.
+    pub level: f64,
     /// Those that ended well.
     pub completed: f64,
     /// Those that kept the limits.
@@ -24,12 +25,14 @@ pub struct Tried {
     pub cost: Option<f64>,
 }
 
-/// The rates of one search.
+/// The loads of one search.
 #[derive(Debug, Clone)]
 pub struct Ladder {
     /// What it is called.
     pub name: String,
-    /// By rising rates.
+    /// What is raised.
+    pub over: Over,
+    /// By rising levels.
     pub tried: Vec<Tried>,
 }
 
@@ -47,11 +50,19 @@ pub fn charts(ladders: &[Ladder], ttft_limit: Option<f64>) -> Markup {
                 @if has_cost { (cost(ladders)) }
             }
             p class="note" {
-                "Dashed from corner to corner: everything that is asked for. Arrows lead from the answers that came to those that were asked for. "
+                @if over(ladders) == Over::Rate {
+                    "Dashed from corner to corner: everything that is asked for. Arrows lead from the answers that came to those that were asked for. "
+                }
+                "Answers count when they end, those within the limits when they were asked for: of few, the latter may be one or two more. "
                 "Probes that ended early are left out."
             }
         }
     }
+}
+
+/// What is raised: searches are drawn together only where it is the same.
+fn over(ladders: &[Ladder]) -> Over {
+    ladders.first().map_or(Over::Rate, |ladder| ladder.over)
 }
 
 /// What of the load ends well and within the limits. One search shows both, several only the latter.
@@ -59,28 +70,34 @@ fn served(ladders: &[Ladder]) -> Markup {
     let mut series = Vec::new();
     for (i, ladder) in ladders.iter().enumerate() {
         if let [only] = ladders {
-            let all = points(only, |t| Some((t.offered, t.completed)));
+            let all = points(only, |t| Some((t.level, t.completed)));
             series.push(Series::new("answered", Form::Marked, 1, all));
         }
         let name = match ladders.len() {
             1 => "within the limits",
             _ => ladder.name.as_str(),
         };
-        let good = points(ladder, |t| Some((t.offered, t.good)));
+        let good = points(ladder, |t| Some((t.level, t.good)));
         series.push(Series::new(name, Form::Marked, i, good));
     }
     let most = ladders
         .iter()
         .flat_map(|ladder| &ladder.tried)
-        .fold(0.0, |most: f64, t| most.max(t.offered));
-    let all = vec![(0.0, 0.0), (most, most)];
-    series.push(Series::new("asked for", Form::Guide, 0, all));
+        .fold(0.0, |most: f64, t| most.max(t.level));
+    let over = over(ladders);
+    if over == Over::Rate {
+        let all = vec![(0.0, 0.0), (most, most)];
+        series.push(Series::new("asked for", Form::Guide, 0, all));
+    }
     Chart {
         title: match ladders.len() {
             1 => "Requests per second that are served".into(),
             _ => "Requests per second that are served within the limits".into(),
         },
-        x: Axis::new("requests per second asked for", Scale::Linear),
+        x: match over {
+            Over::Rate => Axis::new("requests per second asked for", Scale::Linear),
+            Over::Concurrency => Axis::new("users", Scale::Linear),
+        },
         y: Axis::new("", Scale::Linear),
         series,
     }
@@ -92,7 +109,10 @@ fn knee(ladders: &[Ladder], limit: Option<f64>) -> Markup {
         let known = |t: &Tried| Some((t.completed, t.ttft_p50?));
         let asked = ladder.tried.iter().filter(|t| known(t).is_some());
         Series {
-            arrows: asked.map(|t| t.offered).collect(),
+            arrows: match ladder.over {
+                Over::Rate => asked.map(|t| t.level).collect(),
+                Over::Concurrency => Vec::new(),
+            },
             ..Series::new(&ladder.name, Form::Marked, i, points(ladder, known))
         }
     });

@@ -1,5 +1,5 @@
-//! The page of a search for the highest rate: what was found and why it ended, every probe against its rate
-//! with its interval, and the probes in the order in which they were made.
+//! The page of a search for the highest rate or number of users: what was found and why it ended, every probe against its
+//! level with its interval, and the probes in the order in which they were made.
 
 use std::path::Path;
 
@@ -18,7 +18,7 @@ use crate::cost::USES;
 use crate::give_up::Early;
 use crate::results::SEARCH;
 use crate::scene::Host;
-use crate::search::{ProbeKind, ProbeVerdict, StopReason};
+use crate::search::{Over, ProbeKind, ProbeVerdict, StopReason};
 
 /// The schema this page reads.
 const SCHEMA: u32 = 1;
@@ -40,8 +40,13 @@ pub struct Search {
     tool: Tool,
     target: Option<Target>,
     slo: Limits,
-    /// Requests per second; none when no rate passed.
+    /// What was raised; a search of an earlier version raised rates.
+    #[serde(default)]
+    pub over: Over,
+    /// Requests per second; none when no rate passed, or users were raised.
     pub rate: Option<f64>,
+    /// Users; none when no number of them passed, or rates were raised.
+    pub users: Option<u64>,
     /// Why it ended.
     pub stop: StopReason,
     not_monotone: bool,
@@ -107,7 +112,7 @@ impl Search {
     pub fn render(&self) -> String {
         let body = html! {
             (self.verdict())
-            @if self.probes.iter().any(|p| p.arrival.rate().is_some()) {
+            @if self.probes.iter().any(|p| self.level(p).is_some()) {
                 section {
                     div class="charts" { (self.attainment()) (self.order()) }
                     p class="note" {
@@ -121,13 +126,16 @@ impl Search {
             (self.details())
         };
         document(
-            &format!("{}: search for the highest rate", self.name),
+            &match self.over {
+                Over::Rate => format!("{}: search for the highest rate", self.name),
+                Over::Concurrency => format!("{}: search for the most users", self.name),
+            },
             &body,
         )
     }
 
     fn verdict(&self) -> Markup {
-        let class = match (self.rate, self.stop) {
+        let class = match (self.rate.or(self.users.map(|n| n as f64)), self.stop) {
             (Some(_), StopReason::Converged) => "good",
             (Some(_), _) => "fair",
             (None, _) => "bad",
@@ -137,19 +145,43 @@ impl Search {
         html! {
             section class={ "verdict " (class) } {
                 p class="headline" {
-                    @match self.rate {
-                        Some(rate) => {
+                    @match (self.rate, self.users) {
+                        (Some(rate), _) => {
                             (model) " serves " @if !is_sure { "at least " }
                             strong { (tagged(Of::Search, "rate", rate, &number(rate))) " requests a second" } " within the limits."
                         }
-                        None => { "No rate was found at which " (model) " keeps the limits." }
+                        (_, Some(users)) => {
+                            (model) " serves " @if !is_sure { "at least " }
+                            strong { (tagged(Of::Search, "users", users as f64, &users.to_string())) @if users == 1 { " user" } @else { " users at once" } }
+                            " within the limits."
+                        }
+                        (None, None) if self.over == Over::Concurrency => { "No number of users was found at which " (model) " keeps the limits." }
+                        (None, None) => { "No rate was found at which " (model) " keeps the limits." }
                     }
                 }
                 p { "Limits, to be kept by " (percent(self.slo.attainment)) " of the requests: " (self.slo.words()) "." }
                 p { "The search ended after " (self.probes.len()) " probes: " strong { (self.stop.words()) } "." }
-                @if self.not_monotone { p { "A rate failed although a higher one passed: the machine changed meanwhile." } }
+                @if self.not_monotone { p { "A level failed although a higher one passed: the machine changed meanwhile." } }
             }
         }
+    }
+
+    /// What is raised, for an axis.
+    fn unit(&self) -> &'static str {
+        match self.over {
+            Over::Rate => "requests per second",
+            Over::Concurrency => "users",
+        }
+    }
+
+    /// Where on the way of the search a probe stands; none of those that prepare it.
+    fn level(&self, probe: &Probe) -> Option<f64> {
+        let is_on_the_way = matches!(probe.kind, ProbeKind::Probe | ProbeKind::Confirmation);
+        match self.over {
+            Over::Rate => probe.arrival.rate(),
+            Over::Concurrency => probe.arrival.users().map(|n| n as f64),
+        }
+        .filter(|_| is_on_the_way)
     }
 
     /// The largest share that is told apart: a tenth of what may miss.
@@ -160,18 +192,21 @@ impl Search {
     fn attainment(&self) -> Markup {
         let series = marks(|mark| {
             let probes = self.probes.iter().filter(|p| p.mark() == mark);
-            let known = probes.filter_map(|p| Some((p.arrival.rate()?, p.share()?)));
+            let known = probes.filter_map(|p| Some((self.level(p)?, p.share()?)));
             known
-                .map(|(rate, [value, low, high])| ((rate, value), (low, high)))
+                .map(|(level, [value, low, high])| ((level, value), (low, high)))
                 .unzip()
         });
-        let rate = self.probes.iter().find_map(|p| p.arrival.rate());
-        let level = rate.map(|rate| (rate, self.slo.attainment));
+        let level = self.probes.iter().find_map(|p| self.level(p));
+        let level = level.map(|level| (level, self.slo.attainment));
         let wanted = format!("{} wanted", percent(self.slo.attainment));
         let wanted = Series::new(wanted, Form::Level, 0, level.into_iter().collect());
         Chart {
-            title: "Share of the requests that kept the limits, by rate".into(),
-            x: Axis::new("requests per second", Scale::Linear),
+            title: match self.over {
+                Over::Rate => "Share of the requests that kept the limits, by rate".into(),
+                Over::Concurrency => "Share of the requests that kept the limits, by users".into(),
+            },
+            x: Axis::new(self.unit(), Scale::Linear),
             y: Axis::new("", Scale::Percentile).up_to(self.cap()),
             series: series.into_iter().chain([wanted]).collect(),
         }
@@ -181,11 +216,14 @@ impl Search {
     fn order(&self) -> Markup {
         let series = marks(|mark| {
             let probes = (1u32..).zip(&self.probes).filter(|(_, p)| p.mark() == mark);
-            let points = probes.filter_map(|(n, p)| Some((f64::from(n), p.arrival.rate()?)));
+            let points = probes.filter_map(|(n, p)| Some((f64::from(n), self.level(p)?)));
             (points.collect(), Vec::new())
         });
         Chart {
-            title: "Requests per second of each probe".into(),
+            title: match self.over {
+                Over::Rate => "Requests per second of each probe".into(),
+                Over::Concurrency => "Users of each probe".into(),
+            },
             x: Axis::new("probes in their order", Scale::Linear),
             y: Axis::new("", Scale::Log),
             series,
@@ -228,7 +266,7 @@ impl Search {
         html! {
             @if !ladder.tried.is_empty() {
                 section {
-                    h2 { "At higher rates" }
+                    h2 { @match self.over { Over::Rate => "At higher rates", Over::Concurrency => "With more users" } }
                     (rates::charts(&[ladder], self.slo.ttft_seconds))
                     (self.cost())
                 }
@@ -239,9 +277,12 @@ impl Search {
     /// The probes that were made to their end, by rising rates.
     pub fn ladder(&self) -> Ladder {
         let tried = self.probes.iter().filter_map(|probe| {
-            let rate = probe.arrival.rate()?;
+            let level = self.level(probe)?;
             Some(Tried {
-                offered: probe.offered_requests.unwrap_or(rate),
+                level: match self.over {
+                    Over::Rate => probe.offered_requests.unwrap_or(level),
+                    Over::Concurrency => level,
+                },
                 completed: probe.completed_requests,
                 good: probe.goodput.as_ref()?.requests_per_second,
                 ttft_p50: probe.ttft_p50,
@@ -250,16 +291,18 @@ impl Search {
             })
         });
         let mut tried: Vec<Tried> = tried.collect();
-        tried.sort_by(|a, b| a.offered.total_cmp(&b.offered));
+        tried.sort_by(|a, b| a.level.total_cmp(&b.level));
         Ladder {
             name: self.name.clone(),
+            over: self.over,
             tried,
         }
     }
 
     /// What a million tokens cost at the rate that was found, by the use of the machine.
     fn cost(&self) -> Markup {
-        let at_rate = |p: &&Probe| p.arrival.rate() == self.rate;
+        let found = self.rate.or(self.users.map(|n| n as f64));
+        let at_rate = |p: &&Probe| self.level(p) == found;
         let costs = self.probes.iter().filter(at_rate);
         let costs: Vec<f64> = costs
             .filter_map(|probe| probe.per_million_output_tokens)
@@ -268,7 +311,7 @@ impl Search {
         html! {
             @if let (Some(price), false) = (&self.price, costs.is_empty()) {
                 p {
-                    "At this rate a million output tokens cost "
+                    "At this " @match self.over { Over::Rate => "rate", Over::Concurrency => "load" } " a million output tokens cost "
                     @for (i, share) in USES.into_iter().enumerate() {
                         @if i > 0 { ", " }
                         (number(mean / share)) " on a machine in use " (percent(share)) " of the time"
@@ -387,7 +430,7 @@ impl Probe {
         match self.kind {
             ProbeKind::Solo => "one user alone",
             ProbeKind::Saturation => "where to begin",
-            ProbeKind::Probe => "the rate",
+            ProbeKind::Probe => "the search",
             ProbeKind::Confirmation => "confirmation",
         }
     }

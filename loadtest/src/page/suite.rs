@@ -17,6 +17,7 @@ use super::search::Search;
 use super::{compare, document};
 use crate::interval::Interval;
 use crate::results::PAGE;
+use crate::search::Over;
 use crate::suite::{Cell, SUMMARY, Summary};
 
 /// A job with the runs of each of its loads, or of each of its sides.
@@ -298,12 +299,16 @@ fn ladders(rows: &[&Row]) -> (Vec<Ladder>, Option<f64>) {
         let name = format!("{} on {}", side.precision, side.server);
         row.searches
             .iter()
+            .filter(|search| search.over == Over::Rate)
             .map(move |search| (name.clone(), search))
     });
     let (ladders, mut limits): (Vec<Ladder>, Vec<Option<f64>>) = searches
         .map(|(name, search)| {
-            let tried = search.ladder().tried;
-            (Ladder { name, tried }, search.ttft_limit())
+            let ladder = Ladder {
+                name,
+                ..search.ladder()
+            };
+            (ladder, search.ttft_limit())
         })
         .unzip();
     limits.dedup();

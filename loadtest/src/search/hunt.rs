@@ -1,7 +1,52 @@
-//! Which rate to probe next: a bracket first, then its geometric middle, then the same rate three times
-//! more. Knows nothing of time or servers.
+//! Which level to probe next, a rate or a number of users: a bracket first, then its geometric middle, then the same
+//! level three times more. Knows nothing of time or servers.
 
 use serde::{Deserialize, Serialize};
+
+/// What a search climbs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Over {
+    /// Requests per second of an open loop.
+    #[default]
+    Rate,
+    /// Users of a closed loop.
+    Concurrency,
+}
+
+impl Over {
+    /// The level above `level`.
+    fn above(self, level: f64) -> f64 {
+        match self {
+            Self::Rate => level * STRIDE,
+            Self::Concurrency => (level * STRIDE).round().max(level + 1.0),
+        }
+    }
+
+    /// The level that is lower by `factor`; below one user there is none.
+    fn below(self, level: f64, factor: f64) -> Option<f64> {
+        match self {
+            Self::Rate => Some(level / factor),
+            Self::Concurrency => {
+                Some((level / factor).floor().min(level - 1.0)).filter(|n| *n >= 1.0)
+            }
+        }
+    }
+
+    /// The geometric middle, which is neither end.
+    fn between(self, low: f64, high: f64) -> f64 {
+        let middle = (low * high).sqrt();
+        match self {
+            Self::Rate => middle,
+            Self::Concurrency => middle.round().clamp(low + 1.0, high - 1.0),
+        }
+    }
+
+    /// Whether there is nothing left to find between two levels.
+    fn is_narrow(self, low: f64, high: f64, tolerance: f64) -> bool {
+        high / low <= 1.0 + tolerance || (self == Self::Concurrency && high - low <= 1.0)
+    }
+}
 
 /// A bracket widens by this factor.
 const STRIDE: f64 = 1.4;
@@ -10,7 +55,7 @@ const CONFIRMATIONS: u32 = 3;
 /// Steps down from a rate that is not confirmed.
 const MAX_STEPS_DOWN: u32 = 2;
 
-/// What a probe says about its rate.
+/// What a probe says about its level.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ProbeVerdict {
@@ -50,7 +95,7 @@ impl StopReason {
             Self::MaxTime => "no time was left",
             Self::SoloFails => "not even one user alone is served within the limits",
             Self::Ceiling => "the client cannot send faster",
-            Self::Unstable => "it was not confirmed, nor were two lower rates",
+            Self::Unstable => "it was not confirmed, nor were two lower ones",
         }
     }
 }
@@ -58,9 +103,9 @@ impl StopReason {
 /// What to do next.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Next {
-    /// Probe a rate.
+    /// Probe a level.
     Probe(f64),
-    /// Probe the rate found once more.
+    /// Probe the level found once more.
     Confirm(f64),
     /// End.
     Stop(StopReason),
@@ -69,11 +114,12 @@ pub enum Next {
 /// A search in motion.
 #[derive(Debug, Clone)]
 pub struct Hunt {
+    over: Over,
     first: f64,
     tolerance: f64,
-    /// Highest rate that passed, if none failed below it.
+    /// Highest level that passed, if none failed below it.
     low: Option<f64>,
-    /// Lowest rate that failed.
+    /// Lowest level that failed.
     high: Option<f64>,
     confirming: Option<Confirming>,
     steps_down: u32,
@@ -82,14 +128,15 @@ pub struct Hunt {
 
 #[derive(Debug, Clone, Copy)]
 struct Confirming {
-    rate: f64,
+    level: f64,
     passes: u32,
 }
 
 impl Hunt {
     /// A search that begins at `first` and ends when the bracket's ends differ by `tolerance`.
-    pub fn new(first: f64, tolerance: f64) -> Self {
+    pub fn new(over: Over, first: f64, tolerance: f64) -> Self {
         Self {
+            over,
             first,
             tolerance,
             low: None,
@@ -100,8 +147,8 @@ impl Hunt {
         }
     }
 
-    /// The highest rate that passed and did not fail since.
-    pub fn rate(&self) -> Option<f64> {
+    /// The highest level that passed and did not fail since.
+    pub fn level(&self) -> Option<f64> {
         self.low
     }
 
@@ -110,23 +157,26 @@ impl Hunt {
         if self.is_at_ceiling {
             return Next::Stop(StopReason::Ceiling);
         }
-        if let Some(Confirming { rate, passes }) = self.confirming {
+        if let Some(Confirming { level, passes }) = self.confirming {
             return match passes {
                 CONFIRMATIONS => Next::Stop(StopReason::Converged),
                 _ if self.steps_down > MAX_STEPS_DOWN => Next::Stop(StopReason::Unstable),
-                _ => Next::Confirm(rate),
+                _ => Next::Confirm(level),
             };
         }
         match (self.low, self.high) {
             (None, None) => Next::Probe(self.first),
-            (Some(low), None) => Next::Probe(low * STRIDE),
-            (None, Some(high)) => Next::Probe(high / STRIDE),
-            (Some(low), Some(high)) => Next::Probe((low * high).sqrt()),
+            (Some(low), None) => Next::Probe(self.over.above(low)),
+            (None, Some(high)) => match self.over.below(high, STRIDE) {
+                Some(lower) => Next::Probe(lower),
+                None => Next::Stop(StopReason::SoloFails),
+            },
+            (Some(low), Some(high)) => Next::Probe(self.over.between(low, high)),
         }
     }
 
-    /// Takes the verdict on the rate that `next` named.
-    pub fn record(&mut self, rate: f64, passed: bool, client_was_late: bool) {
+    /// Takes the verdict on the level that `next` named.
+    pub fn record(&mut self, level: f64, passed: bool, client_was_late: bool) {
         // A late client says nothing about the server: its delay is in the latencies.
         if client_was_late && !passed {
             self.is_at_ceiling = true;
@@ -135,25 +185,24 @@ impl Hunt {
         match &mut self.confirming {
             Some(confirming) if passed => {
                 confirming.passes += 1;
-                self.low = Some(rate);
+                self.low = Some(level);
             }
             Some(confirming) => {
                 self.steps_down += 1;
-                let lower = rate / (1.0 + self.tolerance);
-                *confirming = Confirming {
-                    rate: lower,
-                    passes: 0,
-                };
-                (self.low, self.high) = (None, Some(rate));
+                match self.over.below(level, 1.0 + self.tolerance) {
+                    Some(level) => *confirming = Confirming { level, passes: 0 },
+                    None => self.steps_down = MAX_STEPS_DOWN + 1,
+                }
+                (self.low, self.high) = (None, Some(level));
             }
-            None if passed => self.low = Some(rate),
-            None => self.high = Some(rate),
+            None if passed => self.low = Some(level),
+            None => self.high = Some(level),
         }
         if let (None, Some(low), Some(high)) = (self.confirming, self.low, self.high)
-            && high / low <= 1.0 + self.tolerance
+            && self.over.is_narrow(low, high, self.tolerance)
         {
             self.confirming = Some(Confirming {
-                rate: low,
+                level: low,
                 passes: 0,
             });
         }
@@ -166,7 +215,15 @@ mod tests {
 
     /// Plays a server whose probes pass up to a limit that `limit` names for each probe in turn.
     fn play(first: f64, limit: impl Fn(usize) -> f64) -> (Hunt, StopReason, usize) {
-        let mut hunt = Hunt::new(first, 0.05);
+        play_over(Over::Rate, first, limit)
+    }
+
+    fn play_over(
+        over: Over,
+        first: f64,
+        limit: impl Fn(usize) -> f64,
+    ) -> (Hunt, StopReason, usize) {
+        let mut hunt = Hunt::new(over, first, 0.05);
         for count in 0..200 {
             match hunt.next() {
                 Next::Stop(reason) => return (hunt, reason, count),
@@ -182,7 +239,7 @@ mod tests {
     fn the_limit_is_found_from_above_and_below() {
         for first in [0.01, 1.0, 9.9, 10.0, 400.0] {
             let (hunt, reason, probes) = play(first, |_| 10.0);
-            let rate = hunt.rate().unwrap();
+            let rate = hunt.level().unwrap();
             assert_eq!(reason, StopReason::Converged, "from {first}");
             assert!(rate <= 10.0 && rate * 1.05 >= 10.0, "{rate} from {first}");
             assert!(probes < 40, "{probes} probes from {first}");
@@ -195,24 +252,46 @@ mod tests {
         assert!(probes <= 8, "{probes}");
     }
 
+    /// Every limit from every beginning, in whole users.
+    #[test]
+    fn users_are_found_exactly_unless_they_are_many() {
+        for limit in (1..60).map(f64::from) {
+            for first in [1.0, 3.0, 8.0, 64.0] {
+                let (hunt, reason, _) = play_over(Over::Concurrency, first, |_| limit);
+                let users = hunt.level().unwrap();
+                assert_eq!(reason, StopReason::Converged, "{limit} from {first}");
+                assert!(users.fract() == 0.0 && users <= limit);
+                assert!(
+                    users + 1.0 > limit || users * 1.05 >= limit,
+                    "{users} of {limit}"
+                );
+            }
+        }
+        let (hunt, reason, _) = play_over(Over::Concurrency, 5.0, |_| 0.5);
+        assert_eq!((reason, hunt.level()), (StopReason::SoloFails, None));
+        let gone = |count| if count < 4 { 1.0 } else { 0.0 };
+        let (hunt, reason, _) = play_over(Over::Concurrency, 2.0, gone);
+        assert_eq!((reason, hunt.level()), (StopReason::Unstable, None));
+    }
+
     /// The machine becomes slower once the rate has been found.
     #[test]
     fn what_is_not_confirmed_steps_down() {
         let slower = |count| if count < 5 { 10.0 } else { 9.2 };
         let (hunt, reason, _) = play(8.0, slower);
         assert_eq!(reason, StopReason::Converged);
-        assert!(hunt.rate().unwrap() <= 9.2);
+        assert!(hunt.level().unwrap() <= 9.2);
         let (hunt, reason, _) = play(8.0, |count| if count < 5 { 10.0 } else { 1.0 });
-        assert_eq!((reason, hunt.rate()), (StopReason::Unstable, None));
+        assert_eq!((reason, hunt.level()), (StopReason::Unstable, None));
     }
 
     #[test]
     fn a_client_that_is_late_ends_the_search_unless_the_server_passed() {
-        let mut hunt = Hunt::new(5.0, 0.05);
+        let mut hunt = Hunt::new(Over::Rate, 5.0, 0.05);
         hunt.record(5.0, true, true);
         assert_eq!(hunt.next(), Next::Probe(7.0));
         hunt.record(7.0, false, true);
         assert_eq!(hunt.next(), Next::Stop(StopReason::Ceiling));
-        assert_eq!(hunt.rate(), Some(5.0));
+        assert_eq!(hunt.level(), Some(5.0));
     }
 }

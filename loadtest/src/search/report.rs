@@ -4,7 +4,7 @@ use std::fmt::{self, Display, Formatter};
 
 use serde::{Deserialize, Serialize};
 
-use super::{ProbeVerdict, SearchConfig, StopReason};
+use super::{Over, ProbeVerdict, SearchConfig, StopReason};
 use crate::arrival::Arrival;
 use crate::cost::Price;
 use crate::give_up::Early;
@@ -28,11 +28,16 @@ pub struct SearchReport {
     pub setting: Option<Setting>,
     /// What had to be kept.
     pub slo: Slo,
-    /// Requests per second; none when no rate passed.
+    /// What was raised.
+    pub over: Over,
+    /// Requests per second; none when no rate passed, or users were raised.
     pub rate: Option<f64>,
+    /// Users; none when no number of them passed, or rates were raised.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub users: Option<u32>,
     /// Why the search ended.
     pub stop: StopReason,
-    /// A rate failed although a higher one passed: the machine changed meanwhile.
+    /// A level failed although a higher one passed: the machine changed meanwhile.
     pub not_monotone: bool,
     /// Price of the server's machine, where it was given.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -145,6 +150,19 @@ impl Probe {
     }
 }
 
+impl Probe {
+    /// Where on the way of a search it stands; none of those that prepare it.
+    fn level(&self, over: Over) -> Option<f64> {
+        let is_on_the_way = matches!(self.kind, ProbeKind::Probe | ProbeKind::Confirmation);
+        match (over, self.arrival) {
+            (Over::Rate, arrival) => arrival.rate(),
+            (Over::Concurrency, Arrival::Closed { users }) => Some(users.into()),
+            (Over::Concurrency, _) => None,
+        }
+        .filter(|_| is_on_the_way)
+    }
+}
+
 /// The first line of a cost is that of a machine in use all the time.
 fn per_million_output_tokens(verdict: ProbeVerdict, report: &Report) -> Option<f64> {
     let cost = report
@@ -159,26 +177,29 @@ impl SearchReport {
         config: &SearchConfig,
         probes: Vec<Probe>,
         stop: StopReason,
-        rate: Option<f64>,
+        level: Option<f64>,
     ) -> Self {
+        let over = config.over;
         // A probe that did not decide did not fail.
-        let rates = |verdict: ProbeVerdict| {
+        let levels = |verdict: ProbeVerdict| {
             let wanted = move |p: &&Probe| p.verdict == verdict;
-            probes
-                .iter()
-                .filter(wanted)
-                .filter_map(|p| p.arrival.rate())
+            let level = move |p: &Probe| p.level(over);
+            probes.iter().filter(wanted).filter_map(level)
         };
-        let best = rates(ProbeVerdict::Pass).fold(0.0, f64::max);
+        let best = levels(ProbeVerdict::Pass).fold(0.0, f64::max);
         Self {
             schema: SCHEMA,
             kind: "search",
             tool: Tool::this(&config.probe.command),
             setting: probes.first().map(|probe| probe.setting.clone()),
             slo: config.slo,
-            rate,
+            over,
+            rate: level.filter(|_| over == Over::Rate),
+            users: level
+                .filter(|_| over == Over::Concurrency)
+                .map(|n| n as u32),
             stop,
-            not_monotone: rates(ProbeVerdict::Fail).any(|failed| failed < best),
+            not_monotone: levels(ProbeVerdict::Fail).any(|failed| failed < best),
             price: config.probe.price.clone(),
             probes,
         }
@@ -221,23 +242,23 @@ impl Display for SearchReport {
             writeln!(f, "{probe}")?;
         }
         let why = self.stop.words();
-        match self.rate {
-            Some(rate) if self.stop == StopReason::Converged => {
-                writeln!(f, "\n{rate:.3} requests/s within {}: {why}", self.slo)?;
+        let slo = &self.slo;
+        let sure = match self.stop {
+            StopReason::Converged => "",
+            _ => "at least ",
+        };
+        match (self.rate, self.users, self.over) {
+            (Some(rate), ..) => writeln!(f, "\n{sure}{rate:.3} requests/s within {slo}: {why}")?,
+            (_, Some(users), _) => writeln!(f, "\n{sure}{users} users within {slo}: {why}")?,
+            (.., Over::Rate) => writeln!(f, "\nno rate found within {slo}: {why}")?,
+            (.., Over::Concurrency) => {
+                writeln!(f, "\nno number of users found within {slo}: {why}")?;
             }
-            Some(rate) => {
-                writeln!(
-                    f,
-                    "\nat least {rate:.3} requests/s within {}: {why}",
-                    self.slo
-                )?;
-            }
-            None => writeln!(f, "\nno rate found within {}: {why}", self.slo)?,
         }
         if self.not_monotone {
             writeln!(
                 f,
-                "A rate failed although a higher one passed: the machine changed meanwhile."
+                "A level failed although a higher one passed: the machine changed meanwhile."
             )?;
         }
         Ok(())

@@ -33,9 +33,7 @@ fn flags(config: &Config) -> String {
     if !config.ramp_up.is_zero() {
         let _ = write!(flags, " --ramp-up {}s", config.ramp_up.as_secs_f64());
     }
-    if let Warmup::Requests(requests) = config.warmup
-        && requests > 0
-    {
+    if let Some(Warmup::Requests(requests)) = config.warmup {
         let _ = write!(flags, " --warmup {requests}");
     }
     if let Some(most) = config.arrival.max_in_flight() {
@@ -66,7 +64,7 @@ fn table(config: &Config) -> Table {
     if let Some(requests) = config.requests {
         put("requests", whole(requests));
     }
-    if let Warmup::Time(time) = config.warmup {
+    if let Some(Warmup::Time(time)) = config.warmup {
         put("warmup_s", time.as_secs_f64().into());
     }
     let cache = match config.cache {

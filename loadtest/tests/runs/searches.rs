@@ -1,4 +1,4 @@
-//! Searches for the highest rate.
+//! Searches for the highest rate, and for the most users.
 
 use crate::fake::{Behaviour, FakeServer, MetricsPage};
 use clap::Parser;
@@ -58,4 +58,44 @@ async fn a_search_ends_where_one_user_is_not_served() {
     let report = find(&server, "--slo e2e=1m --duration 100ms").await;
     assert_eq!((report.stop, report.rate), (StopReason::SoloFails, None));
     assert_eq!(report.probes.len(), 1);
+}
+
+#[tokio::test]
+async fn a_search_climbs_in_whole_users_too() {
+    let server = FakeServer::start(&[Behaviour::Ok], MetricsPage::Absent).await;
+    let line = "concurrency --slo ttft=1m,attainment=0.5 --users 3 --duration 60ms --requests 10 --max-probes 3";
+    let report = find(&server, line).await;
+    let users: Vec<Option<u64>> = serde_json::to_value(&report.probes)
+        .unwrap()
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|probe| probe["arrival"]["users"].as_u64())
+        .collect();
+    assert_eq!(users, [1, 3, 4, 6].map(Some));
+    assert_eq!((report.rate, report.users), (None, Some(6)));
+    let text = report.to_string();
+    assert!(text.contains("at least 6 users within ttft"), "{text}");
+    let json = serde_json::to_value(&report).unwrap();
+    assert_eq!(
+        (&json["over"], &json["users"]),
+        (&"concurrency".into(), &6.into())
+    );
+
+    let folder = tempfile::tempdir().unwrap();
+    results::write_search(&folder.path().join("s"), &report).unwrap();
+    let page = std::fs::read_to_string(folder.path().join("s/report.html")).unwrap();
+    let found = "serves at least <strong><data data-key=\"users\" data-of=\"search\" value=\"6\">6</data> users at once";
+    assert!(page.contains(found), "{page}");
+    assert!(page.contains("With more users") && !page.contains("asked for</text>"));
+    page::index::write(folder.path()).unwrap();
+    let index = std::fs::read_to_string(folder.path().join("index.html")).unwrap();
+    assert!(index.contains("<td>at least 6 users</td>"), "{index}");
+}
+
+#[test]
+fn a_rate_is_no_number_of_users() {
+    let words = "search concurrency --slo ttft=1s --rate 3".split(' ');
+    let error = SearchConfig::try_from(SearchArgs::try_parse_from(words).unwrap()).unwrap_err();
+    assert!(error.to_string().contains("--rate"), "{error}");
 }

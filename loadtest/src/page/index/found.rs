@@ -10,7 +10,7 @@ use super::super::data::number;
 use super::super::group::{MAX_DEPTH, subfolders};
 use super::super::search::Search;
 use crate::results::{PAGE, SEARCH};
-use crate::search::StopReason;
+use crate::search::{Over, StopReason};
 
 /// One search.
 #[derive(Debug, Clone, Serialize)]
@@ -24,8 +24,13 @@ pub struct Found {
     page: Option<String>,
     /// What had to be kept, in words.
     limits: String,
-    /// Requests per second; none when no rate passed.
+    /// Requests per second; none when no rate passed, or users were raised.
     rate: Option<f64>,
+    /// Users; none when no number of them passed, or rates were raised.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    users: Option<u64>,
+    /// What was raised.
+    over: Over,
     stop: StopReason,
     probes: usize,
     machine: String,
@@ -69,9 +74,21 @@ impl Found {
             page: page.is_file().then(|| below(&page)),
             limits: search.limits(),
             rate: search.rate,
+            users: search.users,
+            over: search.over,
             stop: search.stop,
             probes: search.probes(),
             machine: search.machine(),
+        }
+    }
+}
+
+impl Found {
+    /// What was found.
+    fn words(&self) -> Option<String> {
+        match self.over {
+            Over::Rate => self.rate.map(|rate| format!("{} /s", number(rate))),
+            Over::Concurrency => self.users.map(|users| format!("{users} users")),
         }
     }
 }
@@ -80,15 +97,14 @@ impl Found {
 pub fn table(searches: &[&Found]) -> Markup {
     html! {
         @if !searches.is_empty() {
-            h3 { "Highest rate within limits" }
+            h3 { "Highest load within limits" }
             div class="wide" tabindex="0" { table {
-                thead { tr { @for name in ["search", "limits", "requests per second", "probes", "ended because", "started (UTC)", "machine"] { th { (name) } } } }
-                tbody { @for found in searches { tr class=(if found.rate.is_none() { "fail" } else { "" }) {
+                thead { tr { @for name in ["search", "limits", "load", "probes", "ended because", "started (UTC)", "machine"] { th { (name) } } } }
+                tbody { @for found in searches { tr class=(if found.words().is_none() { "fail" } else { "" }) {
                     th { @match &found.page { Some(page) => a href=(page) { (found.name) }, None => (found.name) } }
                     td { (found.limits) }
-                    td { @match found.rate {
-                        Some(rate) if found.stop == StopReason::Converged => (number(rate)),
-                        Some(rate) => { "at least " (number(rate)) }
+                    td { @match found.words() {
+                        Some(load) => { @if found.stop != StopReason::Converged { "at least " } (load) }
                         None => "none",
                     } }
                     td { (found.probes) }
@@ -133,8 +149,8 @@ mod tests {
         let page = std::fs::read_to_string(base.path().join("index.html")).unwrap();
         for words in [
             "<a href=\"a/one/report.html\">chat</a>",
-            "<td>first token within 1.00 s by 99 % of the requests</td><td>2</td>",
-            "<td>at least 3</td>",
+            "<td>first token within 1.00 s by 99 % of the requests</td><td>2 /s</td>",
+            "<td>at least 3 /s</td>",
             "<td>none</td>",
         ] {
             assert!(page.contains(words), "{words}: {page}");
