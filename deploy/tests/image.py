@@ -32,6 +32,27 @@ mkdir -p target/release
 cp /built/octet target/release/octet
 """
 
+# Texts that name addresses, where a server might follow them.
+ASKS = '''
+import json, sys, urllib.error, urllib.request
+address = "http://192.0.2.1/x"
+picture = [{"type": "image_url", "image_url": {"url": address}}]
+for path, fields in (
+    ("chat/completions", {"messages": [{"role": "user", "content": address}]}),
+    ("chat/completions", {"messages": [{"role": "user", "content": picture}]}),
+    ("chat/completions", {"messages": [{"role": "user", "content": "a"}], "response_format": {"$ref": address}}),
+    ("completions", {"prompt": address, "model": "http://octet.example/model"}),
+):
+    headers = {"authorization": "Bearer " + sys.argv[1], "content-type": "application/json", "host": "localhost"}
+    request = urllib.request.Request("http://127.0.0.1:8000/v1/" + path, json.dumps(fields).encode(), headers)
+    try:
+        print(urllib.request.urlopen(request).status)
+    except urllib.error.HTTPError as error:
+        print(error.code)
+'''
+
+COUNTERS = (("Tcp:", "ActiveOpens"), ("Tcp:", "AttemptFails"), ("Udp:", "OutDatagrams"), ("Ip:", "OutNoRoutes"))
+
 
 class Image:
     """The built image."""
@@ -113,7 +134,7 @@ def main():
         assert refused.returncode != 0 and "--allow-unauthenticated" in refused.stdout, refused.stdout
         runs(image)
     what = f"{' '.join(image.command)} as {image.user} in a read-only root without a network"
-    print(f"the image: built by buildah; {what} wants a key, is healthy and ends by {image.stop_signal.name}")
+    print(f"the image: built by buildah; {what} wants a key, calls nobody, is healthy and ends by {image.stop_signal.name}")
 
 
 def holds_the_program_alone(image, octet):
@@ -139,9 +160,31 @@ def runs(image):
         else:
             raise SystemExit("the server ended before it was ready")
         enter = ["nsenter", "--target", str(inside), "--user", "--mount", "--net", "--preserve-credentials"]
+        keeps_to_itself(inside, [word for word in enter if word != "--mount"])
         subprocess.run([*enter, *image.health], env=image.environment, check=True, timeout=DEADLINE)
         os.kill(inside, image.stop_signal)
         assert child.wait(DEADLINE) == 0
+
+
+def keeps_to_itself(inside, enter):
+    """It listens on one port and, whatever it is asked, calls nobody: not one connection, packet or query of a name."""
+    network = pathlib.Path(f"/proc/{inside}/net")
+    rows = [line.split() for name in ("tcp", "tcp6") for line in (network / name).read_text().splitlines()[1:]]
+    listening = [int(row[1].rpartition(":")[2], 16) for row in rows if row[3] == "0A"]
+    assert listening == [8000], listening
+    before = sent(network)
+    asked = subprocess.run([*enter, "python3", "-c", ASKS, KEY], stdout=subprocess.PIPE, text=True, timeout=DEADLINE)
+    codes = asked.stdout.split()
+    assert len(codes) == 4 and "200" in codes, asked.stdout
+    # Every connection was one of ours, and no route was missing to anybody.
+    assert sent(network) == {**before, "ActiveOpens": before["ActiveOpens"] + len(codes)}, (before, sent(network))
+
+
+def sent(network):
+    """What this network has sent off, and what it could not."""
+    lines = [line.split() for line in (network / "snmp").read_text().splitlines()]
+    counters = {names[0]: dict(zip(names[1:], map(int, values[1:]))) for names, values in zip(lines[::2], lines[1::2])}
+    return {name: counters[group][name] for group, name in COUNTERS}
 
 
 if __name__ == "__main__":

@@ -174,6 +174,70 @@ fn a_hangup_has_the_keys_read_again_and_running_requests_go_on() {
     assert!(server.wait().success());
 }
 
+/// Whatever is asked, answered or refused: the log at its most talkative and the metrics hold none of it.
+#[test]
+fn nothing_of_a_request_shows_in_log_or_metrics() {
+    const CANARY: &str = "zebracrossing";
+    let key = format!("key-{CANARY}-0123456789");
+    let file = concat!(env!("CARGO_TARGET_TMPDIR"), "/talkative");
+    let log = std::fs::File::create(file).expect("a file");
+    let flags = ["--api-key", &key, "--log-level", "trace"];
+    let server = Server::start_logging_to(log.into(), &flags);
+    let asked = |key: &str, path: &str, body: &str| {
+        let (status, rest) = server.with_key(key, "POST", path, body);
+        (status, std::io::read_to_string(rest).expect("text"))
+    };
+    let question = format!("Repeat: {CANARY}");
+    for (path, body, wanted) in [
+        ("/v1/chat/completions", chat(&question, json!({})), 200),
+        (
+            "/v1/chat/completions",
+            chat(&question, json!({"stream": true})),
+            200,
+        ),
+        (
+            "/v1/chat/completions",
+            chat(&question, json!({"temperature": CANARY})),
+            400,
+        ),
+        (
+            "/v1/chat/completions",
+            chat(&question, json!({"model": CANARY})),
+            404,
+        ),
+        (
+            "/v1/chat/completions",
+            chat(&question, json!({CANARY: 1})),
+            200,
+        ),
+        (
+            "/v1/completions",
+            json!({"prompt": CANARY, "stop": CANARY}).to_string(),
+            200,
+        ),
+        ("/v1/completions", format!("{{\"prompt\": \"{CANARY}"), 400),
+        ("/v1/embeddings", json!({"input": CANARY}).to_string(), 400),
+        ("/tokenize", json!({"prompt": CANARY}).to_string(), 200),
+        (&format!("/{CANARY}?{CANARY}"), String::new(), 404),
+    ] {
+        let (status, text) = asked(&key, path, &body);
+        assert_eq!(status, wanted, "{body}: {text}");
+    }
+    assert_eq!(asked(&format!("{key}x"), "/v1/completions", "{}").0, 401);
+    let metrics = server.request("GET", "/metrics", "").body;
+    server.signal("TERM");
+    assert!(server.wait().success());
+    let log = std::fs::read_to_string(file).expect("text");
+    assert!(
+        log.contains("TRACE") && log.contains("/v1/completions"),
+        "{log}"
+    );
+    for (what, text) in [("the log", log), ("the metrics", metrics)] {
+        let line = text.lines().find(|line| line.contains(CANARY));
+        assert!(line.is_none(), "{what}: {line:?}");
+    }
+}
+
 #[test]
 fn an_idle_server_exits_at_once() {
     for signal in ["TERM", "INT"] {

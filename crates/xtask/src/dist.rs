@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 use sha2::{Digest, Sha256};
 
-use crate::{install, kernels, root, target_dir};
+use crate::{install, kernels, root, sbom, target_dir};
 
 /// Where a file of the archive comes from.
 enum Source {
@@ -18,8 +18,10 @@ enum Source {
     Printed(&'static [&'static str]),
     /// A file of the workspace.
     File(&'static str),
+    /// What the programs are built from.
+    Materials,
 }
-use Source::{File, Printed, Program};
+use Source::{File, Materials, Printed, Program};
 
 /// Sorted by path.
 const LAYOUT: &[(&str, Source)] = &[
@@ -40,6 +42,8 @@ const LAYOUT: &[(&str, Source)] = &[
     ("share/doc/octet/CHANGELOG.md", File("CHANGELOG.md")),
     ("share/doc/octet/LICENSE", File("LICENSE")),
     ("share/doc/octet/README.md", File("README.md")),
+    ("share/doc/octet/SECURITY.md", File("SECURITY.md")),
+    ("share/doc/octet/octet.cdx.json", Materials),
     ("share/doc/octet/openapi.yaml", File("openapi.yaml")),
     (
         "share/fish/vendor_completions.d/octet.fish",
@@ -74,8 +78,9 @@ pub fn run() -> Result<()> {
     Ok(())
 }
 
-/// Puts the archive together from built programs, twice, and looks into it; returns its path.
-pub fn check() -> Result<PathBuf> {
+/// Puts the archive together from built programs, twice, and looks into it, with the schemas beside this Python;
+/// returns its path.
+pub fn check(python: &Path) -> Result<PathBuf> {
     let archive = write()?;
     if archive != write()? {
         bail!("two archives of the same files differ");
@@ -119,6 +124,7 @@ pub fn check() -> Result<PathBuf> {
     }
     let bash = dir.join("share/bash-completion/completions/octet");
     install::run(Command::new("bash").arg("-n").arg(bash))?;
+    sbom::check(&dir.join("share/doc/octet/octet.cdx.json"), python)?;
     println!("the archive: {} files, the same bytes twice", found.len());
     Ok(path)
 }
@@ -162,6 +168,7 @@ fn read(source: &Source) -> Result<(Vec<u8>, u32)> {
         Program(name) => (file(program(name))?, 0o755),
         Printed(words) => (printed(&program("octet"), words)?, 0o644),
         File(path) => (file(root().join(path))?, 0o644),
+        Materials => (sbom::text()?.into_bytes(), 0o644),
     })
 }
 

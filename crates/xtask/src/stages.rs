@@ -22,7 +22,7 @@ const STAGES: &[Stage] = &[
     },
     Stage {
         name: "tidy",
-        what: "layout, dependency directions, banned words, links of pages",
+        what: "layout, dependency directions, banned words, links of pages, packages in use",
         run: tidy::run,
     },
     Stage {

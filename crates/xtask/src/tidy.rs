@@ -1,7 +1,10 @@
 //! Rules that the compiler does not check: the top level, which crate may depend on which, where
-//! versions, environment variables, features and unsafe code may stand, and whether links lead somewhere.
+//! versions, environment variables, features and unsafe code may stand, whether links lead somewhere, and
+//! which packages of others are used.
 
 mod links;
+mod policy;
+mod promises;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -19,7 +22,9 @@ const TOP_LEVEL: &[&str] = &[
     "Cargo.toml",
     "LICENSE",
     "README.md",
+    "SECURITY.md",
     "crates",
+    "deny.toml",
     "deploy",
     "docs",
     "kernels",
@@ -137,6 +142,8 @@ pub fn run() -> Result<()> {
         source(&file, &mut violations)?;
     }
     links::check(&mut violations)?;
+    policy::check(&mut violations)?;
+    promises::check(&mut violations)?;
     if violations.is_empty() {
         return Ok(());
     }

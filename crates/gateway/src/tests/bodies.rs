@@ -4,6 +4,7 @@ use std::convert::Infallible;
 
 use axum::body::{Body, Bytes};
 use axum::http::Request;
+use futures::FutureExt;
 use model::TextFiles;
 use serde_json::{Value, json};
 
@@ -223,4 +224,35 @@ async fn a_template_that_refuses_is_quoted() {
         Some("messages"),
         "no system here",
     );
+}
+
+/// What bodies that are still arriving take in memory is limited over all of them.
+#[tokio::test]
+async fn bodies_being_read_share_a_budget_and_give_it_back() {
+    let config = GatewayConfig {
+        limits: RequestLimits {
+            max_bodies: 1000,
+            ..RequestLimits::default()
+        },
+        ..GatewayConfig::new("test-model")
+    };
+    let rig = Rig::with(config, engine_config(), model());
+    let (sender, arriving) = futures::channel::mpsc::unbounded();
+    let frame = |text: String| Ok::<_, Infallible>(Bytes::from(text));
+    let unfinished = Request::post(COMPLETIONS)
+        .header("host", "localhost")
+        .body(Body::from_stream(arriving))
+        .expect("a valid request");
+    let body = completion(json!({"prompt": "a".repeat(200)}));
+    let mut unfinished = Box::pin(rig.call(unfinished));
+    let text = format!("{{\"prompt\": \"{}", "a".repeat(900));
+    sender.unbounded_send(frame(text)).expect("it is read");
+    assert!(unfinished.as_mut().now_or_never().is_none());
+    let refused = rig.post(COMPLETIONS, &body).await;
+    assert_eq!(refused.status, 503, "{}", refused.text);
+    assert_eq!(refused.json()["error"]["code"], "too_busy");
+    assert!(refused.headers.contains_key("retry-after"));
+    drop(unfinished);
+    let answer = rig.post(COMPLETIONS, &body).await;
+    assert_eq!(answer.status, 200, "{}", answer.text);
 }

@@ -234,6 +234,26 @@ async fn a_key_has_so_many_requests_at_a_time_and_others_have_theirs() {
     drop(second);
 }
 
+/// What one key has had computed tells another nothing, not even by being there already.
+#[tokio::test]
+async fn cached_prefixes_are_shared_within_a_key_and_not_beyond() {
+    let mut config = GatewayConfig::new("test-model");
+    config.api_keys = vec!["a".into(), "b".into()];
+    let rig = Rig::with(config, engine_config(), model());
+    let cached = async |key: &str| {
+        let body = json!({"prompt": "x".repeat(200), "max_tokens": 1});
+        let mut request = post(COMPLETIONS, &body.to_string());
+        let key = format!("Bearer {key}").parse().expect("a header");
+        request.headers_mut().insert(header::AUTHORIZATION, key);
+        let answer = rig.call(request).await.json();
+        let details = answer["usage"]["prompt_tokens_details"].clone();
+        details["cached_tokens"].as_u64().expect("a number")
+    };
+    assert_eq!(cached("a").await, 0);
+    assert!(cached("a").await > 100);
+    assert_eq!(cached("b").await, 0);
+}
+
 /// What alone is more than may wait is not told for ever to come back; it runs whole, or not at all.
 #[tokio::test]
 async fn requests_and_tokens_that_wait_are_limited_and_a_larger_call_waits_alone() {

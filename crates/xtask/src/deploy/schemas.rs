@@ -24,7 +24,7 @@ const OPERATORS: &[&str] = &[
 
 /// Checks every file that has a schema.
 pub fn check() -> Result<()> {
-    let python = install::python("python-deploy", &deploy("tests/requirements.txt"))?;
+    let python = python()?;
     let program = |name: &str| python.with_file_name(name);
     let compose = ["docker/compose.yaml", "docker/compose.cuda.yaml"].map(deploy);
     let schema = ["--builtin-schema", "vendor.compose-spec"];
@@ -72,6 +72,11 @@ fn published_types() -> Result<()> {
     let mut node = Command::new("node");
     node.args(["check.mjs", "objects.json"]).args(boards);
     install::run(node.current_dir(dir))
+}
+
+/// A Python that has the schemas and linters.
+pub fn python() -> Result<PathBuf> {
+    install::python("python-deploy", &deploy("tests/requirements.txt"))
 }
 
 /// Every overlay as it would be applied.

@@ -34,7 +34,7 @@ pub fn run() -> Result<()> {
 
 /// The archive of a release, and the script that installs it.
 fn rented_machine() -> Result<()> {
-    let archive = dist::check()?;
+    let archive = dist::check(&schemas::python()?)?;
     let model = root().join("crates/bundled/model");
     for program in ["curl", "openssl"] {
         install::debian(program, program)?;
