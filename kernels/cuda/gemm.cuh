@@ -61,3 +61,5 @@ DEV void fragment_b(u32 (&b)[2], const Words4& words, i32 s) {
     b[0] = words.w[2 * s];
     b[1] = words.w[2 * s + 1];
 }
+
+DEV i32 panels_of(i32 channels) { return (channels + PANEL_CHANNELS - 1) / PANEL_CHANNELS; }

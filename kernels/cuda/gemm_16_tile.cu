@@ -6,14 +6,15 @@
 
 struct ProductF16 {
     typedef float Sum;
+    DEV_METHOD static void weights(u32 (&b)[2], const Words4& words, i32 s) { fragment_b(b, words, s); }
     DEV_METHOD static void mma(float (&c)[4], const u32 (&a)[4], const u32 (&b)[2]) { mma_f16(c, a, b); }
 };
 
 template <typename T, typename Product>
 DEV void tile_16(i8* ring, const i8* x, const i8* w, const Epilogue& e, i32 k_bytes) {
-    i32 panels = (e.n + PANEL_CHANNELS - 1) / PANEL_CHANNELS;
+    Operands o = {x, w, e.m, panels_of(e.n), k_bytes, k_bytes};
     float c[T::TM][T::TN][4] = {};
-    run_tile<T, Product>(c, ring, x, w, e.m, panels, k_bytes, 0, k_bytes / BLOCK_BYTES, [](i32, i32, i32) {}, [](i32) {});
+    run_tile<T, Product>(c, ring, o, 0, k_bytes / BLOCK_BYTES, [](i32, i32, i32) {}, [](i32) {});
     for_each_output<T>([&](i32 row, i32 channel, i32 i, i32 j, i32 k) {
         if (row >= e.m || channel >= e.n) return;
         finish(e, row, channel, fadd(c[i][j][k], e.bias ? e.bias[channel] : 0.0f));
@@ -36,6 +37,7 @@ GEMM_16_TILE(f16, ProductF16, 64, 64, 2, 2, 4)
 // Turing has no bfloat16.
 struct ProductBf16 {
     typedef float Sum;
+    DEV_METHOD static void weights(u32 (&b)[2], const Words4& words, i32 s) { fragment_b(b, words, s); }
     DEV_METHOD static void mma(float (&c)[4], const u32 (&a)[4], const u32 (&b)[2]) { mma_bf16(c, a, b); }
 };
 

@@ -9,6 +9,7 @@
 
 struct ProductS8 {
     typedef i32 Sum;
+    DEV_METHOD static void weights(u32 (&b)[2], const Words4& words, i32 s) { fragment_b(b, words, s); }
     DEV_METHOD static void mma(i32 (&c)[4], const u32 (&a)[4], const u32 (&b)[2]) { mma_s8(c, a, b); }
 };
 
@@ -20,7 +21,7 @@ DEV void clear(i32 (&c)[T::TM][T::TN][4], i32 value) {
 // HALVES: a group is half a block, one step of it; otherwise it is one or more whole blocks.
 template <typename T, bool HALVES>
 DEV void grouped_tile(i8* ring, const i8* x, const i8* w, const Epilogue& e, i32 k_bytes) {
-    i32 panels = (e.n + PANEL_CHANNELS - 1) / PANEL_CHANNELS;
+    Operands o = {x, w, e.m, panels_of(e.n), k_bytes, k_bytes};
     i32 blocks = k_bytes / BLOCK_BYTES;
     i32 group_blocks = HALVES ? 1 : e.group / BLOCK_BYTES;
     i32 c[T::TM][T::TN][4];
@@ -34,7 +35,7 @@ DEV void grouped_tile(i8* ring, const i8* x, const i8* w, const Epilogue& e, i32
         });
     };
     run_tile<T, ProductS8>(
-        c, ring, x, w, e.m, panels, k_bytes, 0, blocks,
+        c, ring, o, 0, blocks,
         [&](i32 b, i32 i, i32 s) {
             if (HALVES && 2 * b + s < e.groups) promote(i, 2 * b + s);  // C14
         },
@@ -50,13 +51,13 @@ DEV void grouped_tile(i8* ring, const i8* x, const i8* w, const Epilogue& e, i32
 template <typename T>
 DEV void row_tile(i8* ring, const i8* x, const i8* w, const Epilogue& e, i32 k_bytes, i32* workspace, u32* counters, i32 tile_index) {
     SHARED_STATIC(u32, arrived, 1);
-    i32 panels = (e.n + PANEL_CHANNELS - 1) / PANEL_CHANNELS;
+    Operands o = {x, w, e.m, panels_of(e.n), k_bytes, k_bytes};
     i32 blocks = k_bytes / BLOCK_BYTES;
     i32 share = (blocks + grid_z() - 1) / grid_z();
     i32 first = block_z() * share < blocks ? block_z() * share : blocks;
     i32 end = first + share < blocks ? first + share : blocks;
     i32 c[T::TM][T::TN][4] = {};
-    run_tile<T, ProductS8>(c, ring, x, w, e.m, panels, k_bytes, first, end, [](i32, i32, i32) {}, [](i32) {});
+    run_tile<T, ProductS8>(c, ring, o, first, end, [](i32, i32, i32) {}, [](i32) {});
     if (grid_z() > 1) {
         i32* sums = workspace + static_cast<i64>(tile_index) * T::BM * T::BN + thread_index();
         for_each_output<T>([&](i32, i32, i32 i, i32 j, i32 k) {

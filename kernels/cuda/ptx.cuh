@@ -88,6 +88,13 @@ DEV i32 dot4(u32 a, u32 b, i32 c) {
     return d;
 }
 
+// The signed bytes of a word as four halves: a byte with its sign turned is the low part of 1024 + 128 + x.
+DEV void widen_bytes(u32 (&h)[2], u32 x) {
+    asm("prmt.b32 %0, %1, 0x64646464, 0x4140;" : "=r"(h[0]) : "r"(x ^ 0x80808080u));
+    asm("prmt.b32 %0, %1, 0x64646464, 0x4342;" : "=r"(h[1]) : "r"(x ^ 0x80808080u));
+    for (i32 i = 0; i < 2; i++) asm("sub.rn.f16x2 %0, %0, %1;" : "+r"(h[i]) : "r"(0x64806480u));
+}
+
 // Weights pass once: they must not push activations and keys out of the caches.
 DEV Words4 ld_stream(const void* at) {
     Words4 v;
@@ -199,6 +206,13 @@ DEV f16 to_f16(float x) { return f16{::emu::to_f16(x)}; }
 DEV i32 dot4(u32 a, u32 b, i32 c) {
     for (i32 i = 0; i < 32; i += 8) c += static_cast<i8>(a >> i) * static_cast<i8>(b >> i);
     return c;
+}
+
+DEV void widen_bytes(u32 (&h)[2], u32 x) {
+    h[0] = h[1] = 0;
+    for (i32 i = 0; i < 4; i++) {
+        h[i / 2] |= static_cast<u32>(::emu::to_f16(static_cast<i8>(x >> 8 * i))) << 16 * (i % 2);
+    }
 }
 
 DEV Words4 ld_stream(const void* at) { return *static_cast<const Words4*>(at); }

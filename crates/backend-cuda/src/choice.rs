@@ -1,8 +1,10 @@
 //! The choice of precision, as a function of what was found and timed: 8 bits where they are supported,
 //! right and faster, else half precision, else a sentence why this device does not compute.
 //!
-//! The order: what the part is, whether its answers are known ones, whether 8 bits gain, what fits. What
-//! somebody asked for is obeyed or fails with the reason. Nothing here touches a device.
+//! The order: what the part is, whether its answers are known ones, whether 8 bits gain, what fits. Where half
+//! precision must run and does not fit, its products take weights of 8 bits. What somebody asked for is obeyed or fails with the reason. Nothing here touches a device.
+
+use std::time::Duration;
 
 use crate::Precision;
 use crate::device::Memory;
@@ -61,6 +63,10 @@ pub struct Findings {
     pub int8_answers: Result<(), String>,
     /// The same for half precision, and for everything that both need.
     pub f16_answers: Result<(), String>,
+    /// The same for half precision with weights of 8 bits.
+    pub w8a16_answers: Result<(), String>,
+    /// How long the answers took.
+    pub answered_in: Duration,
     /// Few and many tokens; empty where nothing was timed.
     pub timings: Vec<Timing>,
     /// What the device has left, of which a share is used.
@@ -113,7 +119,7 @@ pub fn decide(wish: Wish, found: &Findings) -> Result<Choice, String> {
 
 fn asked(precision: Precision, tier: Tier, found: &Findings) -> Result<Choice, String> {
     let (major, minor) = found.capability;
-    let is_int8 = precision.is_int8();
+    let is_int8 = precision.has_int8_products();
     match (precision, tier) {
         (_, Tier::F16) if is_int8 => {
             return Err(format!(
@@ -128,10 +134,10 @@ fn asked(precision: Precision, tier: Tier, found: &Findings) -> Result<Choice, S
         }
         _ => {}
     }
-    let answers = if is_int8 {
-        &found.int8_answers
-    } else {
-        &found.f16_answers
+    let answers = match precision {
+        Precision::W8A16 => &found.w8a16_answers,
+        _ if is_int8 => &found.int8_answers,
+        _ => &found.f16_answers,
     };
     if let Err(wrong) = answers {
         return Err(format!(
@@ -149,7 +155,6 @@ fn asked(precision: Precision, tier: Tier, found: &Findings) -> Result<Choice, S
 
 fn automatic(int8: Precision, tier: Tier, found: &Findings) -> Result<Choice, String> {
     let (major, minor) = found.capability;
-    let against = |reason, why: String| (reason, why);
     let (reason, why) = match (tier, &found.int8_answers) {
         (Tier::Int8(instruction), Ok(())) => match gain(&found.timings) {
             Ok(gain) => {
@@ -170,25 +175,42 @@ fn automatic(int8: Precision, tier: Tier, found: &Findings) -> Result<Choice, St
                     why: format!("only 8 bits fit into its memory, although {loss}"),
                 });
             }
-            Err(loss) => against("speed", format!("8 bits do not gain: {loss}")),
+            Err(loss) => ("speed", format!("8 bits do not gain: {loss}")),
         },
-        (Tier::Int8(_), Err(wrong)) => against(
+        (Tier::Int8(_), Err(wrong)) => (
             "known-answer",
             format!("{wrong} gives wrong answers on this device"),
         ),
-        _ => against(
+        _ => (
             "no-int8-tc",
             format!("compute capability {major}.{minor} has no 8-bit tensor cores"),
         ),
     };
+    half(found, reason, why)
+}
+
+/// Half precision, or as much of it as fits.
+fn half(found: &Findings, reason: &'static str, why: String) -> Result<Choice, String> {
     if let Err(wrong) = &found.f16_answers {
         return Err(format!("{why}; and {wrong} gives wrong answers as well"));
     }
-    fits(Precision::F16, found).map_err(|figures| format!("{why}; and {figures}"))?;
+    let Err(figures) = fits(Precision::F16, found) else {
+        return Ok(Choice {
+            precision: Precision::F16,
+            reason,
+            why,
+        });
+    };
+    if let Err(wrong) = &found.w8a16_answers {
+        return Err(format!(
+            "{why}; {figures}; and {wrong} gives wrong answers as well"
+        ));
+    }
+    fits(Precision::W8A16, found).map_err(|also| format!("{why}; {figures}; and {also}"))?;
     Ok(Choice {
-        precision: Precision::F16,
+        precision: Precision::W8A16,
         reason,
-        why,
+        why: format!("{why}; {figures}, so weights keep 8 bits"),
     })
 }
 

@@ -10,6 +10,8 @@ fn a10() -> Findings {
         capability: (8, 6),
         int8_answers: Ok(()),
         f16_answers: Ok(()),
+        w8a16_answers: Ok(()),
+        answered_in: Duration::ZERO,
         timings: timings(1.8, 1.7),
         memory: Memory {
             free: 23 * GB,
@@ -48,7 +50,7 @@ const PYTHIA_12B: Needs = Needs {
 #[test]
 fn what_was_found_decides() {
     type Change = fn(&mut Findings);
-    let cases: [(&str, Change, Precision, &str, &str); 12] = [
+    let cases: [(&str, Change, Precision, &str, &str); 14] = [
         (
             "a10",
             |_| {},
@@ -136,6 +138,27 @@ fn what_was_found_decides() {
             "memory",
             "only 8 bits fit into its memory, although 0.90",
         ),
+        (
+            "wrong lanes, and half precision does not fit",
+            |f| {
+                f.int8_answers = wrong("gemm_i8_tile");
+                f.needs = Some(PYTHIA_12B);
+            },
+            Precision::W8A16,
+            "known-answer",
+            "gemm_i8_tile gives wrong answers on this device; the model needs 24.7 GB in f16 \
+             (23.7 GB of weights), 23.0 GB are free, so weights keep 8 bits",
+        ),
+        (
+            "v100 of 16 GB",
+            |f| {
+                f.capability = (7, 0);
+                f.memory.free = 15 * GB;
+            },
+            Precision::W8A16,
+            "no-int8-tc",
+            "the model needs 17.0 GB in f16 (16.0 GB of weights), 15.0 GB are free",
+        ),
     ];
     for (case, change, precision, reason, why) in cases {
         let mut found = a10();
@@ -154,7 +177,7 @@ fn what_was_found_decides() {
 #[test]
 fn what_cannot_compute_is_refused_with_the_reason() {
     type Change = fn(&mut Findings);
-    let cases: [(&str, Change, &[&str]); 4] = [
+    let cases: [(&str, Change, &[&str]); 6] = [
         ("pascal", |f| f.capability = (6, 1), &["6.1 is too old"]),
         (
             "nothing right",
@@ -165,12 +188,38 @@ fn what_cannot_compute_is_refused_with_the_reason() {
             &["gemm_i8_tile", "attention gives wrong answers as well"],
         ),
         (
-            "pythia 12b in half precision on 24 GB",
+            "pythia 12b in half precision on 24 GB, and 8-bit weights are wrong as well",
+            |f| {
+                f.int8_answers = wrong("gemm_i8_tile");
+                f.w8a16_answers = wrong("gemm_w8a16_tile");
+                f.needs = Some(PYTHIA_12B);
+            },
+            &[
+                "24.7 GB in f16 (23.7 GB of weights)",
+                "23.0 GB are free",
+                "gemm_w8a16_tile gives wrong answers as well",
+            ],
+        ),
+        (
+            "half precision must run, and neither form fits",
             |f| {
                 f.int8_answers = wrong("gemm_i8_tile");
                 f.needs = Some(PYTHIA_12B);
+                f.memory.free = 12 * GB;
             },
-            &["24.7 GB in f16 (23.7 GB of weights)", "23.0 GB are free"],
+            &[
+                "the model needs 24.7 GB in f16 (23.7 GB of weights), 12.0 GB are free",
+                "and the model needs 13.1 GB in w8a16 (12.1 GB of weights), 12.0 GB are free",
+            ],
+        ),
+        (
+            "8 bits lose, and nothing fits",
+            |f| {
+                f.timings = timings(0.9, 0.9);
+                f.needs = Some(PYTHIA_12B);
+                f.memory.free = 12 * GB;
+            },
+            &["8 bits do not gain", "24.7 GB in f16", "13.1 GB in w8a16"],
         ),
         (
             "too large in any form",
@@ -199,6 +248,7 @@ fn what_is_asked_for_is_obeyed_or_fails() {
     for precision in [
         Precision::Int8,
         Precision::Int8Fast,
+        Precision::W8A16,
         Precision::F16,
         Precision::Bf16,
     ] {
@@ -209,7 +259,7 @@ fn what_is_asked_for_is_obeyed_or_fails() {
         assert_eq!((choice.precision, choice.reason), (precision, "asked"));
     }
     type Change = fn(&mut Findings);
-    let cases: [(Precision, Change, &str); 5] = [
+    let cases: [(Precision, Change, &str); 6] = [
         (
             Precision::Int8,
             |f| f.capability = (7, 0),
@@ -224,6 +274,11 @@ fn what_is_asked_for_is_obeyed_or_fails() {
             Precision::Int8Fast,
             |f| f.int8_answers = wrong("gemm_i8_stream"),
             "gemm_i8_stream gives wrong",
+        ),
+        (
+            Precision::W8A16,
+            |f| f.w8a16_answers = wrong("gemm_w8a16_tile"),
+            "w8a16 was asked for: gemm_w8a16_tile gives wrong",
         ),
         (
             Precision::F16,

@@ -47,6 +47,9 @@ pub enum Precision {
     Int8Guarded,
     /// Weights and activations in 8 bits with a scale for each 32 inputs.
     Int8Blocks,
+    /// Weights as in [`Self::Int8Guarded`], activations in half precision: takes the memory of the one and the
+    /// products of the other.
+    W8A16,
     /// Half precision, accumulated in 32 bits.
     F16,
     /// bfloat16, accumulated in 32 bits; needs compute capability 8.0.
@@ -61,6 +64,7 @@ impl Precision {
             Self::Int8Fast => "int8-fast",
             Self::Int8Guarded => "int8-guarded",
             Self::Int8Blocks => "int8-blocks",
+            Self::W8A16 => "w8a16",
             Self::F16 => "f16",
             Self::Bf16 => "bf16",
         }
@@ -68,13 +72,18 @@ impl Precision {
 
     /// Whether weights have 8 bits.
     pub fn is_int8(self) -> bool {
+        !matches!(self, Self::F16 | Self::Bf16)
+    }
+
+    /// Whether products multiply 8-bit integers.
+    pub fn has_int8_products(self) -> bool {
         self.activations(LinearRole::Projection).is_some()
     }
 
     /// Which activations of a product share a scale, where they have 8 bits and weights leave the choice.
     fn activations(self, role: LinearRole) -> Option<Granularity> {
         match (self, role) {
-            (Self::F16 | Self::Bf16, _) | (_, LinearRole::Router) => None,
+            (Self::W8A16 | Self::F16 | Self::Bf16, _) | (_, LinearRole::Router) => None,
             (Self::Int8Fast, LinearRole::Projection) => Some(Granularity::Row),
             (Self::Int8Blocks, _) => Some(Granularity::Groups(BLOCK)),
             (Self::Int8 | Self::Int8Guarded | Self::Int8Fast, _) => {

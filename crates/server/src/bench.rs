@@ -58,7 +58,7 @@ impl Limits<'_> {
     /// Multiplications and additions per second in the precision of the model.
     fn ops(&self, peak: &Peak) -> Option<f64> {
         match self.target.precision {
-            _ if self.target.is_int8() => peak.int8_ops,
+            _ if self.target.has_int8_products() => peak.int8_ops,
             "bf16" => peak.bf16_ops.or(peak.f32_ops),
             _ => peak.f32_ops,
         }

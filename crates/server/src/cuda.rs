@@ -131,8 +131,16 @@ mod found {
                 }
             };
             let device = Gpu::open(&gpu)?;
-            let largest = checkpoint.and_then(Checkpoint::largest_matrix);
+            // Who asks for a form gets it, whatever it costs.
+            let largest = match wish {
+                Wish::Auto(_) => checkpoint.and_then(Checkpoint::largest_matrix),
+                Wish::Exactly(_) => None,
+            };
             let (mut findings, _device) = probe::ask(device, largest)?;
+            tracing::info!(
+                "known answers of every product in {:.0} ms",
+                findings.answered_in.as_secs_f64() * 1e3
+            );
             findings.needs = checkpoint.map(|checkpoint| {
                 let weights = checkpoint.num_weights();
                 let form = match wish {
@@ -173,6 +181,11 @@ mod found {
         /// Whether weights have 8 bits.
         pub fn is_int8(&self) -> bool {
             self.choice.precision.is_int8()
+        }
+
+        /// Whether products multiply 8-bit integers.
+        pub fn has_int8_products(&self) -> bool {
+            self.choice.precision.has_int8_products()
         }
 
         /// A word for metrics.
@@ -239,6 +252,10 @@ mod found {
         }
 
         pub fn is_int8(&self) -> bool {
+            false
+        }
+
+        pub fn has_int8_products(&self) -> bool {
             false
         }
 

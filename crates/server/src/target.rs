@@ -167,7 +167,9 @@ impl Target {
         let (automatic, form) = checkpoint.map_or(LARGE, automatic);
         let target = cuda::choose(config.quantization, automatic, checkpoint)?;
         let why = match config.quantization {
-            QuantizationArg::Auto if target.is_int8() => format!("{form}; {}", target.why()),
+            QuantizationArg::Auto if target.has_int8_products() => {
+                format!("{form}; {}", target.why())
+            }
             _ => target.why().to_owned(),
         };
         Ok(Self {
@@ -247,6 +249,14 @@ impl Target {
             Kind::Cpu(config) => config.precision.is_int8(),
             Kind::Cuda(target) => target.is_int8(),
             Kind::Reference => false,
+        }
+    }
+
+    /// Whether products multiply 8-bit integers.
+    pub fn has_int8_products(&self) -> bool {
+        match &self.kind {
+            Kind::Cuda(target) => target.has_int8_products(),
+            _ => self.is_int8(),
         }
     }
 

@@ -79,6 +79,85 @@ fn a_gpu_is_found_and_answers_as_the_cpu_does() {
     assert_eq!(gpu.wait().code(), Some(0));
 }
 
+/// A device whose 8-bit matrix instruction is wired wrongly is found out, and everybody is told the same.
+#[test]
+fn a_gpu_with_a_wrong_lane_map_computes_in_half_precision_and_says_why() {
+    let folder = driver("lanes");
+    let with_lanes = |args: &[&str]| {
+        let mut command = octet(&folder, args);
+        command.env("OCTET_EMULATED_SWAPPED_LANES", "int8");
+        command
+    };
+    let why = "gemm_i8_stream_8 gives wrong answers on this device";
+    let devices = with_lanes(&["devices"]).output().expect("it starts");
+    let devices = String::from_utf8_lossy(&devices.stdout).into_owned();
+    assert!(
+        devices.contains(&format!("weights    f16 ({why})")),
+        "{devices}"
+    );
+    let asked = with_lanes(&["devices", "--device", "cuda", "-q", "int8"]);
+    let asked = { asked }.output().expect("it starts");
+    let error = String::from_utf8_lossy(&asked.stderr);
+    assert!(
+        !asked.status.success() && error.contains(&format!("int8 was asked for: {why}")),
+        "{error}"
+    );
+    let args = ["serve", "--port", "0", "--device", "cuda"];
+    let server = Server::start_by(with_lanes(&args).args(FLAGS));
+    assert!(
+        server.banner.contains(&format!("f16 ({why})")),
+        "{}",
+        server.banner
+    );
+    let metrics = server.request("GET", "/metrics", "").body;
+    let info = metrics
+        .lines()
+        .find(|line| line.starts_with("octet_build_info{"))
+        .expect("a series");
+    for label in [
+        "device=\"cuda\"",
+        "quantization=\"f16\"",
+        "reason=\"known-answer\"",
+    ] {
+        assert!(info.contains(label), "{info}");
+    }
+}
+
+/// Half precision has to run and does not fit: weights keep 8 bits, or both figures are named.
+#[test]
+fn a_gpu_without_room_for_half_precision_keeps_weights_in_8_bits_or_refuses() {
+    let folder = driver("memory");
+    let with_memory = |bytes: u64| {
+        let mut command = octet(&folder, &["serve", "--port", "0", "--device", "cuda"]);
+        command
+            .args(["--max-num-seqs", "2", "--max-model-len", "256"])
+            .args(["--swap-space", "0.01", "--gpu-memory-utilization", "1.0"])
+            .env("OCTET_EMULATED_SWAPPED_LANES", "int8")
+            .env("OCTET_EMULATED_MEMORY", bytes.to_string());
+        command
+    };
+    // What a step takes, and weights of which the model has about three million.
+    let server = Server::start_by(&mut with_memory((1 << 30) + 5_300_000));
+    assert!(
+        server.banner.contains("w8a16 (gemm_i8_stream_8 gives")
+            && server.banner.contains("so weights keep 8 bits"),
+        "{}",
+        server.banner
+    );
+    let answer = server.request(
+        "POST",
+        "/v1/chat/completions",
+        &chat(json!({"max_completion_tokens": 3})),
+    );
+    assert_eq!(answer.status, 200, "{}", answer.body);
+    let refused = with_memory(1 << 30).output().expect("it starts");
+    let error = String::from_utf8_lossy(&refused.stderr);
+    assert!(!refused.status.success());
+    for words in ["GB in f16", "GB in w8a16", "GB are free"] {
+        assert!(error.contains(words), "{error}");
+    }
+}
+
 /// After a kernel's wild access the driver refuses everything: streams end with an error event, nobody is told that
 /// the server is ready, and the process ends with 1 for its supervisor.
 #[test]

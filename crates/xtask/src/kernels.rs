@@ -59,6 +59,14 @@ const EXPECTED: &[(&str, &[&str])] = &[
             "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32",
         ],
     ),
+    (
+        "gemm_w8a16_tile.cu",
+        &[
+            "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32",
+            "prmt.b32",
+            "sub.rn.f16x2",
+        ],
+    ),
     ("attention.cu", &["dp4a.s32.s32"]),
 ];
 

@@ -70,6 +70,7 @@ pub fn run(names: &[String]) -> Result<()> {
         Suite::Padding,
         Suite::Sampler,
         Suite::Tables,
+        Suite::Wide,
     ];
     let is_met = |suite: &Suite| mutants.iter().any(|mutant| mutant.suite == *suite);
     for suite in suites.into_iter().filter(is_met) {

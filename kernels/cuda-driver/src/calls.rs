@@ -8,8 +8,7 @@ use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use cuda_emulation::Arg;
 
 use crate::state::{
-    Failure, INVALID_VALUE, NOT_FOUND, Noted, Result, SHARED_MEMORY_OPT_IN, State, TOTAL_MEMORY,
-    with,
+    Failure, INVALID_VALUE, NOT_FOUND, Noted, Result, SHARED_MEMORY_OPT_IN, State, with,
 };
 
 /// The name under which the device is found.
@@ -81,7 +80,7 @@ giving! {
     cuDriverGetVersion(c_int) => |_| Ok(VERSION);
     cuDeviceGetCount(c_int) => |_| Ok(1);
     cuDeviceGet(c_int, ordinal: c_int) => |_, ordinal| Ok(ordinal);
-    cuDeviceTotalMem_v2(usize, device: c_int) => |_, _| Ok(TOTAL_MEMORY);
+    cuDeviceTotalMem_v2(usize, device: c_int) => |state, _| Ok(state.total_memory);
     cuDeviceGetAttribute(c_int, which: c_int, device: c_int) => |_, which, _| attribute(which);
     cuDevicePrimaryCtxRetain(*mut c_void, device: c_int) => |_, _| Ok(ONE);
     cuStreamCreate(*mut c_void, flags: c_uint) => |_, _| Ok(ONE);
@@ -132,7 +131,7 @@ unsafe extern "C" fn cuMemGetInfo_v2(free: *mut usize, total: *mut usize) -> c_i
     // SAFETY: the interface asks for places to write to.
     unsafe {
         give(free, |state| Ok(state.free_memory()));
-        give(total, |_| Ok(TOTAL_MEMORY))
+        give(total, |state| Ok(state.total_memory))
     }
 }
 

@@ -5,14 +5,14 @@ use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::{self, ThreadId};
 
-use cuda_emulation::{Arg, Kernel, Launch, Memory, Profile};
+use cuda_emulation::{Arg, Kernel, Launch, Memory, Profile, SwappedLanes};
 
 use crate::cublaslt::Product;
 
 /// The kernels that run.
 const PROFILE: Profile = Profile::Fast80;
-/// Bytes of the device.
-pub(crate) const TOTAL_MEMORY: usize = 4 << 30;
+/// Bytes of the device, unless `OCTET_EMULATED_MEMORY` says another number.
+const TOTAL_MEMORY: usize = 4 << 30;
 /// Shared memory of a block: by itself, and when asked for (compute capability 8.0).
 const SHARED_MEMORY: u32 = 49_152;
 pub(crate) const SHARED_MEMORY_OPT_IN: u32 = 166_912;
@@ -65,8 +65,9 @@ struct Outwards {
     data: Vec<u8>,
 }
 
-#[derive(Default)]
 pub(crate) struct State {
+    pub total_memory: usize,
+    swapped_lanes: SwappedLanes,
     memory: BTreeMap<u64, Memory>,
     pinned: BTreeMap<usize, Vec<u8>>,
     functions: Vec<Function>,
@@ -87,12 +88,35 @@ static STATE: Mutex<Option<State>> = Mutex::new(None);
 /// The state, for one call.
 pub(crate) fn with<T>(call: impl FnOnce(&mut State) -> Result<T>) -> Result<T> {
     let mut guard: MutexGuard<Option<State>> = STATE.lock().unwrap_or_else(PoisonError::into_inner);
-    let state = guard.get_or_insert_with(State::default);
+    let state = guard.get_or_insert_with(State::new);
     state.check_fault()?;
     call(state)
 }
 
 impl State {
+    /// As the environment wants it.
+    fn new() -> Self {
+        let wanted = |name: &str| std::env::var(name).ok();
+        let memory = wanted("OCTET_EMULATED_MEMORY").and_then(|bytes| bytes.parse().ok());
+        Self {
+            total_memory: memory.unwrap_or(TOTAL_MEMORY),
+            swapped_lanes: match wanted("OCTET_EMULATED_SWAPPED_LANES").as_deref() {
+                Some("int8") => SwappedLanes::Int8,
+                Some("all") => SwappedLanes::All,
+                _ => SwappedLanes::None,
+            },
+            memory: BTreeMap::new(),
+            pinned: BTreeMap::new(),
+            functions: Vec::new(),
+            graphs: HashMap::new(),
+            num_graphs: 0,
+            captures: HashMap::new(),
+            inwards: Vec::new(),
+            outwards: Vec::new(),
+            has_failed: false,
+        }
+    }
+
     fn check_fault(&mut self) -> Result<()> {
         let fault = std::env::var_os("OCTET_EMULATED_FAULT").map(PathBuf::from);
         self.has_failed |= fault.is_some_and(|path| path.exists());
@@ -104,7 +128,7 @@ impl State {
 
     /// Bytes that nobody has.
     pub fn free_memory(&self) -> usize {
-        TOTAL_MEMORY - self.memory.values().map(Memory::bytes).sum::<usize>()
+        self.total_memory - self.memory.values().map(Memory::bytes).sum::<usize>()
     }
 
     pub fn alloc(&mut self, bytes: usize) -> Result<u64> {
@@ -294,7 +318,7 @@ impl State {
             dynamic_bytes: launch.dynamic_bytes,
             shared_limit: SHARED_MEMORY_OPT_IN,
             order: 0,
-            swapped_lanes: false,
+            swapped_lanes: self.swapped_lanes,
             args: &launch.args,
         });
         outcome.map_err(|_| LAUNCH_FAILED)

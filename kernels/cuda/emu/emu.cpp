@@ -53,7 +53,7 @@ struct Run {
     size_t dynamic_bytes;
     size_t static_bytes;
     size_t shared_limit;
-    bool swapped_lanes;
+    int swapped_lanes;  // 0: none, 1: of 8-bit products, 2: of all
     int live;
     int at_barrier;
     Site barrier{"", 0};
@@ -269,7 +269,7 @@ static void compute_s8(int warp, Shape s) {
         uint32_t* c = static_cast<uint32_t*>(fibres[warp * 32 + lane].operands[0]);
         for (int i = 0; i < s.rows / 4; i++) {
             // A device whose lanes lie otherwise, for tests of what notices it.
-            int half = s.rows == 16 && run.swapped_lanes ? 1 - i / 2 : i / 2;
+            int half = s.rows == 16 && run.swapped_lanes > 0 ? 1 - i / 2 : i / 2;
             int row = lane / 4 + half * 8, column = lane % 4 * 2 + i % 2;
             int32_t sum = 0;
             for (int k = 0; k < s.k; k++) sum += int16_t(a8[row][k]) * int16_t(b8[column][k]);
@@ -290,7 +290,8 @@ static void compute_16(int warp, Shape s, bool is_bf16) {
     for (int lane = 0; lane < 32; lane++) {
         float* c = static_cast<float*>(fibres[warp * 32 + lane].operands[0]);
         for (int i = 0; i < 4; i++) {
-            int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
+            int half = run.swapped_lanes > 1 ? 1 - i / 2 : i / 2;
+            int row = lane / 4 + half * 8, column = lane % 4 * 2 + i % 2;
             double sum = c[i];
             for (int k = 0; k < s.k; k++) sum += double(wa[row][k]) * double(wb[column][k]);
             c[i] = float(sum);
@@ -515,7 +516,7 @@ const char* emu_launch(const EmuLaunch* launch) {
     run.seed = launch->order;
     run.dynamic_bytes = launch->dynamic_bytes;
     run.shared_limit = launch->shared_limit;
-    run.swapped_lanes = launch->swapped_lanes != 0;
+    run.swapped_lanes = int(launch->swapped_lanes);
     if (launch->dynamic_bytes > DYNAMIC_BYTES) fail("%u bytes of dynamic shared memory", launch->dynamic_bytes);
     shadow.start_launch(launch->checked != 0);
     uint32_t blocks = launch->grid[0] * launch->grid[1] * launch->grid[2];

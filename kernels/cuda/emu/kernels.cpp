@@ -16,6 +16,7 @@ static ::emu::Entry* EMU_LIST_HEAD = nullptr;
 #include "../gemm_16_tile.cu"
 #include "../gemm_i8_stream.cu"
 #include "../gemm_i8_tile.cu"
+#include "../gemm_w8a16_tile.cu"
 #include "../linear_f32.cu"
 #include "../norm.cu"
 #include "../quant_rows.cu"

@@ -89,7 +89,7 @@ pub fn peak(properties: &Properties, hertz: f64, precision: Precision) -> f64 {
         (9.., _) => 8192.0,
         _ => 2048.0,
     };
-    let share = match precision.is_int8() {
+    let share = match precision.has_int8_products() {
         true => 1.0,
         false if properties.name.contains("GeForce") => 0.25,
         false => 0.5,

@@ -68,6 +68,14 @@ impl<D: Device> CudaLinear<D> {
                 let by_input: Vec<f32> = by_input.copied().collect();
                 (Form::F32, Granularity::Row, bytes_of(&by_input), None)
             }
+            None if precision == Precision::W8A16 => {
+                let finest = Granularity::Groups(GROUP);
+                let matrix = quantise(precision, linear.weight.data, [rows, columns], finest)?;
+                // Permuted whatever the groups are: half a block of weights meets a block of activations.
+                let packed = pack_int8(&matrix, Granularity::Groups(BLOCK));
+                let scales = by_group(&matrix);
+                (Form::F16, matrix.granularity(), packed, Some(scales))
+            }
             None => {
                 let (form, bytes) = match precision {
                     Precision::Bf16 => (Form::Bf16, to_bf16(linear.weight.data)),
@@ -124,14 +132,11 @@ impl<D: Device> CudaLinear<D> {
 
     /// The matrix as a table of its rows, in the same memory, where it has 8 bits.
     pub(crate) fn table(&self) -> Option<CudaTensor<D>> {
-        let Form::Int8(activations) = self.form else {
-            return None;
-        };
         let packed = PackedRows {
             scales: Rc::clone(self.scales.as_ref()?),
             k_bytes: self.k_bytes(),
             group_len: self.weights_by.group_len(self.inputs),
-            in_halves: activations == Granularity::Groups(BLOCK),
+            in_halves: self.in_halves(),
         };
         let shape = [self.outputs, self.inputs];
         Some(CudaTensor::of_matrix(
@@ -141,8 +146,18 @@ impl<D: Device> CudaLinear<D> {
         ))
     }
 
+    /// Whether a block's bytes are permuted so that its halves can be told apart.
+    fn in_halves(&self) -> bool {
+        match self.form {
+            Form::Int8(activations) => activations == Granularity::Groups(BLOCK),
+            _ => self.scales.is_some(),
+        }
+    }
+
+    /// Bytes of a row of weights: one for each input where they have scales.
     fn k_bytes(&self) -> usize {
-        padded(self.inputs * self.form.size())
+        let size = self.scales.as_ref().map_or(self.form.size(), |_| 1);
+        padded(self.inputs * size)
     }
 }
 

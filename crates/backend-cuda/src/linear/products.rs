@@ -4,11 +4,12 @@ use backend::{BackendError, Result};
 use quant::{BLOCK, Granularity};
 
 use super::tiles::{
-    BF16_TILES, BLOCK_TILES, F16_TILES, INT8_TILES, Tile, WORKSPACE_TILE, Workspace, choose,
-    division,
+    BF16_TILES, BLOCK_TILES, F16_TILES, INT8_TILES, Tile, W8A16_TILES, WORKSPACE_TILE, Workspace,
+    choose, division,
 };
 use super::{CudaLinear, Store, int};
 use crate::device::{Arg, Device, Launch};
+use crate::pack::padded;
 use crate::tensor::{CudaTensor, Form, Twin};
 
 impl<D: Device> CudaLinear<D> {
@@ -25,6 +26,7 @@ impl<D: Device> CudaLinear<D> {
             return Ok(());
         }
         match (self.form, &twin.steps, &self.scales) {
+            (Form::F16, _, Some(scales)) => self.multiply_w8a16(device, twin, scales, y, store),
             (Form::F16, ..) => self.multiply_16(device, choose(&F16_TILES, y.rows), twin, y, store),
             (Form::Bf16, ..) => {
                 self.multiply_16(device, choose(&BF16_TILES, y.rows), twin, y, store)
@@ -197,6 +199,37 @@ impl<D: Device> CudaLinear<D> {
             dynamic_bytes: tile.dynamic_bytes(),
             args,
         })
+    }
+
+    fn multiply_w8a16(
+        &self,
+        device: &D,
+        twin: &Twin<D>,
+        scales: &D::Buffer,
+        y: &CudaTensor<D>,
+        store: Store,
+    ) -> Result<()> {
+        let group = match self.weights_by {
+            Granularity::Row => self.k_bytes(),
+            Granularity::Groups(len) => len,
+        };
+        let args = [
+            Arg::Buffer(&twin.values, 0),
+            Arg::Buffer(&self.weight, 0),
+            Arg::Buffer(scales, 0),
+            self.bias_arg(),
+            y.arg()?,
+            int(y.rows)?,
+            int(self.outputs)?,
+            int(padded(self.inputs * self.form.size()))?,
+            int(self.k_bytes())?,
+            int(self.weights_by.num_groups(self.inputs))?,
+            int(group)?,
+            int(y.pitch)?,
+            Arg::Int(i32::from(store == Store::Add)),
+        ];
+        let tile = choose(&W8A16_TILES, y.rows);
+        self.launch_tiles(device, tile, y.rows, 1, &args)
     }
 
     fn multiply_16(

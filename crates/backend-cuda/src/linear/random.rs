@@ -27,13 +27,15 @@ impl<D: Device> CudaLinear<D> {
             (None, Precision::Bf16) => Form::Bf16,
             (None, _) => Form::F16,
         };
-        let bytes = outputs * inputs * form.size();
+        let size = if precision.is_int8() { 1 } else { form.size() };
+        let bytes = outputs * inputs * size;
         if bytes == 0 || !outputs.is_multiple_of(16) || !inputs.is_multiple_of(GROUP) {
             return Err(BackendError::Shape(format!(
                 "random weights of [{outputs}, {inputs}]"
             )));
         }
         let (keep, set) = match form {
+            _ if precision.is_int8() => (u32::MAX, 0),
             Form::Int8(_) | Form::F32 => (u32::MAX, 0),
             Form::F16 => (0x83ff_83ff, 0x2400_2400),
             Form::Bf16 => (0x807f_807f, 0x3c80_3c80),
@@ -57,15 +59,15 @@ impl<D: Device> CudaLinear<D> {
             Precision::Int8Blocks => Granularity::Groups(BLOCK),
             _ => Granularity::Row,
         };
-        let scales = match form {
-            Form::Int8(_) => {
+        let scales = match precision.is_int8() {
+            true => {
                 let scale = 1.0 / (127.0 * (inputs as f32).sqrt());
                 let scales = vec![scale; outputs * weights_by.num_groups(inputs)];
                 let buffer = device.alloc(scales.len() * 4, "weights")?;
                 device.upload(&buffer, 0, &bytes_of(&scales))?;
                 Some(Rc::new(buffer))
             }
-            _ => None,
+            false => None,
         };
         Ok(Self {
             weight: Rc::new(weight),

@@ -16,11 +16,13 @@ pub(super) struct Tile {
     pub channels: usize,
     pub threads: u32,
     stages: u32,
+    /// Blocks of activations for one of weights in a stage.
+    slabs: usize,
 }
 
 impl Tile {
     pub fn dynamic_bytes(&self) -> u32 {
-        self.stages * (self.tokens + self.channels) as u32 * 64
+        self.stages * (self.slabs * self.tokens + self.channels) as u32 * 64
     }
 }
 
@@ -37,7 +39,12 @@ const fn tile(
         channels,
         threads,
         stages,
+        slabs: 1,
     }
+}
+
+const fn wide(tile: Tile) -> Tile {
+    Tile { slabs: 2, ..tile }
 }
 
 /// Tiles of the 8-bit product by growing number of tokens.
@@ -59,6 +66,11 @@ pub(super) const F16_TILES: [Tile; 2] = [
 pub(super) const BF16_TILES: [Tile; 2] = [
     tile("gemm_bf16_tile_16x64", 16, 64, 128, 4),
     tile("gemm_bf16_tile_64x64", 64, 64, 128, 4),
+];
+/// Activations are twice as wide as weights.
+pub(super) const W8A16_TILES: [Tile; 2] = [
+    wide(tile("gemm_w8a16_tile_16x64", 16, 64, 128, 4)),
+    wide(tile("gemm_w8a16_tile_64x64", 64, 64, 128, 4)),
 ];
 /// The largest tile of the workspace, and the blocks that may divide one K.
 pub(super) const WORKSPACE_TILE: usize = 128 * 128;
@@ -95,9 +107,15 @@ mod tests {
 
     #[test]
     fn tiles_fit_two_to_a_multiprocessor_or_one_of_the_smallest() {
-        for tile in [&INT8_TILES[..], &BLOCK_TILES, &F16_TILES, &BF16_TILES]
-            .into_iter()
-            .flatten()
+        for tile in [
+            &INT8_TILES[..],
+            &BLOCK_TILES,
+            &F16_TILES,
+            &BF16_TILES,
+            &W8A16_TILES,
+        ]
+        .into_iter()
+        .flatten()
         {
             assert!(tile.dynamic_bytes() <= 49_152, "{}", tile.kernel);
             assert_eq!(tile.threads % 32, 0);

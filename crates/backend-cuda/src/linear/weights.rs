@@ -60,7 +60,7 @@ fn granularity_of_weights(
 ) -> Granularity {
     match precision {
         Precision::Int8Blocks => Granularity::Groups(BLOCK),
-        Precision::Int8Guarded => {
+        Precision::Int8Guarded | Precision::W8A16 => {
             let sample = guard::sample(rows);
             let mut wide = vec![0.0; columns];
             let mut is_poor = |row: &usize| {

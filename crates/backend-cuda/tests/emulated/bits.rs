@@ -204,6 +204,8 @@ fn sixteen_bit_products_pass_every_check() {
         (Profile::Checked80, 0, Precision::F16),
         (Profile::Checked80, 1, Precision::Bf16),
         (Profile::Checked75, 3, Precision::F16),
+        (Profile::Checked80, 12_345, Precision::W8A16),
+        (Profile::Checked75, 0, Precision::W8A16),
     ];
     for (profile, order, precision) in checked {
         let mut target = target(profile, order, precision);
@@ -229,6 +231,101 @@ fn sixteen_bit_products_pass_every_check() {
             );
         }
     }
+}
+
+/// 16-bit activations with 8-bit weights: of whole numbers every sum is exact in any order, so the bits are those of
+/// the definition, group by group.
+#[test]
+fn products_of_whole_numbers_with_8_bit_weights_are_exact() {
+    let shapes = [
+        [1, 5, 7],
+        [7, 33, 129],
+        [16, 16, 64],
+        [17, 40, 100],
+        [63, 70, 320],
+        [65, 20, 200],
+        [130, 64, 96],
+    ];
+    use Granularity::{Groups, Row};
+    for (profile, order) in CHECKED {
+        let mut target = target(profile, order, Precision::W8A16);
+        for (index, [m, n, k]) in shapes.into_iter().enumerate() {
+            for w_by in [Row, Groups(GROUP), Groups(64), Groups(BLOCK)] {
+                // Every kind of group forwards; one of them for each shape otherwise.
+                if order > 0 && w_by != [Row, Groups(64), Groups(BLOCK)][index % 3] {
+                    continue;
+                }
+                check_w8a16(
+                    &mut target,
+                    w_by,
+                    [m, n, k],
+                    &format!("{profile:?} {w_by:?}"),
+                );
+            }
+        }
+    }
+}
+
+fn check_w8a16(target: &mut Target, w_by: Granularity, [m, n, k]: [usize; 3], case: &str) {
+    let w_by = match w_by.num_groups(k) {
+        1 => Granularity::Row,
+        _ => w_by,
+    };
+    let x: Vec<f32> = numbers(1, m * k)
+        .iter()
+        .map(|x| (x * 40.0).round())
+        .collect();
+    // -128 too: checkpoints have it.
+    let integers = numbers(2, n * k)
+        .iter()
+        .map(|w| (w * 128.0).floor() as i8)
+        .collect();
+    let (len, groups) = (w_by.group_len(k), w_by.num_groups(k));
+    let stored = Int8Data {
+        values: integers,
+        scales: numbers(3, n * groups)
+            .iter()
+            .map(|s| s.abs() + 0.01)
+            .collect(),
+        columns: k,
+        group_len: len,
+    };
+    let bias = numbers(4, n);
+    let mut expected = Vec::with_capacity(m * n);
+    for (row, channel) in (0..m).flat_map(|row| (0..n).map(move |channel| (row, channel))) {
+        let mut t = 0.0f32;
+        for group in 0..groups {
+            let columns = group * len..((group + 1) * len).min(k);
+            let sum: i64 = columns
+                .map(|c| x[row * k + c] as i64 * i64::from(stored.values[channel * k + c]))
+                .sum();
+            t = (sum as f32).mul_add(stored.scales[channel * groups + group], t);
+        }
+        expected.push(t + bias[channel]);
+    }
+    let weight = HostTensor::new(n, k, WeightData::Int8(stored)).expect("a matrix");
+    let linear = LinearWeight::new(weight, Some(bias)).expect("a bias");
+    let linear = target.load_linear(linear).expect("memory");
+    let step = target.begin_step(&tokens(0, m, &[0; 8])).expect("a step");
+    let mut sum = target.upload(m, n, &numbers(5, m * n));
+    let x = target.upload(m, k, &x);
+    let y = target.linear(&x, &linear, &step);
+    let y = y.unwrap_or_else(|error| panic!("{case} [{m}, {n}, {k}]: {error}"));
+    assert_eq!(
+        bits(&target.read(&y)),
+        bits(&expected),
+        "{case} [{m}, {n}, {k}]"
+    );
+    target
+        .linear_add(&mut sum, &x, &linear, &step)
+        .expect("fits");
+    let sums = numbers(5, m * n).into_iter().zip(expected);
+    let expected: Vec<f32> = sums.map(|(r, y)| r + y).collect();
+    assert_eq!(
+        bits(&target.read(&sum)),
+        bits(&expected),
+        "{case} [{m}, {n}, {k}] added"
+    );
 }
 
 struct Case {
@@ -540,6 +637,7 @@ fn a_tied_table_gives_the_rows_of_the_head() {
     for (precision, granularity) in [
         (Precision::Int8, Granularity::Row),
         (Precision::Int8Blocks, Granularity::Groups(BLOCK)),
+        (Precision::W8A16, Granularity::Row),
         (Precision::F16, Granularity::Row),
     ] {
         let mut target = target(Profile::Checked80, 0, precision);

@@ -40,7 +40,7 @@ use std::rc::Rc;
 use backend::{Backend, Result};
 use backend_cuda::device::Device;
 use backend_cuda::{CudaBackend, Precision};
-use cuda_emulation::Profile;
+use cuda_emulation::{Profile, SwappedLanes};
 
 use crate::device::Emulated;
 
@@ -80,7 +80,7 @@ fn the_comparisons_find_this_device_right() {
 fn the_comparisons_find_a_wrong_device_wrong() {
     let wrong = || {
         let mut device = open()?;
-        device.swapped_lanes = true;
+        device.swapped_lanes = SwappedLanes::Int8;
         Ok(device)
     };
     let products = check::Products {
@@ -201,6 +201,7 @@ fn random_weights_are_finite_and_differ() {
     for precision in [
         Precision::Int8,
         Precision::Int8Blocks,
+        Precision::W8A16,
         Precision::F16,
         Precision::Bf16,
     ] {

@@ -3,7 +3,7 @@
 use backend_cuda::Precision;
 use backend_cuda::choice::{Findings, Wish, decide};
 use backend_cuda::probe;
-use cuda_emulation::Profile;
+use cuda_emulation::{Profile, SwappedLanes};
 
 use crate::device::Emulated;
 
@@ -28,9 +28,10 @@ fn a_device_that_knows_the_answers_computes_in_8_bits() {
 #[test]
 fn a_device_with_one_wrong_lane_map_computes_in_half_precision_and_says_why() {
     let mut device = Emulated::new(Profile::Fast80, 0);
-    device.swapped_lanes = true;
+    device.swapped_lanes = SwappedLanes::Int8;
     let findings = ask(device);
     assert_eq!(findings.f16_answers, Ok(()));
+    assert_eq!(findings.w8a16_answers, Ok(()));
     let choice = decide(Wish::Auto(Precision::Int8), &findings).expect("half precision is right");
     assert_eq!(
         (choice.precision, choice.reason),
@@ -43,6 +44,23 @@ fn a_device_with_one_wrong_lane_map_computes_in_half_precision_and_says_why() {
     );
     let error = decide(Wish::Exactly(Precision::Int8), &findings).expect_err("asked for");
     assert!(error.contains("int8 was asked for"), "{error}");
+}
+
+#[test]
+fn a_device_with_only_wrong_lane_maps_computes_nothing() {
+    let mut device = Emulated::new(Profile::Fast80, 0);
+    device.swapped_lanes = SwappedLanes::All;
+    let findings = ask(device);
+    assert_eq!(
+        findings.w8a16_answers,
+        Err("gemm_w8a16_tile_16x64".to_owned())
+    );
+    let error = decide(Wish::Auto(Precision::Int8), &findings).expect_err("nothing is right");
+    assert!(
+        error.contains("gemm_i8_stream_8 gives wrong answers")
+            && error.contains("gemm_16_tile_16x64 gives wrong answers as well"),
+        "{error}"
+    );
 }
 
 #[test]

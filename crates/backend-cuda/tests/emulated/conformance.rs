@@ -47,3 +47,9 @@ mod f16 {
     use super::*;
     backend::conformance_suite!(target(Profile::Fast80, 7, Precision::F16), F16);
 }
+
+/// Activations in half precision leave the error of 8-bit weights.
+mod w8a16 {
+    use super::*;
+    backend::conformance_suite!(target(Profile::Fast75, 0, Precision::W8A16), INT8);
+}

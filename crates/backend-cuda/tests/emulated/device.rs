@@ -6,15 +6,15 @@ use std::rc::Rc;
 use backend::{BackendError, Result};
 use backend_cuda::device::{self, Arg, Device, Launch, Properties};
 use backend_cuda::{CudaBackend, Precision};
-use cuda_emulation::{Memory, Profile};
+use cuda_emulation::{Memory, Profile, SwappedLanes};
 
 /// Kernels of one profile, threads in one order.
 pub struct Emulated {
     profile: Profile,
     order: u32,
     properties: Properties,
-    /// Whether the 8-bit matrix instruction is wired wrongly.
-    pub swapped_lanes: bool,
+    /// Which matrix instructions are wired wrongly.
+    pub swapped_lanes: SwappedLanes,
     /// Launches until the device fails for good.
     pub launches_left: Cell<usize>,
     /// How often a graph was replayed.
@@ -41,7 +41,7 @@ impl Emulated {
         Self {
             profile,
             order,
-            swapped_lanes: false,
+            swapped_lanes: SwappedLanes::None,
             launches_left: Cell::new(usize::MAX),
             replays: Rc::default(),
             captured: RefCell::default(),

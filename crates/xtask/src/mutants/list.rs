@@ -22,6 +22,8 @@ pub enum Suite {
     Sampler,
     /// Tied tables and routers.
     Tables,
+    /// 8-bit weights with 16-bit activations.
+    Wide,
 }
 
 impl Suite {
@@ -38,6 +40,7 @@ impl Suite {
             ],
             Self::Padding => &[""],
             Self::Sampler => &["sample"],
+            Self::Wide => &["quant_rows", "gemm_w8a16_"],
             Self::Tables => &["elementwise", "embed", "linear_f32", "quant_rows", "gemm_"],
         }
     }
@@ -58,12 +61,13 @@ impl Suite {
                 "bits::a_tied_table_gives_the_rows_of_the_head",
                 "bits::routers_follow_the_definition",
             ],
+            Self::Wide => &["bits::products_of_whole_numbers_with_8_bit_weights_are_exact"],
             Self::Padding => &["model::replayed_steps_give_the_bits_of_computed_ones"],
         }
     }
 }
 
-use Suite::{Attention, Padding, Products, Rows, Sampler, Tables};
+use Suite::{Attention, Padding, Products, Rows, Sampler, Tables, Wide};
 
 const fn mutant(
     name: &'static str,
@@ -293,14 +297,14 @@ pub const MUTANTS: &[Mutant] = &[
         "row-guard",
         "gemm_tile.cuh",
         Products,
-        "bool ok = row < m;",
-        "bool ok = true;",
+        "bool ok = row < o.m &&",
+        "bool ok =",
     ),
     mutant(
         "panel-guard",
         "gemm_tile.cuh",
         Products,
-        "bool ok = panel < panels;",
+        "bool ok = panel < o.panels;",
         "bool ok = true;",
     ),
     mutant(
@@ -580,5 +584,62 @@ pub const MUTANTS: &[Mutant] = &[
         Tables,
         "first + K_BLOCK < inputs ? first + K_BLOCK : inputs",
         "first + K_BLOCK",
+    ),
+    // Weights of 8 bits beside activations of 16.
+    mutant(
+        "activations-behind-k",
+        "gemm_tile.cuh",
+        Wide,
+        " && (T::X_SLABS == 1 || byte < o.x_bytes)",
+        "",
+    ),
+    mutant(
+        "slab-of-another-half",
+        "gemm_tile.cuh",
+        Wide,
+        "stage + slab * T::SLAB_BYTES",
+        "stage + (1 - slab) * T::SLAB_BYTES",
+    ),
+    mutant(
+        "stage-without-second-slab",
+        "gemm_tile.cuh",
+        Wide,
+        "i < T::X_BYTES / 16;",
+        "i < T::SLAB_BYTES / 16;",
+    ),
+    mutant(
+        "sum-kept-after-its-group",
+        "gemm_w8a16_tile.cu",
+        Wide,
+        "            c[i][j][k] = 0.0f;  // W2\n",
+        "",
+    ),
+    mutant(
+        "scale-behind-the-channels",
+        "gemm_w8a16_tile.cu",
+        Wide,
+        "channel < e.n ? e.s_w[static_cast<i64>(group) * e.n + channel] : 0.0f;  // W1",
+        "e.s_w[static_cast<i64>(group) * e.n + channel];  // W1",
+    ),
+    mutant(
+        "half-promoted-early",
+        "gemm_w8a16_tile.cu",
+        Wide,
+        "halves && s % 2 == 1 &&",
+        "halves && s % 2 == 0 &&",
+    ),
+    mutant(
+        "group-behind-k",
+        "gemm_w8a16_tile.cu",
+        Wide,
+        " && 2 * b + s / 2 < e.groups) promote",
+        ") promote",
+    ),
+    mutant(
+        "last-group-lost",
+        "gemm_w8a16_tile.cu",
+        Wide,
+        "(b + 1) % group_blocks == 0 || b + 1 == blocks)) {  // W4",
+        "(b + 1) % group_blocks == 0)) {  // W4",
     ),
 ];

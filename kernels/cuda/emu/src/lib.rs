@@ -32,6 +32,18 @@ pub enum Arg {
     Word(u32),
 }
 
+/// Matrix instructions that are wired wrongly, for tests of what notices it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum SwappedLanes {
+    /// None.
+    #[default]
+    None,
+    /// That of 8-bit integers.
+    Int8,
+    /// All.
+    All,
+}
+
 /// One launch.
 #[derive(Debug, Clone, Copy)]
 pub struct Launch<'a> {
@@ -45,8 +57,8 @@ pub struct Launch<'a> {
     pub shared_limit: u32,
     /// In which order threads and blocks run: 0 forward, 1 backward, else a seed.
     pub order: u32,
-    /// Whether the 8-bit matrix instruction leaves its results in other lanes than it should.
-    pub swapped_lanes: bool,
+    /// Which matrix instructions leave their results in other lanes than they should.
+    pub swapped_lanes: SwappedLanes,
     /// As the signature says.
     pub args: &'a [Arg],
 }
@@ -230,7 +242,7 @@ impl Profile {
             shared_limit: launch.shared_limit,
             order: launch.order,
             checked: u32::from(self.is_checked()),
-            swapped_lanes: u32::from(launch.swapped_lanes),
+            swapped_lanes: launch.swapped_lanes as u32,
         };
         let _guard = lock();
         // SAFETY: arguments have the sizes of the signature; the lock is held; the report is copied
