@@ -67,6 +67,23 @@ const EXPECTED: &[(&str, &[&str])] = &[
             "sub.rn.f16x2",
         ],
     ),
+    (
+        "wrappers.cu",
+        &[
+            "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32",
+            "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32",
+            "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32",
+            "cp.async.cg.shared.global",
+            "cp.async.wait_group 1",
+            "red.global.add.s32",
+            "ld.global.cg.s32",
+            "ld.global.nc.L1::no_allocate.L2::128B.v4.u32",
+            "dp4a.s32.s32",
+            "cvt.rn.f16.f32",
+            "cvt.f32.f16",
+            "shfl.sync.bfly.b32",
+        ],
+    ),
     ("attention.cu", &["dp4a.s32.s32"]),
 ];
 
@@ -214,6 +231,7 @@ fn threads(kernel: &str) -> u32 {
     let small = ["_16x64", "_32x64", "_64x64"];
     match kernel {
         "sample_rows" => 512,
+        _ if kernel.starts_with("wrapper_") => 32,
         _ if small.iter().any(|size| kernel.ends_with(size)) => 128,
         _ => 256,
     }

@@ -22,6 +22,7 @@ static ::emu::Entry* EMU_LIST_HEAD = nullptr;
 #include "../quant_rows.cu"
 #include "../rope_store_kv.cu"
 #include "../sample.cu"
+#include "../wrappers.cu"
 }  // namespace EMU_PROFILE
 
 #define JOIN_(a, b) a##b

@@ -14,6 +14,7 @@ use backend_cuda::{CudaBackend, Precision};
 use quant::{BLOCK, GROUP, Granularity, Quantised};
 
 use super::inputs::{numbers, same, tensor, tokens};
+use super::wrappers;
 
 /// Over 16-bit keys and values, queries and weights are in 16 bits too.
 const EXACT: Tolerances = Tolerances {
@@ -38,11 +39,12 @@ const F16: Tolerances = Tolerances {
 pub type Suite = (Precision, Tolerances);
 
 /// All of them.
-pub const SUITES: [Suite; 4] = [
+pub const SUITES: [Suite; 5] = [
     (Precision::Int8, INT8),
     (Precision::Int8Fast, INT8),
     (Precision::Int8Blocks, INT8),
     (Precision::F16, F16),
+    (Precision::W8A16, INT8),
 ];
 
 /// Tokens, and outputs with inputs, of the products that are compared.
@@ -79,13 +81,13 @@ pub fn conform<D: Device>(
     Ok(all)
 }
 
-/// Prints a line for each comparison; true when all are equal.
+/// Prints a line for each comparison, of the instructions first; true when all are equal.
 pub fn check<D: Device>(
     open: &dyn Fn() -> Result<D>,
     products: &Products,
     say: &mut dyn FnMut(String),
 ) -> Result<bool> {
-    let mut all = true;
+    let mut all = wrappers::check(&open()?, say)?;
     let mut say = |what: String, is_right: bool| {
         say(format!(
             "{} {what}",

@@ -2,7 +2,7 @@
 //! archive of `cargo xtask gpu pack`; needs the driver and nothing else.
 //!
 //! `gpu conform` runs the conformance suite and compares replayed with computed steps, and `gpu guard` runs it again with every buffer poisoned and fenced;
-//! `gpu check` compares bits; `gpu time` times kernels, cuBLASLt's beside them where it is installed, and `gpu step` whole steps of three models whose weights
+//! `gpu check` compares each instruction with the PTX manual, and bits; `gpu time` times kernels, cuBLASLt's beside them where it is installed, and `gpu step` whole steps of three models whose weights
 //! are made on the device. Without a GPU all end with 3 and say why. The tests of this crate run the same code
 //! on the emulated device.
 #![expect(
@@ -20,6 +20,7 @@ mod guarded;
 mod inputs;
 mod step;
 mod time;
+mod wrappers;
 
 use std::process::ExitCode;
 

@@ -33,6 +33,8 @@ mod inputs;
 mod step;
 #[path = "../../examples/gpu/time.rs"]
 mod time;
+#[path = "../../examples/gpu/wrappers.rs"]
+mod wrappers;
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -72,7 +74,29 @@ fn the_comparisons_find_this_device_right() {
     };
     let (is_right, found) = lines(|say| check::check(&open, &products, say));
     assert!(is_right, "{found:#?}");
-    assert_eq!(found.len(), 4 * 3 + 3 * 4);
+    assert_eq!(found.len(), 7 + 4 * 3 + 3 * 4);
+}
+
+/// The emulator's instructions are those of the manual, on both architectures and under every check.
+#[test]
+fn every_wrapper_does_what_the_manual_says() {
+    for (profile, count) in [(Profile::Checked80, 7), (Profile::Checked75, 8)] {
+        for order in [0, 1, 99] {
+            let device = Emulated::new(profile, order);
+            let (is_right, found) = lines(|say| wrappers::check(&device, say));
+            assert!(is_right, "{profile:?} {order}: {found:#?}");
+            assert_eq!(found.len(), count);
+        }
+    }
+    let mut device = Emulated::new(Profile::Fast80, 0);
+    device.swapped_lanes = SwappedLanes::All;
+    let (is_right, found) = lines(|say| wrappers::check(&device, say));
+    assert!(!is_right);
+    let wrong: Vec<&str> = found
+        .iter()
+        .filter_map(|line| line.strip_prefix("WRONG wrapper_"))
+        .collect();
+    assert_eq!(wrong, ["mma_s8", "mma_f16", "mma_bf16"]);
 }
 
 /// A device with a wrong matrix instruction is found wrong, by products and by the suite.
