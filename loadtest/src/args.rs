@@ -112,6 +112,9 @@ pub struct SuiteArgs {
     /// Leave out cells that are expected to exceed this time
     #[arg(long, value_name = "TIME", value_parser = duration)]
     pub budget: Option<Duration>,
+    /// Put results of other versions of a server or of the driver beside those that are there
+    #[arg(long)]
+    pub allow_mixed: bool,
     /// Folder of the results [default: results/NAME]
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,

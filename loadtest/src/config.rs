@@ -81,6 +81,8 @@ pub struct Config {
     pub self_test: bool,
     /// Whether the machine is looked at before, after and during the run, where it is the server's.
     pub watches_machine: bool,
+    /// Whether models are stand-ins, so that the numbers measure nothing.
+    pub dry_run: bool,
     /// Show no progress.
     pub quiet: bool,
 }
@@ -136,6 +138,7 @@ impl TryFrom<Args> for Config {
             },
             self_test: args.results.is_some() && !args.no_self_test,
             watches_machine: args.results.is_some() && !args.no_calibration,
+            dry_run: false,
             quiet: args.quiet,
         })
     }

@@ -4,14 +4,19 @@
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::calibration::Around;
 use crate::clock::{Clock, Nanos};
 
+/// How long the first line is waited for: the driver wakes up where no process holds it, which must not fall into
+/// a run.
+const FIRST: Duration = Duration::from_secs(10);
 /// One line for each GPU and second.
 const QUERY: [&str; 4] = [
     "--query-gpu=index,clocks.sm,power.draw,temperature.gpu,clocks_throttle_reasons.active",
@@ -85,7 +90,7 @@ pub struct GpuWatch {
 }
 
 impl GpuWatch {
-    /// Begins to look; nothing where there is no such program.
+    /// Begins to look, and comes back after the first look; nothing where there is no such program.
     pub fn start(program: &str, clock: Clock) -> Option<Self> {
         let mut child = Command::new(program)
             .args(QUERY)
@@ -97,6 +102,7 @@ impl GpuWatch {
         let lines = BufReader::new(child.stdout.take()?).lines();
         let samples = Arc::new(Mutex::new(Vec::new()));
         let seen = Arc::clone(&samples);
+        let (first, is_there) = channel();
         // The driver answers between the looks of the client, which reads tokens on a thread of its own.
         let reader = thread::spawn(move || {
             for line in lines.map_while(Result::ok) {
@@ -104,9 +110,13 @@ impl GpuWatch {
                     seen.lock()
                         .unwrap_or_else(PoisonError::into_inner)
                         .push(sample);
+                    // Nobody listens after the first.
+                    let _ = first.send(());
                 }
             }
         });
+        // Without an answer the run goes on: a sender that is dropped ends the wait, too.
+        let _ = is_there.recv_timeout(FIRST);
         Some(Self {
             child,
             reader: Some(reader),
@@ -114,16 +124,15 @@ impl GpuWatch {
         })
     }
 
-    /// Ends it; what was seen inside the window, by GPU.
+    /// Ends it; what was seen inside the window, by GPU. A window too short for a look has those around it.
     pub fn end(self, window: (Nanos, Nanos)) -> Vec<GpuLoad> {
         let samples = Arc::clone(&self.samples);
         drop(self);
         let samples = samples.lock().unwrap_or_else(PoisonError::into_inner);
         let mut by_gpu: BTreeMap<u32, Vec<Sample>> = BTreeMap::new();
-        for sample in samples
-            .iter()
-            .filter(|s| (window.0..window.1).contains(&s.at))
-        {
+        let is_inside = |sample: &&Sample| (window.0..window.1).contains(&sample.at);
+        let has_some = samples.iter().any(|sample| is_inside(&sample));
+        for sample in samples.iter().filter(|s| !has_some || is_inside(s)) {
             by_gpu.entry(sample.index).or_default().push(*sample);
         }
         let all = by_gpu.into_iter();
@@ -298,10 +307,13 @@ mod tests {
         let permissions = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         std::fs::set_permissions(&script, permissions).unwrap();
         let watch = GpuWatch::start(script.to_str().unwrap(), clock).unwrap();
+        assert!(!watch.samples.lock().unwrap().is_empty(), "it has looked");
         while watch.samples.lock().unwrap().len() < 2 {
             tokio::time::sleep(std::time::Duration::from_millis(1)).await;
         }
-        let loads = watch.end((0, clock.now() + 1));
+        // The window begins after all looks.
+        let now = clock.now();
+        let loads = watch.end((now, now + 1));
         assert_eq!(loads.len(), 2);
         assert_eq!(loads[0].warning(), None);
         let words = loads[1].warning().unwrap();

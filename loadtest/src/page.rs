@@ -127,8 +127,8 @@ fn link(place: &Path, output: &Path) -> Option<String> {
     has_page.then(|| below.join(PAGE).to_string_lossy().into_owned())
 }
 
-/// A page with a title and a body.
-pub(crate) fn document(title: &str, body: &Markup) -> String {
+/// A page with a title and a body; one of a dry run says on every screen and sheet that it measures nothing.
+pub(crate) fn document(title: &str, dry_run: bool, body: &Markup) -> String {
     let page = html! {
         (DOCTYPE)
         html lang="en" {
@@ -140,7 +140,11 @@ pub(crate) fn document(title: &str, body: &Markup) -> String {
                 title { (title) }
                 style { (PreEscaped(STYLE)) }
             }
-            body { main { h1 { (title) } (body) } }
+            body { main class=[dry_run.then_some("dry")] {
+                h1 { (title) }
+                @if dry_run { p class="verdict bad" { strong { "Dry run" } ": tiny stand-ins instead of models. It tries the rig, and its numbers say nothing." } }
+                (body)
+            } }
         }
     };
     page.into_string()
@@ -161,7 +165,8 @@ pub(crate) fn render(groups: &[Group]) -> String {
         (plots::all(groups)) (stages::all(groups)) (plots::server(groups)) (lags::all(groups))
         @for (i, group) in groups.iter().enumerate() { (details::details(i + 1, group, groups.len() > 1)) }
     };
-    document(&title, &body)
+    let mut runs = groups.iter().flat_map(|group| &group.runs);
+    document(&title, runs.any(|run| run.tool.dry_run), &body)
 }
 
 fn ends(metric: Metric, interval: Interval) -> String {

@@ -49,7 +49,7 @@ pub async fn run(
 }
 
 /// As [`run`], into one folder that may hold some of the runs already: those are not made again. `id` is
-/// what the runs have in common. Gives the folder of every run.
+/// what the runs have in common. No run is begun once `goes_on` is false. Gives the folder of every run.
 ///
 /// # Errors
 /// As [`run`].
@@ -58,12 +58,16 @@ pub async fn go_on(
     repeats: u32,
     folder: &Path,
     id: &str,
+    goes_on: impl Fn() -> bool,
     mut tell: impl FnMut(&Report),
 ) -> Result<Vec<PathBuf>> {
     let mut places = Vec::new();
     for (repeat, side) in turns(sides.len(), repeats) {
         let place = place(folder, sides, side, repeat, repeats);
         if !place.join(results::RUN).is_file() {
+            if !goes_on() {
+                return Ok(places);
+            }
             let config = of_repeat(sides, side, repeat);
             let mut report = app::measure(&config, std::future::pending()).await?;
             report.series = series(id, sides.len(), side, repeat, repeats);

@@ -127,12 +127,16 @@ pub struct Tool {
     /// The command that it was started with, without secrets; empty when it was not started by one.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub command: String,
+    /// Whether models were stand-ins, so that the numbers measure nothing.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub dry_run: bool,
 }
 
 impl Tool {
     /// This program, started by `command`.
-    pub(crate) fn this(command: &str) -> Self {
+    pub(crate) fn this(command: &str, dry_run: bool) -> Self {
         Self {
+            dry_run,
             command: command.to_owned(),
             name: env!("CARGO_PKG_NAME"),
             version: env!("CARGO_PKG_VERSION"),
@@ -296,7 +300,7 @@ impl Report {
                 .unwrap_or_else(|| workload.model.clone()),
             started: scene.started,
             series: None,
-            tool: Tool::this(&config.command),
+            tool: Tool::this(&config.command, config.dry_run),
             host: scene.host,
             target: TargetInfo {
                 url: config.urls[0].to_string(),

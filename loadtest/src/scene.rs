@@ -13,7 +13,7 @@ use serde_json::Value;
 use crate::calibration::Calibration;
 use crate::gpu_watch::GpuLoad;
 use crate::target::Target;
-pub use host::{Gpu, Host};
+pub use host::{Gpu, Host, driver};
 
 /// How long the server may take to say what it is.
 const TIMEOUT: Duration = Duration::from_secs(5);

@@ -259,7 +259,7 @@ impl SelfTestReport {
         Self {
             schema: SCHEMA,
             kind: "self-test",
-            tool: Tool::this(""),
+            tool: Tool::this("", false),
             bias_limit: BIAS_LIMIT,
             sustained_events_per_second: sustained,
             found_bottleneck: levels.iter().any(|level| !level.passed),

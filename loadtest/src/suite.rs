@@ -4,12 +4,15 @@
 //! first run that it has not made.
 
 mod cell;
+mod halt;
 mod job;
 mod loads;
 mod plan;
 mod quality;
+mod room;
 mod serve;
 mod summary;
+mod versions;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -32,6 +35,9 @@ pub struct Suite {
     schema: u32,
     /// What the file calls itself.
     pub name: String,
+    /// Whether it tries the rig with stand-ins for models: its pages say on every screen that they measure nothing.
+    #[serde(default)]
+    pub dry_run: bool,
     /// What the plan counts with, where memory and price are known.
     pub machine: Option<Machine>,
     /// Programs that serve, by name.

@@ -67,6 +67,7 @@ pub struct Run {
 pub struct Tool {
     pub version: String,
     pub command: String,
+    pub dry_run: bool,
 }
 
 #[derive(Debug, Clone, Deserialize)]

@@ -104,7 +104,11 @@ pub fn write(folder: &Path) -> Result<()> {
         searches: &searches,
     };
     results::write_json(&folder.join("index.json"), &index)?;
-    write_page(folder, &render(&entries, &searches))
+    let dry_run = groups
+        .iter()
+        .flat_map(|group| &group.runs)
+        .any(|run| run.tool.dry_run);
+    write_page(folder, &render(&entries, &searches, dry_run))
 }
 
 fn write_page(folder: &Path, page: &str) -> Result<()> {
@@ -186,7 +190,7 @@ impl Figure {
     }
 }
 
-fn render(entries: &[Entry], searches: &[Found]) -> String {
+fn render(entries: &[Entry], searches: &[Found], dry_run: bool) -> String {
     let of_runs = entries.iter().map(|entry| entry.model.as_str());
     let of_searches = searches.iter().map(|found| found.model.as_str());
     let mut models: Vec<&str> = of_runs.chain(of_searches).collect();
@@ -207,7 +211,7 @@ fn render(entries: &[Entry], searches: &[Found]) -> String {
             "± is half of the 95 % interval of the mean over runs; a single run has none. Percentiles that so few requests cannot bound are –."
         }
     };
-    document("Load tests", &body)
+    document("Load tests", dry_run, &body)
 }
 
 fn table(entries: &[&Entry]) -> Markup {

@@ -130,6 +130,7 @@ impl Search {
                 Over::Rate => format!("{}: search for the highest rate", self.name),
                 Over::Concurrency => format!("{}: search for the most users", self.name),
             },
+            self.tool.dry_run,
             &body,
         )
     }

@@ -87,6 +87,7 @@ fn render(summary: &Summary, rows: &[Row]) -> String {
         rows.iter().partition(|row| row.cell.sides.len() == 1);
     let body = html! {
         @if let Some(machine) = &summary.machine { p { "For: " (machine) } }
+        @for mixed in &summary.mixed { p class="verdict fair" { "Made with more than one version, so that cells may differ by more than their names: " (mixed) "." } }
         @for row in &compared { (comparison(row)) }
         @for (model, groups) in repeated(&cells, &compared) { h2 { (model) } (compare::finding(&groups)) }
         h2 { "Every cell" }
@@ -101,7 +102,7 @@ fn render(summary: &Summary, rows: &[Row]) -> String {
         (quality(&cells))
         (charts(&cells))
     };
-    document(&format!("Suite {}", summary.name), &body)
+    document(&format!("Suite {}", summary.name), summary.dry_run, &body)
 }
 
 /// The finding of a comparison, and its page.
@@ -155,6 +156,7 @@ fn status(cell: &Cell) -> String {
         ("done", _) => "nothing was run".into(),
         ("does_not_fit", Some(reason)) => reason.to_owned(),
         ("not_there", Some(reason)) => format!("not possible here: {reason}"),
+        ("no_room", Some(reason)) => format!("not run: {reason}"),
         (_, reason) => format!("failed: {}", reason.unwrap_or_default()),
     }
 }

@@ -125,6 +125,11 @@ fn quota(text: &str) -> Option<f64> {
     (period > 0.0).then_some(quota / period)
 }
 
+/// The driver of the GPUs of this machine, where there are any.
+pub async fn driver() -> Option<String> {
+    known_gpus().await.first().map(|gpu| gpu.driver.clone())
+}
+
 /// Asked once: a search has many runs, and asking takes seconds where no process holds the driver.
 async fn known_gpus() -> Vec<Gpu> {
     static KNOWN: OnceCell<Vec<Gpu>> = OnceCell::const_new();

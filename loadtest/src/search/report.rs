@@ -190,7 +190,7 @@ impl SearchReport {
         Self {
             schema: SCHEMA,
             kind: "search",
-            tool: Tool::this(&config.probe.command),
+            tool: Tool::this(&config.probe.command, config.probe.dry_run),
             setting: probes.first().map(|probe| probe.setting.clone()),
             slo: config.slo,
             over,

@@ -7,19 +7,34 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
+use super::halt::{Halt, Stop};
 use super::quality::{quality_of, score};
+use super::room::lack;
 use super::serve::{Served, end_left_over, find};
 use super::summary::{Cell, SUMMARY, SideName, Summary, figures, searches};
+use super::versions::Versions;
 use super::{Job, Side, Suite, loads};
 use crate::args::SuiteArgs;
 use crate::page;
 use crate::results::{plain, write_json};
+use crate::scene;
 
 const POLL: Duration = Duration::from_millis(100);
 /// How long a killed suite may go on to hold its lock.
 const LOCKED: Duration = Duration::from_secs(2);
 /// The schema of `summary.json`.
 const SCHEMA: u32 = 2;
+
+/// What all jobs have in common.
+struct Here<'a> {
+    suite: &'a Suite,
+    /// Folder of the results.
+    out: &'a Path,
+    lock: &'a File,
+    stop: Stop,
+    versions: Versions,
+    may_mix: bool,
+}
 
 /// Does the jobs that are not finished, as far as the budget goes. True when every one was measured or
 /// said why not.
@@ -32,6 +47,16 @@ pub async fn run(suite: &Suite, args: &SuiteArgs, mut tell: impl FnMut(&str)) ->
     std::fs::create_dir_all(&out).with_context(|| format!("cannot make {}", out.display()))?;
     let mut lock = lock(&out).await?;
     end_left_over(&mut lock)?;
+    let mut here = Here {
+        suite,
+        out: &out,
+        lock: &lock,
+        stop: Stop::at_interrupt(&lock)?,
+        versions: Versions::read(&out)?,
+        may_mix: args.allow_mixed,
+    };
+    let driver = scene::driver().await;
+    here.versions.saw_driver(&out, driver, here.may_mix)?;
     let mut budget = args.budget;
     let (mut cells, mut left) = (Vec::new(), 0);
     for job in suite.jobs() {
@@ -39,6 +64,10 @@ pub async fn run(suite: &Suite, args: &SuiteArgs, mut tell: impl FnMut(&str)) ->
         if let Some(cell) = finished(&folder)? {
             tell(&format!("{}: {} before", job.name, cell.status));
             cells.push(cell);
+            continue;
+        }
+        if here.stop.is_asked() {
+            left += 1;
             continue;
         }
         if !takes(&mut budget, suite, &job) {
@@ -50,20 +79,30 @@ pub async fn run(suite: &Suite, args: &SuiteArgs, mut tell: impl FnMut(&str)) ->
             continue;
         }
         tell(&format!("{}: begins", job.name));
-        let cell = measure(suite, &job, &lock, &folder, &mut tell).await?;
+        let cell = match measure(&mut here, &job, &folder, &mut tell).await {
+            Err(error) if matches!(error.downcast_ref(), Some(Halt::Stopped)) => {
+                tell(&format!("{}: {error}", job.name));
+                left += 1;
+                continue;
+            }
+            cell => cell?,
+        };
         // What is not there today may be there tomorrow.
-        if cell.status != "not_there" {
+        if !["not_there", "no_room"].contains(&cell.status.as_str()) {
             write_json(&folder.join("cell.json"), &cell)?;
         }
         tell(&format!("{}: {} {}", job.name, cell.status, cell.reason));
         cells.push(cell);
     }
-    let is_clean = left == 0 && cells.iter().all(|cell| cell.status != "failed");
+    let is_bad = |cell: &Cell| ["failed", "no_room"].contains(&cell.status.as_str());
+    let is_clean = left == 0 && !cells.iter().any(is_bad);
     let summary = Summary {
         schema: SCHEMA,
         kind: "suite".into(),
         name: suite.name.clone(),
         machine: suite.machine.as_ref().map(|machine| machine.name.clone()),
+        dry_run: suite.dry_run,
+        mixed: here.versions.mixed(),
         cells,
         left,
     };
@@ -112,12 +151,12 @@ fn finished(folder: &Path) -> Result<Option<Cell>> {
 }
 
 async fn measure(
-    suite: &Suite,
+    here: &mut Here<'_>,
     job: &Job<'_>,
-    lock: &File,
     folder: &Path,
     tell: &mut impl FnMut(&str),
 ) -> Result<Cell> {
+    let suite = here.suite;
     let fit = |side: &Side<'_>| suite.fit(side.model.shape, side.precision);
     let mut cell = Cell {
         name: job.name.clone(),
@@ -147,8 +186,15 @@ async fn measure(
             }
         }
     }
+    if let Some(lack) = lack(here.out, &job.sides)? {
+        (cell.status, cell.reason) = ("no_room".into(), lack);
+        return Ok(cell);
+    }
     let mut served = Vec::new();
-    if let Err(error) = all(suite, job, &programs, lock, folder, &mut served, tell).await {
+    if let Err(error) = all(here, job, &programs, folder, &mut served, tell).await {
+        if error.is::<Halt>() {
+            return Err(error);
+        }
         let words: Vec<String> = served.iter().map(Served::last_words).collect();
         let reason = format!("{error:#}; {}", words.join("; "));
         (cell.status, cell.reason) = ("failed".into(), reason);
@@ -161,10 +207,9 @@ async fn measure(
 
 /// Quality first, then every load on servers that are all up.
 async fn all(
-    suite: &Suite,
+    here: &mut Here<'_>,
     job: &Job<'_>,
     programs: &[PathBuf],
-    lock: &File,
     folder: &Path,
     served: &mut Vec<Served>,
     tell: &mut impl FnMut(&str),
@@ -172,12 +217,19 @@ async fn all(
     if let [side] = job.sides[..] {
         score(side, folder)?;
     }
-    for (side, program) in job.sides.iter().zip(programs) {
-        let server = &suite.server[&side.model.server];
-        served.push(Served::start(server, *side, program, lock)?);
+    for (i, (side, program)) in job.sides.iter().zip(programs).enumerate() {
+        let server = &here.suite.server[&side.model.server];
+        let log = folder.join(match job.sides.len() {
+            1 => "server.log".to_owned(),
+            _ => format!("server-{}.log", i + 1),
+        });
+        served.push(Served::start(server, *side, program, here.lock, log)?);
     }
-    for (side, served) in job.sides.iter().zip(served.iter_mut()) {
-        served.ready(&suite.server[&side.model.server]).await?;
+    for ((side, program), served) in job.sides.iter().zip(programs).zip(served.iter_mut()) {
+        let name = &side.model.server;
+        served.ready(&here.suite.server[name], program).await?;
+        let version = served.version.clone();
+        here.versions.saw(here.out, name, version, here.may_mix)?;
     }
-    loads::ask(suite, job, served, folder, tell).await
+    loads::ask(here.suite, job, served, folder, &here.stop, tell).await
 }

@@ -5,12 +5,14 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use clap::Parser;
 
+use super::halt::Stop;
 use super::serve::Served;
 use super::{Job, Load, Suite};
 use crate::args::{Args, SearchArgs};
 use crate::config::Config;
 use crate::cost::Price;
 use crate::repeat;
+use crate::report::Report;
 use crate::results::{SEARCH, plain, write_search};
 use crate::search::{SearchConfig, search};
 
@@ -20,9 +22,11 @@ pub async fn ask(
     job: &Job<'_>,
     served: &[Served],
     folder: &Path,
+    stop: &Stop,
     tell: &mut impl FnMut(&str),
 ) -> Result<()> {
     for load in &job.loads {
+        stop.check()?;
         if load.search {
             search_once(suite, job, load, &served[0], folder, tell).await?;
             continue;
@@ -30,12 +34,15 @@ pub async fn ask(
         let sides = configs(suite, job, load, served)?;
         let id = format!("{}/{}", suite.folder_name(job), load.name);
         let place = place(job, folder, load);
-        repeat::go_on(&sides, load.repeats, &place, &id, |report| {
+        let told = |report: &Report| {
             let rate = report.rates.output_tokens;
             tell(&format!("  {}: {rate:.1} tokens/s", report.name));
-        })
-        .await
-        .with_context(|| format!("the load {}", load.name))?;
+        };
+        let goes_on = || !stop.is_asked();
+        repeat::go_on(&sides, load.repeats, &place, &id, goes_on, told)
+            .await
+            .with_context(|| format!("the load {}", load.name))?;
+        stop.check()?;
     }
     Ok(())
 }
@@ -73,6 +80,7 @@ fn configs(suite: &Suite, job: &Job<'_>, load: &Load, served: &[Served]) -> Resu
         let mut config = Config::try_from(args)?;
         config.price = config.price.or_else(|| price.clone());
         config.watches_machine = true;
+        config.dry_run = suite.dry_run;
         Ok(config)
     });
     each.collect::<Result<Vec<Config>>>()
@@ -99,6 +107,7 @@ async fn search_once(
         .map_err(anyhow::Error::from)
         .and_then(SearchConfig::try_from)
         .with_context(|| format!("the load {}", load.name))?;
+    config.probe.dry_run = suite.dry_run;
     config.probe.price = config.probe.price.or_else(|| suite.price());
     let report = search(&config, |probe| tell(&format!("  {name}: {probe}"))).await?;
     write_search(&place, &report)

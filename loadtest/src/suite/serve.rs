@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{Read, Seek};
 use std::net::TcpListener;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
@@ -10,13 +11,15 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 use hyper::Method;
 use hyper::body::Bytes;
+use serde_json::Value;
 
-use super::{Server, Side};
+use super::{Server, Side, versions};
 use crate::clock::Clock;
 use crate::target::{HttpUrl, Target};
 
 const POLL: Duration = Duration::from_millis(100);
-const ANSWER: Duration = Duration::from_secs(2);
+/// How long it may take to answer what it is.
+pub const ANSWER: Duration = Duration::from_secs(2);
 /// How long a server may take to end after SIGTERM.
 const STOP: Duration = Duration::from_secs(40);
 /// Writes what `/proc/PID/stat` says of it to the suite's lock, its standard input, and becomes the server. So
@@ -28,14 +31,23 @@ const LOG_TAIL: usize = 2000;
 /// A running server: asked to end when dropped, and made to when it does not.
 pub struct Served {
     child: Child,
-    log: tempfile::NamedTempFile,
+    log: PathBuf,
     /// Where it answers.
     pub url: String,
+    /// Its version.
+    pub version: Value,
 }
 
 impl Served {
-    /// Starts `program`, which the suite's lock then names.
-    pub fn start(server: &Server, side: Side<'_>, program: &Path, lock: &File) -> Result<Self> {
+    /// Starts `program`, which the suite's lock then names, in a process group of its own: an interrupt from the
+    /// terminal is for the suite. What it says goes to the end of `log`.
+    pub fn start(
+        server: &Server,
+        side: Side<'_>,
+        program: &Path,
+        lock: &File,
+        log: PathBuf,
+    ) -> Result<Self> {
         let port = TcpListener::bind("127.0.0.1:0")?
             .local_addr()?
             .port()
@@ -43,21 +55,27 @@ impl Served {
         let words = server.command[1..]
             .iter()
             .map(|word| fill(word, side, ("{port}", &port)));
-        let log = tempfile::NamedTempFile::new()?;
+        let said = File::options().create(true).append(true).open(&log)?;
         let child = Command::new("sh")
             .args(["-c", START, "sh"])
             .arg(program)
             .args(words.filter(|word| !word.is_empty()))
             .stdin(lock.try_clone()?)
-            .stdout(log.reopen()?)
-            .stderr(log.reopen()?)
+            .stdout(said.try_clone()?)
+            .stderr(said)
+            .process_group(0)
             .spawn()?;
         let url = format!("http://127.0.0.1:{port}");
-        Ok(Self { child, log, url })
+        Ok(Self {
+            child,
+            log,
+            url,
+            version: Value::Null,
+        })
     }
 
-    /// Waits until the server answers that it is ready.
-    pub async fn ready(&mut self, server: &Server) -> Result<()> {
+    /// Waits until the server answers that it is ready, and asks it what it is.
+    pub async fn ready(&mut self, server: &Server, program: &Path) -> Result<()> {
         let begun = Instant::now();
         let clock = Clock::start();
         loop {
@@ -71,6 +89,7 @@ impl Served {
                     .fetch(Method::GET, path, "*/*", Bytes::new(), ANSWER)
                     .await;
                 if matches!(answer, Ok((200, _))) {
+                    self.version = versions::of(&target, program).await?;
                     return Ok(());
                 }
             }
@@ -83,7 +102,7 @@ impl Served {
 
     /// The end of what it said.
     pub fn last_words(&self) -> String {
-        let text = std::fs::read(self.log.path()).unwrap_or_default();
+        let text = std::fs::read(&self.log).unwrap_or_default();
         let tail = &text[text.len().saturating_sub(LOG_TAIL)..];
         String::from_utf8_lossy(tail).trim().to_owned()
     }
@@ -91,8 +110,8 @@ impl Served {
 
 impl Drop for Served {
     fn drop(&mut self) {
-        let pid = self.child.id().to_string();
-        let _ = Command::new("kill").arg(&pid).status();
+        let group = format!("-{}", self.child.id());
+        let _ = Command::new("kill").args(["-TERM", "--", &group]).status();
         let begun = Instant::now();
         while begun.elapsed() < STOP {
             if !matches!(self.child.try_wait(), Ok(None)) {
@@ -142,7 +161,8 @@ pub fn end_left_over(lock: &mut File) -> Result<()> {
         let now = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
         // Another process may have got the number since.
         if identity(&now) == Some((pid, start)) {
-            let _ = Command::new("kill").args(["-9", pid]).status();
+            let group = format!("-{pid}");
+            let _ = Command::new("kill").args(["-KILL", "--", &group]).status();
         }
     }
     lock.set_len(0)?;

@@ -24,6 +24,12 @@ pub struct Summary {
     /// The machine that it is for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub machine: Option<String>,
+    /// Whether its models are stand-ins.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub dry_run: bool,
+    /// What the results were made with more than one version of, in words.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mixed: Vec<String>,
     /// The jobs that ended, in order.
     pub cells: Vec<Cell>,
     /// Jobs that have not been run.
@@ -39,7 +45,7 @@ pub struct Cell {
     pub folder: String,
     /// What was served: one, or two that were compared.
     pub sides: Vec<SideName>,
-    /// `done`, `does_not_fit`, `not_there` or `failed`.
+    /// `done`, `does_not_fit`, `not_there`, `no_room` or `failed`.
     pub status: String,
     /// Why it was not done.
     #[serde(default, skip_serializing_if = "String::is_empty")]

@@ -1,19 +1,23 @@
 //! A suite over tiny stand-ins, killed in the middle and resumed.
 
+mod stand_ins;
+
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use serde_json::{Value, json};
+use serde_json::Value;
+use stand_ins::StandIn;
 
 const SUITE: &str = r#"
 schema = 1
 name = "stand-ins"
+dry_run = true
 [machine]
-name = "small"
-memory_gib = 1.0
+name = "NVIDIA A10, 24 GB with ECC"
+memory_gib = 22.4
 utilization = 0.9
-workspace_gib = 0.1
+workspace_gib = 0.5
 [server.octet]
 command = ["octet", "serve", "{source}", "-q", "{precision}", "-a", "{name}", "--port", "{port}", "--threads", "1", "--kv-cache-memory", "64MiB"]
 ready = "/health/ready"
@@ -25,37 +29,38 @@ ready = "/"
 start_s = 1
 expected_start_s = 1
 [[model]]
-name = "dolly"
+name = "dolly-v2-3b"
 source = "FOLDER/dolly"
 server = "octet"
 precisions = ["bf16", "int8"]
-shape = { layers = 4, hidden = 60, vocabulary = 96 }
+shape = { layers = 32, hidden = 2560, vocabulary = 50280 }
 [[model]]
-name = "stablelm"
+name = "stablelm-tuned-alpha-7b"
 source = "FOLDER/stablelm"
 server = "octet"
 precisions = ["bf16", "int8"]
+shape = { layers = 16, hidden = 6144, vocabulary = 50432 }
 [[model]]
-name = "oasst"
+name = "oasst-pythia-12b"
 source = "FOLDER/oasst"
 server = "octet"
-precisions = ["bf16", "int8"]
-[[model]]
-name = "12b"
-source = "nowhere"
-server = "octet"
-precisions = ["f16"]
-shape = { layers = 36, hidden = 5120, vocabulary = 50280 }
+precisions = ["f16", "int8"]
+shape = { layers = 36, hidden = 5120, vocabulary = 50288 }
 [[model]]
 name = "broken"
 source = "nowhere/at/all"
 server = "octet"
 precisions = ["int8"]
 [[model]]
-name = "dolly"
+name = "dolly-v2-3b"
 source = ""
 server = "absent"
 precisions = ["q8_0"]
+[[model]]
+name = "vast"
+source = "FOLDER/vast.gguf"
+server = "octet"
+precisions = ["int8"]
 [[load]]
 name = "solo"
 flags = "--requests 3 --prompt-tokens 8 --output-tokens 4 --ignore-eos"
@@ -69,52 +74,19 @@ repeats = 1
 expected_s = 1
 [[compare]]
 name = "8 bits against 16"
-cells = ["dolly bf16 on octet", "dolly int8 on octet"]
+cells = ["dolly-v2-3b bf16 on octet", "dolly-v2-3b int8 on octet"]
 names = ["16 bits", "8 bits"]
 flags = "--requests 3 --prompt-tokens 8 --output-tokens 4 --ignore-eos"
 pairs = 2
 expected_s = 1
 "#;
 
-/// The tokens that tell each family's prompt format.
-const FAMILIES: [(&str, &[&str]); 3] = [
-    ("dolly", &["### Instruction:", "### End"]),
-    ("stablelm", &["<|SYSTEM|>", "<|USER|>", "<|ASSISTANT|>"]),
-    ("oasst", &["<|prompter|>", "<|assistant|>"]),
-];
-
-/// A GPT-NeoX stand-in with the tokens of a family and room for the client's calibration.
-fn stand_in(folder: &Path, tokens: &[&str]) {
-    let from =
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("../crates/model/tests/fixtures/gpt-neox");
-    std::fs::create_dir_all(folder).unwrap();
-    std::fs::copy(
-        from.join("model.safetensors"),
-        folder.join("model.safetensors"),
-    )
-    .unwrap();
-    let read = |name: &str| -> Value {
-        serde_json::from_str(&std::fs::read_to_string(from.join(name)).unwrap()).unwrap()
-    };
-    let mut config = read("parallel.tf5.json");
-    config["max_position_embeddings"] = 1024.into();
-    std::fs::write(folder.join("config.json"), config.to_string()).unwrap();
-    let mut tokenizer = read("tokenizer.json");
-    let first = tokenizer["model"]["vocab"].as_object().unwrap().len();
-    let added = tokens.iter().enumerate().map(|(i, token)| {
-        json!({"id": first + i, "content": token, "special": true, "single_word": false,
-               "lstrip": false, "rstrip": false, "normalized": false})
-    });
-    tokenizer["added_tokens"] = added.collect();
-    std::fs::write(folder.join("tokenizer.json"), tokenizer.to_string()).unwrap();
-    // A prompt format needs an end token.
-    let settings = json!({"eos_token": "w2"});
-    std::fs::write(folder.join("tokenizer_config.json"), settings.to_string()).unwrap();
-}
-
 fn suite(file: &Path, out: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_loadtest"));
     command.arg("suite").arg(file).arg("--out").arg(out);
+    let own = file.with_file_name("bin");
+    let path = std::env::var("PATH").unwrap_or_default();
+    command.env("PATH", format!("{}:{path}", own.display()));
     command
 }
 
@@ -140,16 +112,20 @@ fn a_suite_that_was_killed_goes_on_where_it_was() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("suite.toml");
     let out = folder.path().join("results");
-    for (name, tokens) in FAMILIES {
-        stand_in(&folder.path().join(name), tokens);
+    for stand_in in &stand_ins::ALL {
+        stand_in.write(&folder.path().join(stand_in.name));
     }
+    stand_ins::gpu(&folder.path().join("bin"));
+    // It has no bytes, only a size.
+    let vast = std::fs::File::create(folder.path().join("vast.gguf")).unwrap();
+    vast.set_len(8 << 40).unwrap();
     let text = SUITE.replace("FOLDER", folder.path().to_str().unwrap());
     std::fs::write(&file, text).unwrap();
 
     let mut first = suite(&file, &out).stdout(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(first.stdout.take().unwrap()).lines();
     // The first of two runs of the second cell has been made.
-    let second = "  dolly int8 on octet, solo: ";
+    let second = "  dolly-v2-3b int8 on octet, solo: ";
     assert!(
         lines.any(|line| line.unwrap().starts_with(second)),
         "{second}"
@@ -164,6 +140,9 @@ fn a_suite_that_was_killed_goes_on_where_it_was() {
     assert!(runs.len() >= 3, "{runs:?}");
     let kept: Vec<Vec<u8>> = runs.iter().map(|run| std::fs::read(run).unwrap()).collect();
 
+    interrupt(&file, &out);
+    refuse_another_driver(&file, &out);
+
     let again = suite(&file, &out).output().unwrap();
     let told = String::from_utf8(again.stdout).unwrap();
     assert_eq!(
@@ -172,7 +151,10 @@ fn a_suite_that_was_killed_goes_on_where_it_was() {
         "one cell fails: {told}{}",
         String::from_utf8_lossy(&again.stderr)
     );
-    assert!(told.contains("dolly bf16 on octet: done before"), "{told}");
+    assert!(
+        told.contains("dolly-v2-3b bf16 on octet: done before"),
+        "{told}"
+    );
     for (run, bytes) in runs.iter().zip(kept) {
         assert_eq!(std::fs::read(run).unwrap(), bytes, "{run:?} was run twice");
     }
@@ -188,17 +170,19 @@ fn a_suite_that_was_killed_goes_on_where_it_was() {
         "done",
         "done",
         "done",
-        "done",
-        "done",
         "does_not_fit",
+        "done",
         "failed",
         "not_there",
+        "no_room",
         "done",
     ];
     assert_eq!(status, expected, "{told}");
     let runs = |cell: &Value| cell["runs"].as_array().unwrap().len();
-    assert!(cells[..6].iter().all(|cell| runs(cell) == 2) && runs(&cells[9]) == 4);
-    for cell in &cells[..6] {
+    let is_done = |cell: &&Value| cell["status"] == "done";
+    let done: Vec<&Value> = cells[..9].iter().filter(is_done).collect();
+    assert!(done.iter().all(|cell| runs(cell) == 2) && runs(&cells[9]) == 4);
+    for cell in &done {
         let search = &cell["searches"][0];
         assert_eq!(search["load"], "rate");
         assert_eq!(search["page"], "rate/report.html");
@@ -210,16 +194,23 @@ fn a_suite_that_was_killed_goes_on_where_it_was() {
         );
         assert!(search["rate"].as_f64().is_none_or(|rate| rate == 20.0));
     }
-    let refusal = "does not fit: 22.1 GiB + KV against 0.9 GiB";
-    assert_eq!(cells[6]["reason"], refusal);
-    assert!(!cells[7]["reason"].as_str().unwrap().is_empty());
+    let refusal = "does not fit: 22.1 GiB + KV against 20.2 GiB";
+    assert_eq!(cells[4]["reason"], refusal);
+    assert!(!cells[6]["reason"].as_str().unwrap().is_empty());
+    let room = cells[8]["reason"].as_str().unwrap();
+    assert!(room.ends_with("8192.5 GiB are needed"), "{room}");
+    for (cell, stand_in) in done.iter().step_by(2).zip(&stand_ins::ALL) {
+        check_cell(&out.join(cell["folder"].as_str().unwrap()), stand_in);
+    }
     let page = std::fs::read_to_string(out.join("index.html")).unwrap();
     for words in [
         refusal,
+        "<strong>Dry run</strong>",
+        "not run: ",
         "not possible here: no-such-server",
         "Too few runs to tell 16 bits from 8 bits",
         "Highest rate within the limits",
-        "stablelm, solo on octet",
+        "stablelm-tuned-alpha-7b, solo on octet",
         "failed: ",
     ] {
         assert!(page.contains(words), "{words} in {page}");
@@ -232,6 +223,67 @@ fn a_suite_that_was_killed_goes_on_where_it_was() {
     let later = std::fs::read_to_string(out.join(".lock")).unwrap();
     for servers in [left, later] {
         assert_eq!(running(&servers), Vec::<&str>::new(), "still running");
+    }
+}
+
+/// An interrupt ends the step that is being made, and begins no other.
+fn interrupt(file: &Path, out: &Path) {
+    let mut child = suite(file, out).stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let first_run = "  stablelm-tuned-alpha-7b bf16 on octet, solo: ";
+    assert!(lines.any(|line| line.unwrap().starts_with(first_run)));
+    let pid = child.id().to_string();
+    let sent = Command::new("kill").args(["-INT", &pid]).status();
+    assert!(sent.unwrap().success());
+    let told: Vec<String> = lines.map(Result::unwrap).collect();
+    let says_so = |line: &String| line.contains("stopped; the same command goes on");
+    assert!(told.iter().any(says_so), "{told:?}");
+    assert_eq!(child.wait().unwrap().code(), Some(1));
+    let servers = std::fs::read_to_string(out.join(".lock")).unwrap();
+    assert_eq!(running(&servers), Vec::<&str>::new(), "still running");
+    let summary = std::fs::read_to_string(out.join("summary.json")).unwrap();
+    let summary: Value = serde_json::from_str(&summary).unwrap();
+    assert!(summary["left"].as_u64().unwrap() > 3, "{summary}");
+}
+
+/// Results of another driver do not come beside these.
+fn refuse_another_driver(file: &Path, out: &Path) {
+    let path = out.join("versions.json");
+    let versions = std::fs::read_to_string(&path).unwrap();
+    assert!(versions.contains("commit"), "{versions}");
+    std::fs::write(&path, versions.replace("535.129.03", "550.1")).unwrap();
+    let mixed = suite(file, out).output().unwrap();
+    let error = String::from_utf8_lossy(&mixed.stderr).into_owned();
+    assert_eq!(mixed.status.code(), Some(2), "{error}");
+    assert!(error.contains("GPU driver is 535.129.03"), "{error}");
+    assert!(error.contains("--allow-mixed"), "{error}");
+    std::fs::write(path, versions).unwrap();
+}
+
+/// What a cell keeps of its server, of the GPU, and of the family of its model.
+fn check_cell(folder: &Path, stand_in: &StandIn) {
+    let log = std::fs::read_to_string(folder.join("server.log")).unwrap();
+    assert!(log.contains("completion_tokens=4"), "{}", stand_in.name);
+    let run = std::fs::read_to_string(folder.join("solo/1/run.json")).unwrap();
+    let run: Value = serde_json::from_str(&run).unwrap();
+    let context = &run["target"]["model_card"]["max_model_len"];
+    assert_eq!(*context, stand_in.context);
+    let around_a_question = run["load"]["tokens_per_word"]["overhead"].as_f64().unwrap();
+    assert_eq!(
+        around_a_question, stand_in.format_tokens,
+        "{}",
+        stand_in.name
+    );
+    assert_eq!(run["tool"]["dry_run"], true);
+    let throttled = &run["gpus"][0]["throttled"];
+    assert_eq!(throttled["temperature, by the driver"], 1.0, "{run}");
+    let reasons = run["reasons"].as_array().unwrap().iter();
+    let told: Vec<&str> = reasons.map(|reason| reason.as_str().unwrap()).collect();
+    let held_back = |reason: &&str| reason.starts_with("GPU 0 was held back");
+    assert!(told.iter().any(held_back), "{told:?}");
+    for page in ["solo/1/report.html", "solo/report.html", "rate/report.html"] {
+        let page = std::fs::read_to_string(folder.join(page)).unwrap();
+        assert!(page.contains("<main class=\"dry\">"), "{}", stand_in.name);
     }
 }
 
