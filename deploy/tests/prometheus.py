@@ -6,6 +6,7 @@
 import argparse
 import contextlib
 import ctypes
+import http.client
 import json
 import math
 import os
@@ -14,6 +15,7 @@ import re
 import subprocess
 import tempfile
 import threading
+import time
 import urllib.parse
 
 from common import DEADLINE, chat, get, post, process, server, wait_for
@@ -35,8 +37,12 @@ def main():
         with prometheus(folder, target) as base:
             wait_for("the first scrape", lambda: value(base, 'up{job="octet"}') == 1)
             selectors = selectors_find_series(base)
+            leaving(target)
+            rate = rate_is_the_clients(base, target)
+            before = counted(target, "generation_tokens_total")
             generated = load(target, pathlib.Path(args.embedding_model).name)
-            wait_for("the scrape of the load", lambda: value(base, "octet_generation_tokens_total") == generated)
+            counts = lambda: value(base, "octet_generation_tokens_total") == before + generated
+            wait_for("the scrape of the load", counts)
             panels = panels_have_data(base)
             rules = rules_are_healthy(base)
             wait_for("OctetRejecting", lambda: "OctetRejecting" in firing(base))
@@ -46,7 +52,8 @@ def main():
             hang(child, target)
             wait_for("OctetDown", lambda: "OctetDown" in firing(base))
     print(f"Prometheus: {selectors} selectors find series before the first request, {panels} expressions of panels")
-    print(f"and {rules} rules give data, {generated} tokens are counted alike, 4 alerts fire and 3 end")
+    print(f"and {rules} rules give data, {generated} tokens are counted alike, {rate:.3f} of the client's tokens per second")
+    print("are Prometheus's, 4 alerts fire and 3 end")
 
 
 def prometheus(folder, target):
@@ -182,8 +189,11 @@ def held_engine(child, target):
 
 
 def running_requests(target):
-    found = re.search(r"^octet_requests_running{.*} (\d+)", get(f"http://{target}/metrics")[1], re.M)
-    return int(found.group(1))
+    return counted(target, "requests_running")
+
+
+def counted(target, name):
+    return int(re.search(rf"^octet_{name}{{.*}} (\d+)", get(f"http://{target}/metrics")[1], re.M).group(1))
 
 
 def engine_thread(pid):
@@ -239,6 +249,47 @@ def load(target, embedding_model):
     return generated
 
 
+def leaving(target):
+    """A client that leaves in the middle of its stream."""
+    body = json.dumps(chat("Repeat: apple", stream=True, ignore_eos=True, max_completion_tokens=900))
+    cancelled = re.compile(r'^octet_requests_finished_total{finish_reason="cancelled",.*} [1-9]', re.M)
+
+    def attempt():
+        connection = http.client.HTTPConnection(target, timeout=DEADLINE)
+        connection.request("POST", "/v1/chat/completions", body)
+        assert connection.getresponse().read(1)
+        connection.close()
+        wait_for("its end", lambda: not running_requests(target))
+        # It may have ended before its client was gone.
+        return cancelled.search(get(f"http://{target}/metrics")[1])
+
+    wait_for("a cancelled request", attempt)
+
+
+def rate_is_the_clients(base, target):
+    """Tokens per second as Prometheus sees them, in those of a client that streams one answer after the other."""
+    url = f"http://{target}/v1/chat/completions"
+    fields = {"stream": True, "stream_options": {"include_usage": True}, "ignore_eos": True, "max_completion_tokens": 100}
+
+    def answer():
+        status, text = post(url, chat("Repeat: apple", **fields))
+        assert status == 200 and text.endswith("data: [DONE]\n\n"), text
+        return int(re.findall(r'"completion_tokens":(\d+)', text)[-1])
+
+    # So many scrapes that the parts of one at both ends do not count.
+    scrapes = lambda: value(base, "count_over_time(octet_generation_tokens_total[5m])")
+    answer()
+    begin, enough, tokens = time.time(), scrapes() + 40, 0
+    while scrapes() < enough:
+        tokens += answer()
+    end = time.time()
+    window = f"{round(1000 * (end - begin))}ms"
+    rate = value(base, f"sum(rate(octet_generation_tokens_total[{window}]))", end)
+    share = rate * (end - begin) / tokens
+    assert abs(share - 1) < 0.05, (rate, tokens, window)
+    return share
+
+
 def panel_queries():
     """Title and expression of every target of every board."""
     for path in sorted((DEPLOY / "grafana/dashboards").glob("*.json")):
@@ -292,15 +343,16 @@ def rules_are_healthy(base):
     return len(rules)
 
 
-def query(base, expression):
-    status, text = get(base + "/api/v1/query?" + urllib.parse.urlencode({"query": expression}))
+def query(base, expression, time=None):
+    asked = {"query": expression} | ({"time": time} if time else {})
+    status, text = get(base + "/api/v1/query?" + urllib.parse.urlencode(asked))
     answer = json.loads(text)
     assert status == 200 and answer["status"] == "success", f"{expression}: {text}"
     return answer["data"]["result"]
 
 
-def value(base, expression):
-    series = query(base, expression)
+def value(base, expression, time=None):
+    series = query(base, expression, time)
     return float(series[0]["value"][1]) if series else None
 
 
