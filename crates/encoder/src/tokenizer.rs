@@ -112,8 +112,31 @@ impl TextTokenizer {
     /// # Errors
     /// The library's text when it fails.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, String> {
+        self.encode_marked(text, true)
+    }
+
+    /// Token ids of a text, with the marks of beginning and end or without.
+    ///
+    /// # Errors
+    /// The library's text when it fails.
+    pub fn encode_marked(&self, text: &str, marks: bool) -> Result<Vec<u32>, String> {
         let text = self.squeeze(text);
-        self.run(&text, true).map(|found| found.get_ids().to_vec())
+        self.run(&text, marks).map(|found| found.get_ids().to_vec())
+    }
+
+    /// The vocabulary's spelling of a token; nothing for an id that has none.
+    pub fn spelling(&self, id: u32) -> String {
+        self.inner.id_to_token(id).unwrap_or_default()
+    }
+
+    /// The text of tokens, marks spelled out.
+    ///
+    /// # Errors
+    /// The library's text when it fails.
+    pub fn decode(&self, ids: &[u32]) -> Result<String, String> {
+        self.inner
+            .decode(ids, false)
+            .map_err(|error| error.to_string())
     }
 
     /// At most `max` token ids of a text, the marks of beginning and end among them. Costs what is kept,

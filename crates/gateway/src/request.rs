@@ -15,4 +15,4 @@ pub(crate) use chat::ChatRequest;
 pub(crate) use completions::CompletionRequest;
 pub(crate) use embeddings::{EmbeddingRequest, EncodingFormat, Truncation};
 pub(crate) use sampling::{Context, Generate, StreamUsage};
-pub(crate) use tokenize::{DetokenizeRequest, TokenizeRequest, TokenizeText};
+pub(crate) use tokenize::{DetokenizeRequest, Spelled, TokenizeRequest, TokenizeText};

@@ -6,6 +6,7 @@ mod generate;
 mod info;
 mod prompt_encoder;
 mod tokenize;
+mod vocabulary;
 
 use std::time::Instant;
 

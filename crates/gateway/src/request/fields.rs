@@ -204,10 +204,38 @@ pub(crate) const TOKENIZE_PROMPT: Table = &[&[
     ("prompt", Supported),
     ("add_special_tokens", Supported),
     ("return_token_strs", Supported),
-    ("content", Refused("use prompt")),
-    ("add_special", Refused("use add_special_tokens")),
+    ("content", Refused("use either prompt or content")),
+    (
+        "add_special",
+        Refused("it goes with content; use add_special_tokens"),
+    ),
     ("parse_special", Only("true", LATER)),
-    ("with_pieces", Refused("use return_token_strs")),
+    (
+        "with_pieces",
+        Refused("it goes with content; use return_token_strs"),
+    ),
+    ("add_generation_prompt", Refused("it goes with messages")),
+    ("chat_template_kwargs", Refused("it goes with messages")),
+    ("continue_final_message", Refused("it goes with messages")),
+    ("chat_template", Refused("it goes with messages")),
+    ("tools", Refused("it goes with messages")),
+]];
+
+/// Fields of `/tokenize` with a text as llama.cpp calls it.
+pub(crate) const TOKENIZE_CONTENT: Table = &[&[
+    ("model", Supported),
+    ("content", Supported),
+    ("add_special", Supported),
+    ("parse_special", Only("true", LATER)),
+    ("with_pieces", Supported),
+    (
+        "add_special_tokens",
+        Refused("it goes with prompt; use add_special"),
+    ),
+    (
+        "return_token_strs",
+        Refused("it goes with prompt; use with_pieces"),
+    ),
     ("add_generation_prompt", Refused("it goes with messages")),
     ("chat_template_kwargs", Refused("it goes with messages")),
     ("continue_final_message", Refused("it goes with messages")),
@@ -241,11 +269,12 @@ pub(crate) const DETOKENIZE: Table = &[&[("model", Supported), ("tokens", Suppor
 
 /// Every table.
 #[cfg(test)]
-pub(crate) const ALL: [Table; 6] = [
+pub(crate) const ALL: [Table; 7] = [
     CHAT,
     COMPLETIONS,
     EMBEDDINGS,
     TOKENIZE_PROMPT,
+    TOKENIZE_CONTENT,
     TOKENIZE_MESSAGES,
     DETOKENIZE,
 ];

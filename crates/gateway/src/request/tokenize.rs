@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::chat::{kwargs, messages};
-use super::fields::{DETOKENIZE, TOKENIZE_MESSAGES, TOKENIZE_PROMPT};
+use super::fields::{DETOKENIZE, TOKENIZE_CONTENT, TOKENIZE_MESSAGES, TOKENIZE_PROMPT};
 use super::message::Reading;
 use super::prompts::check_ids;
 use super::reader::{Fields, missing};
@@ -18,10 +18,21 @@ pub(crate) struct TokenizeRequest {
     pub(crate) model: Option<String>,
     /// What is tokenised.
     pub(crate) text: TokenizeText,
-    /// The answer spells every token.
-    pub(crate) return_token_strs: bool,
+    /// How the answer spells tokens.
+    pub(crate) spelled: Spelled,
     /// Names of fields that change nothing.
     pub(crate) ignored: Vec<String>,
+}
+
+/// How the tokens of an answer are spelled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Spelled {
+    /// They are numbers only.
+    No,
+    /// In a list of their own, as vLLM has it.
+    Beside,
+    /// Each with the text that it adds, as llama.cpp has it.
+    AsPieces,
 }
 
 /// A text in one of two forms.
@@ -33,6 +44,8 @@ pub(crate) enum TokenizeText {
         prompt: String,
         /// The beginning is marked where the checkpoint does so.
         add_special_tokens: bool,
+        /// The field that holds it.
+        param: &'static str,
     },
     /// As `/v1/chat/completions` takes it.
     Messages {
@@ -49,39 +62,62 @@ impl TokenizeRequest {
     /// Reads and checks a body whose field `tokens` may hold token ids.
     pub(crate) fn read(body: Body, context: &Context) -> Result<Self, ApiError> {
         let mut fields = Fields::new(with_tokens(body));
-        let is_conversation = fields.has("messages");
-        let table = if is_conversation {
-            TOKENIZE_MESSAGES
-        } else {
-            TOKENIZE_PROMPT
+        let form = ["messages", "prompt", "content"]
+            .into_iter()
+            .find(|name| fields.has(name));
+        let (table, spelled, how) = match form {
+            Some("messages") => (TOKENIZE_MESSAGES, "return_token_strs", Spelled::Beside),
+            Some("content") => (TOKENIZE_CONTENT, "with_pieces", Spelled::AsPieces),
+            _ => (TOKENIZE_PROMPT, "return_token_strs", Spelled::Beside),
         };
         let mut ignored = fields.sort_out(table, context.strict)?;
-        let text = if is_conversation {
-            let mut reading = Reading {
-                limits: context.limits,
-                strict: context.strict,
-                ignored: Vec::new(),
-            };
-            let messages = messages(&mut fields, &mut reading)?;
-            ignored.extend(reading.ignored);
-            TokenizeText::Messages {
-                messages,
-                kwargs: kwargs(&mut fields)?,
-                add_generation_prompt: fields.boolean("add_generation_prompt")?.unwrap_or(true),
-            }
-        } else {
-            TokenizeText::Prompt {
-                prompt: fields.string("prompt")?.ok_or_else(|| missing("prompt"))?,
-                add_special_tokens: fields.boolean("add_special_tokens")?.unwrap_or(true),
-            }
+        let text = match form {
+            Some("messages") => conversation(&mut fields, context, &mut ignored)?,
+            Some("content") => prompt(&mut fields, "content", ("add_special", false))?,
+            _ => prompt(&mut fields, "prompt", ("add_special_tokens", true))?,
         };
         Ok(Self {
             model: fields.string("model")?,
             text,
-            return_token_strs: fields.boolean("return_token_strs")?.unwrap_or(false),
+            spelled: match fields.boolean(spelled)? {
+                Some(true) => how,
+                _ => Spelled::No,
+            },
             ignored,
         })
     }
+}
+
+fn conversation(
+    fields: &mut Fields,
+    context: &Context,
+    ignored: &mut Vec<String>,
+) -> Result<TokenizeText, ApiError> {
+    let mut reading = Reading {
+        limits: context.limits,
+        strict: context.strict,
+        ignored: Vec::new(),
+    };
+    let messages = messages(fields, &mut reading)?;
+    ignored.extend(reading.ignored);
+    Ok(TokenizeText::Messages {
+        messages,
+        kwargs: kwargs(fields)?,
+        add_generation_prompt: fields.boolean("add_generation_prompt")?.unwrap_or(true),
+    })
+}
+
+/// A text under the name of its field, and whether it is marked: a field with its default.
+fn prompt(
+    fields: &mut Fields,
+    param: &'static str,
+    (marks, default): (&'static str, bool),
+) -> Result<TokenizeText, ApiError> {
+    Ok(TokenizeText::Prompt {
+        prompt: fields.string(param)?.ok_or_else(|| missing(param))?,
+        add_special_tokens: fields.boolean(marks)?.unwrap_or(default),
+        param,
+    })
 }
 
 /// `/tokenize` knows no such field: it is reported like any other.

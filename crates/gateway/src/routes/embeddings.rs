@@ -82,7 +82,8 @@ impl Preparation {
             strict: config.strict_params,
         };
         let request = EmbeddingRequest::read(body, &context)?;
-        let model = self.served_name(request.model.as_deref())?.to_owned();
+        let asked = request.model.as_deref();
+        let model = served_name(&self.gateway, &self.served, asked)?.to_owned();
         let dimensions = self.dimensions(request.dimensions)?;
         let truncation = self.truncation(request.truncation)?;
         let tokens = |input| self.tokens(input, truncation);
@@ -99,26 +100,6 @@ impl Preparation {
             dimensions,
             ignored: request.ignored,
         })
-    }
-
-    /// The name under which an answer goes out.
-    fn served_name(&self, asked: Option<&str>) -> Result<&str, ApiError> {
-        let config = &self.gateway.config;
-        let main = self.served.names.first().map_or("", String::as_str);
-        let Some(asked) = asked.filter(|asked| !["", "default"].contains(asked)) else {
-            return Ok(main);
-        };
-        if let Some(name) = self.served.names.iter().find(|name| *name == asked) {
-            return Ok(name);
-        }
-        if config.served_model_names.iter().any(|name| name == asked) {
-            let message = format!("the model `{asked}` generates text; `{main}` embeds it");
-            return Err(ApiError::field("model", "unsupported_model", message));
-        }
-        if config.accept_any_model {
-            return Ok(main);
-        }
-        Err(not_found(&self.gateway, asked))
     }
 
     /// The number of features, where it is not the model's own.
@@ -214,6 +195,33 @@ impl Preparation {
             max_model_len,
         })
     }
+}
+
+/// The name under which an answer of the embedding model goes out.
+///
+/// # Errors
+/// A name that is not its own.
+pub(super) fn served_name<'a>(
+    gateway: &Gateway,
+    served: &'a ServedEncoder,
+    asked: Option<&str>,
+) -> Result<&'a str, ApiError> {
+    let config = &gateway.config;
+    let main = served.names.first().map_or("", String::as_str);
+    let Some(asked) = asked.filter(|asked| !["", "default"].contains(asked)) else {
+        return Ok(main);
+    };
+    if let Some(name) = served.names.iter().find(|name| *name == asked) {
+        return Ok(name);
+    }
+    if config.served_model_names.iter().any(|name| name == asked) {
+        let message = format!("the model `{asked}` generates text; `{main}` embeds it");
+        return Err(ApiError::field("model", "unsupported_model", message));
+    }
+    if config.accept_any_model {
+        return Ok(main);
+    }
+    Err(not_found(gateway, asked))
 }
 
 fn cut(mut ids: Vec<u32>, max: usize, truncation: Truncation) -> Vec<u32> {

@@ -196,7 +196,7 @@ impl Preparation {
     ) -> Result<(Vec<u32>, Option<String>), ApiError> {
         match prompt {
             Prompt::Text(text) => {
-                let ids = self.encoder.raw(&text, true)?;
+                let ids = self.encoder.raw(&text, true, "prompt")?;
                 Ok((ids, echo.then_some(text)))
             }
             Prompt::Ids(ids) => {

@@ -75,9 +75,14 @@ impl PromptEncoder {
     /// Tokens of a raw prompt; its beginning is marked where the checkpoint does so and `marks` asks.
     ///
     /// # Errors
-    /// A prompt that cannot fit the model.
-    pub(super) fn raw(&self, text: &str, marks: bool) -> Result<Vec<u32>, ApiError> {
-        self.check_length(text.len(), "prompt")?;
+    /// A prompt that cannot fit the model; `param` is the field that holds it.
+    pub(super) fn raw(
+        &self,
+        text: &str,
+        marks: bool,
+        param: &'static str,
+    ) -> Result<Vec<u32>, ApiError> {
+        self.check_length(text.len(), param)?;
         let tokenizer = &self.model.tokenizer;
         let ids = if marks {
             tokenizer.encode_raw(text)

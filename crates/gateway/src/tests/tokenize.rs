@@ -6,8 +6,8 @@ use serde_json::{Value, json};
 
 use super::errors::{CHAT, COMPLETIONS, check};
 use super::support::{
-    END, MAX_MODEL_LEN, Rig, VOCAB, cases_without_files, embedder_only, engine_config, model,
-    text_files,
+    EMBEDDER, END, MAX_EMBEDDED, MAX_MODEL_LEN, Rig, VOCAB, cases_without_files, embedder_only,
+    engine_config, model, text_files, with_embedder,
 };
 use crate::GatewayConfig;
 
@@ -87,6 +87,100 @@ async fn spellings_are_those_of_the_vocabulary() {
     let answer = ok(&Rig::new(), TOKENIZE, body).await;
     assert_eq!(answer["token_strs"], json!(["a", "Ġ", "Ã", "©", "<|end|>"]));
     assert_eq!(answer["count"], 5);
+}
+
+/// llama.cpp's form, whose text is called content and is not marked unless asked.
+#[tokio::test]
+async fn content_is_a_prompt_with_other_names() {
+    let rig = marking();
+    for (ours, theirs) in [
+        (
+            json!({"prompt": "a é<|end|>", "add_special_tokens": false}),
+            json!({"content": "a é<|end|>"}),
+        ),
+        (
+            json!({"prompt": "a"}),
+            json!({"content": "a", "add_special": true, "parse_special": true}),
+        ),
+        (
+            json!({"prompt": ""}),
+            json!({"content": "", "add_special": true, "with_pieces": false}),
+        ),
+    ] {
+        assert_eq!(
+            ok(&rig, TOKENIZE, ours).await,
+            ok(&rig, TOKENIZE, theirs).await
+        );
+    }
+    let body = json!({"content": "a é<|end|>", "with_pieces": true});
+    let answer = ok(&rig, TOKENIZE, body).await;
+    let pieces = json!([
+        {"id": 97, "piece": "a"},
+        {"id": 32, "piece": " "},
+        // Two bytes make the character.
+        {"id": 195, "piece": [195]},
+        {"id": 169, "piece": [169]},
+        {"id": END, "piece": "<|end|>"},
+    ]);
+    assert_eq!(
+        (&answer["tokens"], &answer["token_strs"]),
+        (&pieces, &Value::Null)
+    );
+}
+
+/// Alone it is the one meant; beside a language model it is named.
+#[tokio::test]
+async fn the_tokens_of_an_embedding_model_are_those_that_it_computes() {
+    let beside = with_embedder(GatewayConfig::new("test-model"));
+    for (rig, name) in [(&embedder_only(), "default"), (&beside, EMBEDDER)] {
+        let asked = |path: &'static str, mut body: Value| {
+            body["model"] = json!(name);
+            ok(rig, path, body)
+        };
+        let tokens = asked(
+            TOKENIZE,
+            json!({"prompt": "ab c", "return_token_strs": true}),
+        )
+        .await;
+        let embedded = asked("/v1/embeddings", json!({"input": "ab c"})).await;
+        assert_eq!(tokens["count"], embedded["usage"]["prompt_tokens"]);
+        assert_eq!(tokens["max_model_len"], MAX_EMBEDDED);
+        assert_eq!(tokens["token_strs"], json!(["a", "b", "Ġ", "c"]));
+        let back = asked(DETOKENIZE, json!({"tokens": tokens["tokens"]})).await;
+        assert_eq!(back["prompt"], "ab c");
+        for (path, mut body, code) in [
+            (
+                TOKENIZE,
+                super::support::chat(json!({"max_tokens": null})),
+                "unsupported_parameter",
+            ),
+            (
+                TOKENIZE,
+                json!({"prompt": "x".repeat(4000)}),
+                "context_length_exceeded",
+            ),
+            (
+                DETOKENIZE,
+                json!({"tokens": [VOCAB]}),
+                "integer_above_max_value",
+            ),
+            (
+                DETOKENIZE,
+                json!({"tokens": vec![97; MAX_EMBEDDED + 1]}),
+                "context_length_exceeded",
+            ),
+        ] {
+            body["model"] = json!(name);
+            let answer = rig.post(path, &body).await;
+            assert_eq!(answer.status, StatusCode::BAD_REQUEST, "{}", answer.text);
+            assert_eq!(answer.json()["error"]["code"], code);
+        }
+    }
+    let other = json!({"model": "other", "prompt": "a"});
+    assert_eq!(
+        embedder_only().post(TOKENIZE, &other).await.status,
+        StatusCode::NOT_FOUND
+    );
 }
 
 #[test]
@@ -213,10 +307,24 @@ async fn what_is_no_text_or_no_token_is_refused_with_the_limit() {
         ),
         (
             TOKENIZE,
-            json!({"content": "a"}),
+            json!({"prompt": "a", "content": "a"}),
             "unsupported_parameter",
             "content",
-            "use prompt",
+            "either prompt or content",
+        ),
+        (
+            TOKENIZE,
+            json!({"content": "a", "return_token_strs": true}),
+            "unsupported_parameter",
+            "return_token_strs",
+            "with_pieces",
+        ),
+        (
+            TOKENIZE,
+            json!({"content": long}),
+            "context_length_exceeded",
+            "content",
+            "512",
         ),
         (
             TOKENIZE,
@@ -247,10 +355,6 @@ async fn what_is_no_text_or_no_token_is_refused_with_the_limit() {
     ] {
         assert_eq!(rig.post(path, &body).await.status, StatusCode::NOT_FOUND);
     }
-    let embeds = embedder_only()
-        .post(TOKENIZE, &json!({"prompt": "a"}))
-        .await;
-    assert_eq!(embeds.json()["error"]["code"], "unsupported_model");
 }
 
 #[tokio::test]

@@ -257,6 +257,9 @@ async fn record_tokenizing(recorder: &mut Recorder, rig: &Rig) {
     let spelled =
         json!({"messages": [{"role": "user", "content": "a"}], "return_token_strs": true});
     recorder.record("post", "/tokenize", &rig.post("/tokenize", &spelled).await);
+    // A character of two bytes is two tokens.
+    let pieces = json!({"content": "aé", "with_pieces": true});
+    recorder.record("post", "/tokenize", &rig.post("/tokenize", &pieces).await);
 }
 
 /// Failures of a generating route that need nothing but a certain request.

@@ -9,7 +9,8 @@ use crate::config::RequestLimits;
 use crate::error::ApiError;
 use crate::json::parse;
 use crate::request::fields::{
-    CHAT, COMPLETIONS, DETOKENIZE, EMBEDDINGS, Support, TOKENIZE_MESSAGES, TOKENIZE_PROMPT, Table,
+    CHAT, COMPLETIONS, DETOKENIZE, EMBEDDINGS, Support, TOKENIZE_CONTENT, TOKENIZE_MESSAGES,
+    TOKENIZE_PROMPT, Table,
 };
 use crate::request::{
     ChatRequest, CompletionRequest, Context, DetokenizeRequest, EmbeddingRequest, TokenizeRequest,
@@ -37,7 +38,7 @@ enum Read {
     Detokenize(Box<DetokenizeRequest>),
 }
 
-fn subjects() -> [Subject; 6] {
+fn subjects() -> [Subject; 7] {
     let messages = json!([{"role": "user", "content": "a"}]);
     [
         Subject {
@@ -81,6 +82,14 @@ fn subjects() -> [Subject; 6] {
             table: TOKENIZE_PROMPT,
             minimal: json!({"prompt": "a"}),
             roomy: json!({"prompt": "a"}),
+            read: read_tokenize,
+            min_defaults: 2,
+        },
+        Subject {
+            schema: "TokenizeContentRequest",
+            table: TOKENIZE_CONTENT,
+            minimal: json!({"content": "a"}),
+            roomy: json!({"content": "a"}),
             read: read_tokenize,
             min_defaults: 2,
         },
