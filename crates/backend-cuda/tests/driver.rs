@@ -4,8 +4,11 @@
 #[path = "../examples/gpu/cublaslt.rs"]
 mod cublaslt;
 
+use std::path::Path;
+use std::process::Command;
+
 use backend::conformance::{TestBackend, Tolerances};
-use backend_cuda::device::Device;
+use backend_cuda::device::{Arg, Device, Launch};
 use backend_cuda::driver::{Gpu, find};
 use backend_cuda::{CudaBackend, Precision};
 
@@ -28,6 +31,87 @@ fn gpu() -> CudaBackend<Gpu> {
 }
 
 backend::conformance_suite!(gpu(), INT8);
+
+/// Copies in every direction, memory that is freed under them, and a captured launch: what is read back is what was
+/// written.
+#[test]
+fn what_is_copied_arrives() {
+    let target = gpu();
+    let device = target.device();
+    let bytes: Vec<u8> = (0..=255).cycle().take(1024).collect();
+    let buffer = |purpose| device.alloc(bytes.len(), purpose).expect("memory");
+    let (a, b, c) = (buffer("a"), buffer("b"), buffer("c"));
+    device.upload(&a, 0, &bytes).expect("copies");
+    let host = || device.host_alloc(bytes.len(), "host").expect("memory");
+    let (first, second) = (host(), host());
+    // Out, over the host, and back; what the first is freed under is a copy from it.
+    device.swap_out((&a, 0), (&first, 0), 1024).expect("copies");
+    device
+        .copy_on_host((&first, 0), (&second, 0), 1024)
+        .expect("copies");
+    device.swap_in((&first, 0), (&b, 0), 1024).expect("copies");
+    drop(first);
+    device.swap_in((&second, 0), (&c, 0), 1024).expect("copies");
+    drop(second);
+    let third = host();
+    device.swap_out((&c, 0), (&third, 0), 1024).expect("copies");
+    drop(third);
+    let args = [
+        Arg::Buffer(&a, 0),
+        Arg::Buffer(&b, 0),
+        Arg::Int(256),
+        Arg::Int(256),
+        Arg::Int(256),
+    ];
+    let launch = Launch {
+        kernel: "add",
+        threads: 256,
+        grid: [1, 1, 1],
+        dynamic_bytes: 0,
+        args: &args,
+    };
+    device.begin_capture().expect("nothing runs");
+    device.launch(&launch).expect("a kernel");
+    let graph = device.end_capture().expect("it was begun");
+    device.replay(&graph).expect("it runs");
+    let read = |buffer| {
+        let mut found = vec![0; 1024];
+        device.download(buffer, 0, &mut found).expect("copies");
+        found
+    };
+    let floats = |bytes: &[u8]| -> Vec<f32> {
+        let (words, _) = bytes.as_chunks::<4>();
+        words.iter().map(|word| f32::from_le_bytes(*word)).collect()
+    };
+    let doubled: Vec<f32> = floats(&bytes).iter().map(|x| x + x).collect();
+    let same = |(a, b): (&f32, &f32)| a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan();
+    assert!(floats(&read(&a)).iter().zip(&doubled).all(same));
+    assert_eq!((read(&b), read(&c)), (bytes.clone(), bytes));
+}
+
+/// The same with each wait in turn that waits for nothing: every one is missed, by wrong bytes or by a copy that meets
+/// freed memory.
+#[test]
+fn no_wait_of_the_device_can_be_left_out() {
+    let noted = Path::new(env!("CARGO_TARGET_TMPDIR")).join("waits");
+    std::fs::remove_file(&noted).ok();
+    let run = |ignored: usize| {
+        Command::new(std::env::current_exe().expect("this program"))
+            .args(["--exact", "what_is_copied_arrives"])
+            .env("OCTET_EMULATED_IGNORED_WAIT", ignored.to_string())
+            .env("OCTET_EMULATED_WAITS", &noted)
+            .output()
+            .expect("it starts")
+    };
+    assert!(run(0).status.success(), "with all waits everything arrives");
+    let count = std::fs::metadata(&noted).expect("they were noted").len() as usize;
+    // One after the upload, one for the copy on the host, one for each of three freed parts, three for what is read.
+    assert_eq!(count, 8);
+    let survivors: Vec<usize> = (1..=count)
+        .filter(|wait| run(*wait).status.success())
+        .collect();
+    assert!(survivors.is_empty(), "waits {survivors:?} are not missed");
+}
 
 /// A process may have several streams, as this one has while its tests run.
 #[test]

@@ -1,6 +1,8 @@
 //! What the stand-in remembers: memory, functions, graphs, and the copies that are under way.
 
 use std::collections::{BTreeMap, HashMap};
+use std::fs::OpenOptions;
+use std::io::Write;
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::{self, ThreadId};
@@ -65,6 +67,14 @@ struct Outwards {
     data: Vec<u8>,
 }
 
+/// A copy between the device and memory of the host that is not pinned. The interface leaves open whether it is done
+/// when the call returns, so that nobody may use either side before waiting: what stands between the copy and the next
+/// wait loses it.
+enum Plain {
+    ToDevice { to: u64, data: Vec<u8> },
+    ToHost { to: *mut u8, data: Vec<u8> },
+}
+
 pub(crate) struct State {
     pub total_memory: usize,
     swapped_lanes: SwappedLanes,
@@ -77,10 +87,36 @@ pub(crate) struct State {
     captures: HashMap<ThreadId, Vec<Work>>,
     inwards: Vec<Inwards>,
     outwards: Vec<Outwards>,
+    /// By thread, as captures.
+    plain: HashMap<ThreadId, Plain>,
     has_failed: bool,
+    waits: Waits,
 }
 
-// SAFETY: entries are static and never change.
+/// Which waits count, for tests of what misses one.
+#[derive(Default)]
+struct Waits {
+    count: usize,
+    /// From 1 on: this one returns at once and waits for nothing.
+    ignored: Option<usize>,
+    /// A file that gets a byte for each.
+    noted_in: Option<PathBuf>,
+}
+
+impl Waits {
+    /// Counts one; whether it is to be ignored.
+    fn next(&mut self) -> bool {
+        self.count += 1;
+        if let Some(path) = &self.noted_in {
+            let file = OpenOptions::new().create(true).append(true).open(path);
+            file.and_then(|mut file| file.write_all(b".")).ok();
+        }
+        self.ignored == Some(self.count)
+    }
+}
+
+// SAFETY: entries are static and never change; the target of a plain copy is written under the lock, by the call
+// that follows the copy.
 unsafe impl Send for State {}
 
 static STATE: Mutex<Option<State>> = Mutex::new(None);
@@ -113,7 +149,13 @@ impl State {
             captures: HashMap::new(),
             inwards: Vec::new(),
             outwards: Vec::new(),
+            plain: HashMap::new(),
             has_failed: false,
+            waits: Waits {
+                count: 0,
+                ignored: wanted("OCTET_EMULATED_IGNORED_WAIT").and_then(|wait| wait.parse().ok()),
+                noted_in: wanted("OCTET_EMULATED_WAITS").map(PathBuf::from),
+            },
         }
     }
 
@@ -154,9 +196,17 @@ impl State {
         address
     }
 
+    /// Waits for nothing: a copy that is under way meets memory that is gone.
     pub fn free_pinned(&mut self, address: usize) -> Result<()> {
-        self.wait();
-        self.pinned.remove(&address).map(drop).ok_or(INVALID_VALUE)
+        let memory = self.pinned.remove(&address).ok_or(INVALID_VALUE)?;
+        let freed = address..address + memory.len();
+        let is_used = self.inwards.iter().any(|copy| freed.contains(&copy.from))
+            || self.outwards.iter().any(|copy| freed.contains(&copy.to));
+        if is_used {
+            self.has_failed = true;
+            return Err(ILLEGAL_ADDRESS);
+        }
+        Ok(())
     }
 
     /// The pinned memory that holds a range, and where in it.
@@ -188,9 +238,11 @@ impl State {
             return Ok(());
         }
         // SAFETY: the caller's readable range, which the interface asks for.
-        let data = unsafe { std::slice::from_raw_parts(from, bytes) };
+        let data = unsafe { std::slice::from_raw_parts(from, bytes) }.to_vec();
         let (memory, offset) = self.memory_at(to, bytes)?;
-        memory.write(offset, data);
+        memory.write(offset, &vec![GARBAGE; bytes]);
+        self.plain
+            .insert(thread::current().id(), Plain::ToDevice { to, data });
         Ok(())
     }
 
@@ -206,10 +258,10 @@ impl State {
             self.outwards.push(Outwards { to, data });
             return Ok(());
         }
-        // What was asked for before is done when a copy to plain memory is.
-        self.wait();
         // SAFETY: the caller's writable range, which the interface asks for.
-        unsafe { std::ptr::copy_nonoverlapping(data.as_ptr(), to, bytes) };
+        unsafe { to.write_bytes(GARBAGE, bytes) };
+        self.plain
+            .insert(thread::current().id(), Plain::ToHost { to, data });
         Ok(())
     }
 
@@ -225,6 +277,7 @@ impl State {
         if self.captures.contains_key(&thread::current().id()) {
             return Err(CAPTURE_UNSUPPORTED);
         }
+        self.plain.remove(&thread::current().id());
         for copy in std::mem::take(&mut self.inwards) {
             // The stream's order: what was to be copied there before is there.
             self.deliver();
@@ -250,8 +303,23 @@ impl State {
     }
 
     pub fn synchronize(&mut self) -> Result<()> {
+        let plain = self.plain.remove(&thread::current().id());
+        if self.waits.next() {
+            return Ok(());
+        }
         self.begin_operation()?;
         self.deliver();
+        match plain {
+            Some(Plain::ToDevice { to, data }) => {
+                let (memory, offset) = self.memory_at(to, data.len())?;
+                memory.write(offset, &data);
+            }
+            // SAFETY: the range of the copy that was asked for last; nothing else was asked for since.
+            Some(Plain::ToHost { to, data }) => unsafe {
+                std::ptr::copy_nonoverlapping(data.as_ptr(), to, data.len());
+            },
+            None => {}
+        }
         Ok(())
     }
 
