@@ -20,13 +20,13 @@ use crate::probe;
 use crate::progress;
 use crate::reconcile::Reconciliation;
 use crate::report::{self, LengthsBy, Report, ServerInfo};
-use crate::scene::Scene;
+use crate::scene::{self, Scene};
 use crate::scrape::{Delta, Scraper, Snapshot, names};
 use crate::scrapes::Scrapes;
 use crate::self_test;
 use crate::server_times::ServerTimes;
 use crate::target::Target;
-use crate::timeline::{self, Point, Timeline};
+use crate::timeline::{self, InWindow, Point, Timeline, Watched};
 use crate::tokenizer;
 use crate::workload::{self, TokensPerWord, Workload};
 use crate::workload_file::written;
@@ -43,7 +43,8 @@ pub async fn measure(config: &Config, interrupted: impl Future<Output = ()>) -> 
     let clock = Clock::start();
     let mut targets = Vec::new();
     for url in &config.urls {
-        targets.push(Target::resolve(url.clone(), config.api_key.as_deref(), clock).await?);
+        let key = config.api_key.as_deref();
+        targets.push(Target::resolve(url.clone(), key, config.protocol, clock).await?);
     }
     note_left_out(config);
     let (workload, lengths_by) = prepare(config, &targets[0]).await?;
@@ -61,14 +62,23 @@ pub async fn measure(config: &Config, interrupted: impl Future<Output = ()>) -> 
         duration: config.duration,
         ramp_up: config.ramp_up,
         timeouts: config.timeouts,
+        connections: config.connections,
+        retries: config.retries,
         gives_up_on: config.slo.filter(|_| config.may_give_up),
     };
+    let first = targets[0].clone();
     let run = Run::new(plan, targets, workload.clone(), clock);
     let gpus = is_watched.then(|| GpuWatch::start("nvidia-smi", clock));
     let result = drive(&run, config, &mut metrics, interrupted).await;
     let gpus = gpus.flatten().map(|gpus| gpus.end(result.window));
     scene.gpus = gpus.unwrap_or_default();
-    let (server, scrapes) = metrics.close(&result, config).await;
+    let (mut server, scrapes) = metrics.close(&result, config).await;
+    if server.not_available.is_none() {
+        let after = scene::version(&first).await;
+        server
+            .reconciliation
+            .version(scene.version.as_ref(), after.as_ref());
+    }
     let memory = memory_before.and_then(|before| {
         let after = calibration::memory_read()?;
         Some(Around { before, after })
@@ -98,7 +108,7 @@ async fn drive(
     metrics: &mut Metrics,
     interrupted: impl Future<Output = ()>,
 ) -> RunResult {
-    let watched = metrics.watch(run.clock);
+    let watched = metrics.watch(run);
     tokio::pin!(watched);
     let finished = run.run();
     tokio::pin!(finished, interrupted);
@@ -182,7 +192,7 @@ async fn set_lengths(workload: &mut Workload, config: &Config, target: &Target) 
 /// The server's metrics, if there are any.
 struct Metrics {
     open: Result<Open>,
-    points: Vec<Point>,
+    watched: Watched,
 }
 
 /// Metrics that were read before the run.
@@ -197,7 +207,7 @@ impl Metrics {
     async fn open(config: &Config, clock: Clock) -> Self {
         Self {
             open: Self::scrape(config, clock).await,
-            points: Vec::new(),
+            watched: Watched::default(),
         }
     }
 
@@ -205,11 +215,11 @@ impl Metrics {
         let key = config.api_key.as_deref();
         let mut targets = Vec::new();
         for url in &config.metrics_urls {
-            targets.push(Target::resolve(url.clone(), key, clock).await?);
+            targets.push(Target::resolve(url.clone(), key, config.protocol, clock).await?);
         }
-        let scraper = Scraper::new(targets, clock, config.api.path());
+        let scraper = Scraper::new(targets, clock, config.api.path(), config.target_kind);
         let (before, was_quiet) = scraper.quiet(config.rest).await?;
-        let kind = ServerKind::of(&before);
+        let kind = scraper.kind_of(&before);
         let kind = kind.context("the metrics are those of no known server")?;
         Ok(Open {
             scraper,
@@ -220,9 +230,9 @@ impl Metrics {
     }
 
     /// Scrapes until dropped.
-    async fn watch(&mut self, clock: Clock) {
+    async fn watch(&mut self, run: &Run) {
         match &self.open {
-            Ok(open) => timeline::watch(&open.scraper, clock, &mut self.points).await,
+            Ok(open) => timeline::watch(&open.scraper, run, &mut self.watched).await,
             Err(_) => std::future::pending().await,
         }
     }
@@ -237,6 +247,7 @@ impl Metrics {
                 kind: None,
                 build: BTreeMap::new(),
                 timeline: None,
+                in_window: None,
                 times: ServerTimes::default(),
                 reconciliation: Reconciliation::default(),
             };
@@ -252,10 +263,16 @@ impl Metrics {
             Err(error) => return not_available(format!("{error:#}"), false),
         };
         let (after, is_quiet) = match scraper.quiet(config.rest).await {
-            Ok((after, is_quiet)) if ServerKind::of(&after) == Some(kind) => (after, is_quiet),
+            Ok((after, is_quiet)) if scraper.kind_of(&after) == Some(kind) => (after, is_quiet),
             Ok(_) => return not_available("the metrics are gone".into(), true),
             Err(error) => return not_available(format!("{error:#}"), true),
         };
+        let Watched { points, edges } = self.watched;
+        let last = Point {
+            at: scraper.now(),
+            snapshot: Some(after.clone()),
+        };
+        let in_window = InWindow::new(kind, &edges, &last, result.window.0);
         let delta = Delta {
             before: &before,
             after: &after,
@@ -265,7 +282,7 @@ impl Metrics {
             ServerKind::Octet => Reconciliation::new(records, &delta, config.api),
             other => Reconciliation::of_peer(records, &delta, other),
         };
-        let seen = timeline::in_flight_mean(kind, &self.points, result.window);
+        let seen = timeline::in_flight_mean(kind, &points, result.window);
         let (own, _) = report::in_flight(records, result.window);
         reconciliation.in_flight(own, seen);
         let server = ServerInfo {
@@ -274,13 +291,14 @@ impl Metrics {
             quiet: was_quiet && is_quiet,
             kind: Some(kind),
             build: build_of(&before),
-            timeline: Timeline::new(kind, &self.points, result.window.0),
+            timeline: Timeline::new(kind, &points, result.window.0),
+            in_window,
             times: ServerTimes::new(kind, &delta, records),
             reconciliation,
         };
         let scrapes = Scrapes {
             kind,
-            points: self.points,
+            points,
             first: before.text,
             last: after.text,
         };

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 
-pub use run::{Args, ArrivalKind, Cache, Warmup};
+pub use run::{Args, ArrivalKind, Cache, Connections, Warmup};
 pub(crate) use values::duration;
 use values::rate;
 
@@ -241,6 +241,7 @@ mod tests {
             "Load:",
             "Requests:",
             "Objectives:",
+            "Connections:",
             "Time limits of a request:",
             "Output:",
             "Examples:",

@@ -6,15 +6,17 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 
-use crate::args::{Args, ArrivalKind, Cache, Warmup};
+use crate::args::{Args, ArrivalKind, Cache, Connections, Warmup};
 use crate::arrival::{Arrival, RampShape};
 use crate::content::{Content, Prefix};
 use crate::cost::Price;
 use crate::exchange::Timeouts;
 use crate::lengths::Lengths;
+use crate::metric_map::ServerKind;
 use crate::slo::Slo;
 use crate::target::HttpUrl;
 use crate::trace::Trace;
+use crate::transport::Protocol;
 use crate::workload::Api;
 use crate::workload_file::{FileArrival, WorkloadFile, dataset_content};
 
@@ -36,6 +38,8 @@ pub struct Config {
     pub urls: Vec<HttpUrl>,
     /// Addresses of their metrics.
     pub metrics_urls: Vec<HttpUrl>,
+    /// Whose metrics they are, where that is said.
+    pub target_kind: Option<ServerKind>,
     /// Key of the server.
     pub api_key: Option<String>,
     /// Model to ask for, if not the first one listed.
@@ -75,6 +79,12 @@ pub struct Config {
     pub may_give_up: bool,
     /// Price of the server's machine.
     pub price: Option<Price>,
+    /// What becomes of connections.
+    pub connections: Connections,
+    /// What they speak.
+    pub protocol: Protocol,
+    /// How often a request that failed before its first token is sent again.
+    pub retries: u32,
     /// Time limits.
     pub timeouts: Timeouts,
     /// Whether the client tests itself before the run.
@@ -107,6 +117,7 @@ impl TryFrom<Args> for Config {
             command: args.command.clone(),
             urls,
             metrics_urls,
+            target_kind: args.target_kind,
             contents: contents(&args, &file)?,
             api: args.api.or(file.api).unwrap_or(Api::Chat),
             temperature: args.temperature.or(file.temperature()).unwrap_or(0.0),
@@ -129,6 +140,12 @@ impl TryFrom<Args> for Config {
             model: args.model,
             seed: args.seed,
             tokens_per_word: args.tokens_per_word,
+            connections: args.connections,
+            protocol: match args.http2 {
+                true => Protocol::Http2,
+                false => Protocol::Http1,
+            },
+            retries: args.retries,
             timeouts: Timeouts {
                 connect: args.timeout_connect,
                 head: args.timeout_head,

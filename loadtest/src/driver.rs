@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
 
-use crate::args::Warmup;
+use crate::args::{Connections, Warmup};
 use crate::arrival::Arrival;
 use crate::clock::{Clock, Nanos};
 use crate::content::Conversation;
@@ -18,12 +18,24 @@ use crate::effort::{Effort, Watch};
 use crate::exchange::{Exchange, Timeouts, exchange};
 use crate::give_up::{Early, GiveUp, Lookout, Overload};
 use crate::observe::{StreamFacts, Window};
-use crate::outcome::{End, Evidence, classify};
+use crate::outcome::{End, Evidence, Outcome, classify};
 use crate::record::{Phase, Reach, RequestRecord};
 use crate::slo::Slo;
 use crate::target::Target;
 use crate::transport::Connection;
 use crate::workload::{PlannedRequest, Workload};
+
+/// An end of the window.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Edge {
+    /// Its beginning.
+    Start,
+    /// Its end, where it is bounded by time.
+    End,
+}
+
+/// Who finds no connection waits this long, so that a dead server is not hammered.
+const PAUSE_WITHOUT_CONNECTION: Duration = Duration::from_millis(100);
 
 /// What a run needs to know.
 #[derive(Debug, Clone)]
@@ -40,6 +52,10 @@ pub struct Plan {
     pub ramp_up: Duration,
     /// Time limits of a request.
     pub timeouts: Timeouts,
+    /// What becomes of connections.
+    pub connections: Connections,
+    /// How often a request that failed before its first token is sent again.
+    pub retries: u32,
     /// Objectives without whose hope the run ends early.
     pub gives_up_on: Option<Slo>,
 }
@@ -81,6 +97,8 @@ struct State {
     measured_issued: u64,
     measured_open: u64,
     records: Vec<RequestRecord>,
+    /// Attempts that were followed by another.
+    retried: Vec<RequestRecord>,
 }
 
 /// Leave to send request `index`.
@@ -164,7 +182,9 @@ impl Run {
             () = self.look_out() => unreachable!("the load is looked at until it ends"),
         }
         let effort = watch.end().await;
-        let mut records = std::mem::take(&mut self.state().records);
+        let mut records = std::mem::take(&mut self.state().retried);
+        records.append(&mut self.state().records);
+        // Attempts in their order, the last one last.
         records.sort_by_key(|record| record.index);
         let measured = records
             .iter()
@@ -234,6 +254,21 @@ impl Run {
     /// The window as far as it is known.
     pub fn window(&self) -> &Window {
         &self.window
+    }
+
+    /// Waits for an end of the window; for none, or one that is not bounded by time, for ever.
+    pub async fn edge(&self, edge: Option<Edge>) {
+        loop {
+            let changed = self.changed.notified();
+            match (edge, self.window.start(), self.window.end()) {
+                (Some(Edge::Start), Some(_), _) => return,
+                (Some(Edge::End), _, Some(end)) => {
+                    return tokio::time::sleep_until(self.clock.instant(end)).await;
+                }
+                (None, ..) => std::future::pending().await,
+                _ => changed.await,
+            }
+        }
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
@@ -336,7 +371,10 @@ impl Run {
     async fn slots(&self) -> Slots {
         let mut slots = Vec::new();
         for server in 0..self.targets.len() {
-            slots.push(self.connect(server).await.ok());
+            slots.push(match self.plan.connections {
+                Connections::Warm => self.connect(server).await.ok(),
+                Connections::Cold => None,
+            });
         }
         Slots(slots)
     }
@@ -411,15 +449,31 @@ impl Run {
     ) -> Option<(String, Nanos)> {
         let mut stop = self.stop.subscribe();
         let slot = &mut slots.0[errand.server];
-        let attempt = tokio::select! {
-            biased;
-            attempt = self.attempt(slot, &errand, planned) => attempt,
-            _ = stop.wait_for(|stop| *stop) => Attempt::without_answer(End::Stopped),
+        let began = self.clock.now();
+        let mut left = self.plan.retries;
+        let mut record = loop {
+            // What went before this attempt is no delay of the client's own.
+            let before = self.clock.now() - began;
+            let attempt = tokio::select! {
+                biased;
+                attempt = self.attempt(slot, &errand, planned) => attempt,
+                _ = stop.wait_for(|stop| *stop) => Attempt::without_answer(End::Stopped),
+            };
+            if attempt.exchange.end != End::Complete || self.plan.connections == Connections::Cold {
+                *slot = None;
+            }
+            let mut record = self.record(&errand, planned, attempt);
+            record.excused += before;
+            if left == 0 || !record.may_be_retried() {
+                break record;
+            }
+            left -= 1;
+            if record.outcome == Outcome::Connect {
+                tokio::time::sleep(PAUSE_WITHOUT_CONNECTION).await;
+            }
+            record.phase = Phase::Retried;
+            self.state().retried.push(record);
         };
-        if attempt.exchange.end != End::Complete {
-            *slot = None;
-        }
-        let mut record = self.record(&errand, planned, attempt);
         let text = std::mem::take(&mut record.stream.text);
         let answer = record.outcome.is_success().then_some((text, record.t_end));
         self.keep(record);
@@ -480,12 +534,9 @@ impl Run {
     }
 
     async fn connect(&self, server: usize) -> Result<Connection, String> {
-        tokio::time::timeout(
-            self.plan.timeouts.connect,
-            Connection::open(self.targets[server].address, self.clock),
-        )
-        .await
-        .unwrap_or_else(|_| Err("no connection in time".into()))
+        tokio::time::timeout(self.plan.timeouts.connect, self.targets[server].connect())
+            .await
+            .unwrap_or_else(|_| Err("no connection in time".into()))
     }
 
     fn record(&self, errand: &Errand, planned: &PlannedRequest, attempt: Attempt) -> RequestRecord {
@@ -513,6 +564,10 @@ impl Run {
             t_head: exchange.t_head,
             t_end: exchange.stream.t_done.unwrap_or_else(|| self.clock.now()),
             connect,
+            excused: match self.plan.connections {
+                Connections::Warm => 0,
+                Connections::Cold => connect,
+            },
             asked_prompt_tokens: planned.prompt_tokens,
             asked_output_tokens: planned.output_tokens,
             status: exchange.status,

@@ -7,8 +7,9 @@ use serde::Serialize;
 use crate::scrape::{Snapshot, names};
 
 /// A server whose metrics are known.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
+#[value(rename_all = "lowercase")]
 pub enum ServerKind {
     /// This project's.
     Octet,

@@ -7,6 +7,7 @@ mod peers;
 use std::collections::BTreeSet;
 
 use serde::Serialize;
+use serde_json::Value;
 
 use crate::clock::seconds;
 use crate::outcome::Outcome;
@@ -93,6 +94,27 @@ impl Reconciliation {
                 None => Verdict::NotPossible,
                 Some(server) if is_near(server) => Verdict::Pass,
                 Some(_) => Verdict::Warn,
+            },
+        };
+        self.checks.insert(at.unwrap_or(self.checks.len()), check);
+    }
+
+    /// Compares what a server said of its version before the run and after it, where it said so.
+    pub fn version(&mut self, before: Option<&Value>, after: Option<&Value>) {
+        let (Some(before), Some(after)) = (before, after) else {
+            return;
+        };
+        let changes = f64::from(u8::from(before != after));
+        let at = self.checks.iter().position(|c| c.id == "R11");
+        let check = Check {
+            id: "R10",
+            what: "changes of the version".into(),
+            strength: Strength::Exact,
+            client: (0.0, Some(0.0)),
+            server: Some(changes),
+            verdict: match before == after {
+                true => Verdict::Pass,
+                false => Verdict::Fail,
             },
         };
         self.checks.insert(at.unwrap_or(self.checks.len()), check);
@@ -446,13 +468,19 @@ impl Checks<'_> {
             r.prompt_tokens().saturating_sub(r.cached_tokens())
                 + r.output_tokens().saturating_sub(1)
         });
-        let preempted = self.counter(names::PREEMPTIONS).is_some_and(|n| n > 0.0);
+        let preemptions = self.counter(names::PREEMPTIONS).unwrap_or(0.0);
         let range = Range {
-            high: needed.high.filter(|_| !preempted),
+            high: needed.high.filter(|_| preemptions == 0.0),
             ..needed
         };
         let computed = self.counter(names::STEP_TOKENS);
-        self.add_as(Strength::Soft, "R9", "tokens computed", range, computed);
+        let again = computed.map_or(0.0, |computed| computed - needed.low);
+        let what = match (again > 0.0 && needed.high.is_some(), preemptions) {
+            (false, _) => "tokens computed".to_owned(),
+            (true, 0.0) => format!("tokens computed, {again} of them not explained"),
+            (true, n) => format!("tokens computed, {again} again after {n} preemptions"),
+        };
+        self.add_as(Strength::Soft, "R9", what, range, computed);
     }
 
     fn identity(&mut self, client: &ClientCounts<'_>) {

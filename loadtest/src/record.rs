@@ -2,7 +2,7 @@
 
 use crate::clock::Nanos;
 use crate::observe::StreamFacts;
-use crate::outcome::Outcome;
+use crate::outcome::{Outcome, TimeoutPhase};
 
 /// The part of the run that a request belongs to by its planned start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -13,6 +13,8 @@ pub enum Phase {
     Measured,
     /// Load that goes on after the window until the last measured request has ended.
     Background,
+    /// An attempt that another one followed: it was work for the server, but is no request of its own.
+    Retried,
 }
 
 /// How far a request got, as seen from the client.
@@ -53,6 +55,9 @@ pub struct RequestRecord {
     pub t_end: Nanos,
     /// Time spent opening a connection, zero on an open one.
     pub connect: Nanos,
+    /// Time before the first byte was sent that is part of what is measured: opening a connection where every request
+    /// opens one, and the attempts before the last.
+    pub excused: Nanos,
     /// Prompt length aimed at, in tokens.
     pub asked_prompt_tokens: u32,
     /// Output length asked for, in tokens.
@@ -87,9 +92,24 @@ impl RequestRecord {
         self.stream.usage.map_or(0, |usage| usage.cached_tokens())
     }
 
-    /// `t_send - t_plan`: the client's own delay.
+    /// `t_send - t_plan` but for what is excused: the client's own delay.
     pub fn send_lag(&self) -> Option<Nanos> {
-        Some(self.t_send?.saturating_sub(self.t_plan))
+        let lag = self.t_send?.saturating_sub(self.t_plan);
+        Some(lag.saturating_sub(self.excused))
+    }
+
+    /// Whether it failed at the server, a proxy or the connection, and no token of it came.
+    pub fn may_be_retried(&self) -> bool {
+        let is_theirs = matches!(
+            self.outcome,
+            Outcome::Refused429
+                | Outcome::Refused503(_)
+                | Outcome::Http5xx
+                | Outcome::Connect
+                | Outcome::Cut
+                | Outcome::Timeout(TimeoutPhase::Head)
+        );
+        is_theirs && self.stream.events == 0
     }
 
     /// TTFT from the planned start.
@@ -166,6 +186,7 @@ pub(crate) mod tests {
             t_head: Some(t_plan + 90),
             t_end: t_last + 3,
             connect: 0,
+            excused: 0,
             asked_prompt_tokens: u32::try_from(prompt).unwrap(),
             asked_output_tokens: u32::try_from(output).unwrap(),
             status: Some(200),
@@ -211,6 +232,27 @@ pub(crate) mod tests {
         assert_eq!(record.normalised_latency(), Some(28));
         assert_eq!(record.longest_stall(), Some(10));
         assert_eq!(record.tail(), Some(3));
+    }
+
+    #[test]
+    fn only_what_failed_elsewhere_and_before_a_token_is_tried_again() {
+        let tried = |outcome: Outcome| failure(0, 0, 500, outcome).may_be_retried();
+        for outcome in [
+            Outcome::Refused429,
+            Outcome::Refused503("draining".into()),
+            Outcome::Http5xx,
+            Outcome::Connect,
+            Outcome::Cut,
+        ] {
+            assert!(tried(outcome.clone()), "{outcome:?}");
+        }
+        for outcome in [Outcome::Http4xx, Outcome::Protocol, Outcome::ErrorEvent] {
+            assert!(!tried(outcome.clone()), "{outcome:?}");
+        }
+        let mut cut = success(0, 0, 7, 5);
+        cut.outcome = Outcome::Cut;
+        assert!(!cut.may_be_retried(), "tokens came");
+        assert!(!success(0, 0, 7, 5).may_be_retried());
     }
 
     #[test]

@@ -29,7 +29,7 @@ use crate::scrapes::Scrapes;
 use crate::server_times::ServerTimes;
 use crate::slo::Goodput;
 use crate::steady;
-use crate::timeline::Timeline;
+use crate::timeline::{InWindow, Timeline};
 use crate::workload::{TokensPerWord, Workload};
 pub use client::{ClientQuality, Lags, SelfTested};
 pub use judge::RunVerdict;
@@ -73,6 +73,9 @@ pub struct Report {
     pub outcomes: BTreeMap<String, OutcomeCount>,
     /// Warm-up and background requests by class.
     pub outcomes_outside: BTreeMap<String, OutcomeCount>,
+    /// Attempts of any phase that another one followed, by class.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub outcomes_retried: BTreeMap<String, OutcomeCount>,
     /// Lengths of the measured successes.
     pub lengths: LengthInfo,
     /// What passed through the window per second.
@@ -254,6 +257,9 @@ pub struct ServerInfo {
     pub build: BTreeMap<String, String>,
     /// Its metrics over the run.
     pub timeline: Option<Timeline>,
+    /// What it counted from the beginning of the window to its end.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub in_window: Option<InWindow>,
     /// Its own histograms of times.
     #[serde(skip_serializing_if = "ServerTimes::is_empty")]
     pub times: ServerTimes,
@@ -278,7 +284,11 @@ impl Report {
             .collect();
         let outside: Vec<&RequestRecord> = records
             .iter()
-            .filter(|r| r.phase != Phase::Measured)
+            .filter(|r| matches!(r.phase, Phase::Warmup | Phase::Background))
+            .collect();
+        let retried: Vec<&RequestRecord> = records
+            .iter()
+            .filter(|r| r.phase == Phase::Retried)
             .collect();
         let good: Vec<&RequestRecord> = measured
             .iter()
@@ -320,6 +330,7 @@ impl Report {
             requests: Requests::new(records),
             outcomes: outcomes(&measured),
             outcomes_outside: outcomes(&outside),
+            outcomes_retried: outcomes(&retried),
             lengths: LengthInfo::new(&good),
             rates: Rates::new(records, result.window),
             latency,

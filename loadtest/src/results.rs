@@ -173,6 +173,7 @@ impl<'a> RequestLine<'a> {
                 Phase::Warmup => "warmup",
                 Phase::Measured => "measured",
                 Phase::Background => "background",
+                Phase::Retried => "retried",
             },
             conversation: record.conversation,
             turn: record.turn,

@@ -63,10 +63,15 @@ impl Scene {
             self_test: None,
             calibration: None,
             gpus: Vec::new(),
-            version: ask(target, "/version").await,
+            version: version(target).await,
             model,
         }
     }
+}
+
+/// What the server says of its version.
+pub async fn version(target: &Target) -> Option<Value> {
+    ask(target, "/version").await
 }
 
 async fn ask(target: &Target, path: &str) -> Option<Value> {

@@ -184,28 +184,46 @@ pub struct Scraper {
     clock: Clock,
     /// Path of the measured endpoint, its label in the metrics.
     endpoint: &'static str,
+    /// Whose metrics they are, where that is said.
+    kind: Option<ServerKind>,
 }
 
 impl Scraper {
     /// Scrapes `targets`, whose addresses are those of the metrics themselves.
-    pub fn new(targets: Vec<Target>, clock: Clock, endpoint: &'static str) -> Self {
+    pub fn new(
+        targets: Vec<Target>,
+        clock: Clock,
+        endpoint: &'static str,
+        kind: Option<ServerKind>,
+    ) -> Self {
         Self {
             targets,
             clock,
             endpoint,
+            kind,
         }
     }
 
-    /// One scrape of every server.
-    pub async fn scrape(&self) -> Result<Snapshot> {
+    /// The time on the clock of the run.
+    pub fn now(&self) -> Nanos {
+        self.clock.now()
+    }
+
+    /// Whose metrics these are: as was said, else by their names.
+    pub fn kind_of(&self, snapshot: &Snapshot) -> Option<ServerKind> {
+        self.kind.or_else(|| ServerKind::of(snapshot))
+    }
+
+    /// One scrape of every server, each of which has so long to answer.
+    pub async fn scrape(&self, timeout: Duration) -> Result<Snapshot> {
         let mut all = Snapshot::default();
         for target in &self.targets {
-            all.absorb(self.scrape_one(target).await?);
+            all.absorb(self.scrape_one(target, timeout).await?);
         }
         Ok(all)
     }
 
-    async fn scrape_one(&self, target: &Target) -> Result<Snapshot> {
+    async fn scrape_one(&self, target: &Target, timeout: Duration) -> Result<Snapshot> {
         let started = self.clock.now();
         let (status, body) = target
             .fetch(
@@ -213,7 +231,7 @@ impl Scraper {
                 "",
                 "text/plain; version=0.0.4",
                 Bytes::new(),
-                SCRAPE_TIMEOUT,
+                timeout,
             )
             .await?;
         let round_trip = self.clock.now() - started;
@@ -233,13 +251,13 @@ impl Scraper {
     /// Returns the last snapshot and whether it is quiet.
     pub async fn quiet(&self, bound: Duration) -> Result<(Snapshot, bool)> {
         let deadline = tokio::time::Instant::now() + bound;
-        let mut last = self.scrape().await?;
-        let Some(kind) = ServerKind::of(&last) else {
+        let mut last = self.scrape(SCRAPE_TIMEOUT).await?;
+        let Some(kind) = self.kind_of(&last) else {
             return Ok((last, true));
         };
         loop {
             tokio::time::sleep(QUIET_POLL).await;
-            let next = self.scrape().await?;
+            let next = self.scrape(SCRAPE_TIMEOUT).await?;
             let is_quiet = next.is_at_rest_with(&last, kind, self.endpoint);
             if is_quiet || tokio::time::Instant::now() >= deadline {
                 return Ok((next, is_quiet));

@@ -12,7 +12,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use serde::Serialize;
 
-use crate::args::Warmup;
+use crate::args::{Connections, Warmup};
 use crate::arrival::Arrival;
 use crate::clock::{Clock, Nanos, seconds};
 use crate::content::Content;
@@ -23,6 +23,7 @@ use crate::record::{Phase, RequestRecord};
 use crate::report::{SCHEMA, Tool};
 use crate::stats::{Percentile, Sample, Summary};
 use crate::target::{HttpUrl, Target};
+use crate::transport::Protocol;
 use crate::workload::{Api, TokensPerWord, Workload};
 use server::{Script, Server};
 
@@ -157,6 +158,8 @@ async fn measure(script: Script, users: u32, length: Duration) -> Result<Level> 
             gap: LIMIT,
             total: LIMIT,
         },
+        connections: Connections::Warm,
+        retries: 0,
         gives_up_on: None,
     };
     let workload = Workload {
@@ -177,7 +180,7 @@ async fn measure(script: Script, users: u32, length: Duration) -> Result<Level> 
         temperature: 1.0,
         nonce: None,
     };
-    let target = Target::resolve(url, None, clock).await?;
+    let target = Target::resolve(url, None, Protocol::Http1, clock).await?;
     let run = Run::new(plan, vec![target], workload, clock);
     let result = Arc::clone(&run).run().await;
     Level::new(users, &result, &server.stop())

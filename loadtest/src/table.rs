@@ -84,6 +84,9 @@ fn requests(f: &mut Formatter<'_>, report: &Report) -> fmt::Result {
             requests.reconnects
         )?;
     }
+    if requests.retried > 0 {
+        write!(f, "; {} attempts sent again", requests.retried)?;
+    }
     writeln!(f)?;
     for (class, outcome) in &report.outcomes {
         outcome_line(f, class, outcome, "")?;
@@ -94,6 +97,9 @@ fn requests(f: &mut Formatter<'_>, report: &Report) -> fmt::Result {
         .filter(|(class, _)| !class.starts_with("ok"))
     {
         outcome_line(f, class, outcome, " outside the window")?;
+    }
+    for (class, outcome) in &report.outcomes_retried {
+        outcome_line(f, class, outcome, " sent again")?;
     }
     let lengths = &report.lengths;
     let mean = |value: Option<f64>| value.map_or_else(|| "–".to_owned(), |v| format!("{v:.1}"));
@@ -245,6 +251,13 @@ fn throughput(f: &mut Formatter<'_>, report: &Report) -> fmt::Result {
         "  tokens/s     {output:.1} output, {prompt:.1} prompt ({cached:.1} cached), {:.1} total",
         rates.total_tokens
     )?;
+    let counted = report.server.in_window.as_ref();
+    if let Some(counted) = counted.and_then(|w| w.output_tokens_per_second()) {
+        writeln!(
+            f,
+            "  server       {counted:.1} output tokens/s by its own count"
+        )?;
+    }
     writeln!(
         f,
         "  in flight    {:.2} mean, {} at most",

@@ -12,7 +12,7 @@ use hyper::{Method, Request, Uri};
 use tokio::net::TcpStream;
 
 use crate::clock::Clock;
-use crate::transport::Connection;
+use crate::transport::{Connection, Protocol};
 
 /// How long resolving and reaching the server may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -93,12 +93,19 @@ pub struct Target {
     pub address: SocketAddr,
     host: HeaderValue,
     authorization: Option<HeaderValue>,
+    /// What the requests of a load speak; one-off requests speak it too.
+    protocol: Protocol,
     clock: Clock,
 }
 
 impl Target {
     /// Resolves `url` once and keeps the first address that accepts a connection.
-    pub async fn resolve(url: HttpUrl, api_key: Option<&str>, clock: Clock) -> Result<Self> {
+    pub async fn resolve(
+        url: HttpUrl,
+        api_key: Option<&str>,
+        protocol: Protocol,
+        clock: Clock,
+    ) -> Result<Self> {
         let host = HeaderValue::from_str(&url.authority)?;
         let authorization = api_key.map(bearer).transpose()?;
         let address = tokio::time::timeout(CONNECT_TIMEOUT, reachable(&url))
@@ -110,8 +117,17 @@ impl Target {
             address,
             host,
             authorization,
+            protocol,
             clock,
         })
+    }
+
+    /// A new connection.
+    ///
+    /// # Errors
+    /// None comes about; the text says why.
+    pub async fn connect(&self) -> Result<Connection, String> {
+        Connection::open(self.address, self.protocol, self.clock).await
     }
 
     /// A streaming POST of `body` to `path`.
@@ -129,11 +145,16 @@ impl Target {
         let has_body = !body.is_empty();
         let mut request = Request::new(Full::new(body));
         *request.method_mut() = method;
-        *request.uri_mut() = format!("{}{path}", self.url.path)
-            .parse()
-            .expect("a checked path is a valid URI");
+        let url = match self.protocol {
+            Protocol::Http1 => format!("{}{path}", self.url.path),
+            // Its requests name the server as part of the address.
+            Protocol::Http2 => format!("{}{path}", self.url),
+        };
+        *request.uri_mut() = url.parse().expect("a checked path is a valid URI");
         let headers = request.headers_mut();
-        headers.insert(HOST, self.host.clone());
+        if self.protocol == Protocol::Http1 {
+            headers.insert(HOST, self.host.clone());
+        }
         headers.insert(ACCEPT, HeaderValue::from_static(accept));
         headers.insert(
             USER_AGENT,
@@ -158,9 +179,7 @@ impl Target {
         timeout: Duration,
     ) -> Result<(u16, Bytes)> {
         let exchange = async {
-            let mut connection = Connection::open(self.address, self.clock)
-                .await
-                .map_err(anyhow::Error::msg)?;
+            let mut connection = self.connect().await.map_err(anyhow::Error::msg)?;
             let response = connection
                 .send(self.request(method, path, accept, body))
                 .await?;

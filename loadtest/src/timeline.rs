@@ -1,17 +1,20 @@
-//! The server's metrics over the run on the client's time axis: scraped twice a second, a missed scrape
-//! left as a gap.
+//! The server's metrics over the run on the client's time axis: scraped twice a second and at both ends of the window, a
+//! missed scrape left as a gap.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::clock::{Clock, Nanos, seconds};
+use crate::clock::{Nanos, seconds};
+use crate::driver::{Edge, Run};
 use crate::metric_map::{MetricMap, Names, ServerKind};
-use crate::scrape::{Scraper, Snapshot};
+use crate::scrape::{Delta, Scraper, Snapshot};
 
 /// Between two scrapes.
 const INTERVAL: Duration = Duration::from_millis(500);
+/// How long a server may take to answer one of them.
+const TIMEOUT: Duration = Duration::from_secs(1);
 /// Points that are kept; a longer run keeps every second, third, … scrape.
 const MAX_POINTS: usize = 600;
 /// Fewer points than this in the window say nothing about a mean.
@@ -26,21 +29,107 @@ pub struct Point {
     pub snapshot: Option<Snapshot>,
 }
 
-/// Scrapes until dropped; what was seen is in `points`.
-pub async fn watch(scraper: &Scraper, clock: Clock, points: &mut Vec<Point>) {
+/// What was scraped during a run.
+#[derive(Debug, Default)]
+pub struct Watched {
+    /// Every scrape in order.
+    pub points: Vec<Point>,
+    /// Those at the beginning of the window and at its end, as far as it came to that.
+    pub edges: Vec<Point>,
+}
+
+/// Scrapes `run` until dropped.
+pub async fn watch(scraper: &Scraper, run: &Run, watched: &mut Watched) {
     let mut ticks = tokio::time::interval(INTERVAL);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut edges = [Edge::Start, Edge::End].into_iter().peekable();
     loop {
-        ticks.tick().await;
-        let asked = clock.now();
-        let mut snapshot = scraper.scrape().await.ok();
-        if let Some(snapshot) = &mut snapshot {
-            snapshot.text = String::new();
+        let next = edges.peek().copied();
+        let is_edge = tokio::select! {
+            biased;
+            () = run.edge(next) => true,
+            _ = ticks.tick() => false,
+        };
+        let point = scrape(scraper, run).await;
+        if is_edge {
+            edges.next();
+            watched.edges.push(point.clone());
         }
-        points.push(Point {
-            at: (asked + clock.now()) / 2,
-            snapshot,
-        });
+        watched.points.push(point);
+    }
+}
+
+async fn scrape(scraper: &Scraper, run: &Run) -> Point {
+    let asked = run.clock.now();
+    let mut snapshot = scraper.scrape(TIMEOUT).await.ok();
+    if let Some(snapshot) = &mut snapshot {
+        snapshot.text = String::new();
+    }
+    Point {
+        at: (asked + run.clock.now()) / 2,
+        snapshot,
+    }
+}
+
+/// By how much the server's counters grew from the scrape at the beginning of the window to that at its end: the whole
+/// run's, which is compared with the client's, contains the warm-up and what went on after the window.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct InWindow {
+    /// When the first scrape was, in seconds after the beginning of the window.
+    pub from: f64,
+    /// When the last was.
+    pub to: f64,
+    /// By name, those that the server has.
+    pub grown: BTreeMap<&'static str, f64>,
+    /// Means of what its histograms observed in between, in their units.
+    pub means: BTreeMap<&'static str, f64>,
+}
+
+impl InWindow {
+    /// From the scrapes at the edges, with the one after the run where the window ended with it; none where one is
+    /// missing.
+    pub fn new(kind: ServerKind, edges: &[Point], after: &Point, begin: Nanos) -> Option<Self> {
+        let from = edges.first()?;
+        let to = edges.get(1).unwrap_or(after);
+        let delta = Delta {
+            before: from.snapshot.as_ref()?,
+            after: to.snapshot.as_ref()?,
+        };
+        let map = kind.map();
+        let counters = [
+            ("finished", map.finished),
+            ("prompt_tokens", map.prompt_tokens),
+            ("generation_tokens", map.generation_tokens),
+            ("cached_tokens", map.cached_tokens),
+            ("preemptions", map.preemptions),
+        ];
+        let histograms = [
+            ("ttft_seconds", map.ttft),
+            ("itl_seconds", map.itl),
+            ("e2e_seconds", map.e2e),
+            ("queue_seconds", map.queue_time),
+            ("batch_size", map.batch_size),
+            ("step_seconds", map.step_time),
+        ];
+        let mean = |names: Names| names.iter().find_map(|name| delta.mean(name));
+        let means = histograms
+            .into_iter()
+            .filter_map(|(name, names)| Some((name, mean(names)?)));
+        Some(Self {
+            from: seconds(from.at) - seconds(begin),
+            to: seconds(to.at) - seconds(begin),
+            grown: counters
+                .into_iter()
+                .filter_map(|(name, names)| Some((name, delta.first(names)?)))
+                .collect(),
+            means: means.collect(),
+        })
+    }
+
+    /// Generated tokens per second by the server's count.
+    pub fn output_tokens_per_second(&self) -> Option<f64> {
+        let tokens = self.grown.get("generation_tokens")?;
+        (self.to > self.from).then(|| tokens / (self.to - self.from))
     }
 }
 
@@ -86,20 +175,31 @@ impl Timeline {
     }
 }
 
-/// Mean of the requests that the server worked on inside the window; none where it was not asked often
-/// enough or does not say.
+/// Mean over time of the requests that the server worked on inside the window; none where it was not asked often enough or
+/// does not say. Between two scrapes the number is taken to go straight from one to the other; what lies around a missed one
+/// is left out.
 pub fn in_flight_mean(kind: ServerKind, points: &[Point], window: (Nanos, Nanos)) -> Option<f64> {
     let map = kind.map();
-    let inside = points
+    let inside = |p: &&Point| p.at >= window.0 && p.at < window.1;
+    let values: Vec<(Nanos, Option<f64>)> = points
         .iter()
-        .filter(|p| p.at >= window.0 && p.at < window.1);
-    let values: Vec<f64> = inside
-        .filter_map(|p| {
-            let snapshot = p.snapshot.as_ref()?;
-            Some(snapshot.first(map.running)? + snapshot.first(map.waiting).unwrap_or(0.0))
+        .filter(inside)
+        .map(|p| {
+            let value = p.snapshot.as_ref().and_then(|snapshot| {
+                Some(snapshot.first(map.running)? + snapshot.first(map.waiting).unwrap_or(0.0))
+            });
+            (p.at, value)
         })
         .collect();
-    (values.len() >= MIN_POINTS).then(|| values.iter().sum::<f64>() / values.len() as f64)
+    let (mut area, mut length) = (0.0, 0.0);
+    for pair in values.windows(2) {
+        if let [(from, Some(a)), (to, Some(b))] = *pair {
+            area += (a + b) / 2.0 * seconds(to - from);
+            length += seconds(to - from);
+        }
+    }
+    let known = values.iter().filter(|(_, value)| value.is_some()).count();
+    (known >= MIN_POINTS && length > 0.0).then(|| area / length)
 }
 
 /// How a series comes about.
@@ -226,9 +326,51 @@ mod tests {
 
     #[test]
     fn a_mean_needs_points_inside_the_window() {
-        let points: Vec<Point> = (0..20).map(|i| point(i, &text(i as u32, 0, 0))).collect();
-        let mean = |window| in_flight_mean(ServerKind::Octet, &points, window);
+        let points: Vec<Point> = (0..20)
+            .map(|i| point(i * SECOND, &text(i as u32, 0, 0)))
+            .collect();
+        let mean =
+            |(from, to)| in_flight_mean(ServerKind::Octet, &points, (from * SECOND, to * SECOND));
         assert_eq!(mean((5, 15)), Some(9.5 + 1.0));
         assert_eq!(mean((5, 14)), None);
+    }
+
+    /// Scrapes come close together at the edges of the window; a mean over scrapes would count that twice.
+    #[test]
+    fn a_mean_is_one_over_time_and_leaves_out_what_is_not_known() {
+        let at = |i: u64| point(i * SECOND, &text(if i < 5 { 9 } else { 1 }, 0, 0));
+        let mut points: Vec<Point> = (0..15).map(at).collect();
+        let crowd = (1..20).map(|i| point(i * 1000, &text(9, 0, 0)));
+        points.splice(1..1, crowd);
+        let mean =
+            |points: &[Point]| in_flight_mean(ServerKind::Octet, points, (0, 15 * SECOND)).unwrap();
+        // Four seconds of ten, one from ten to two, nine of two.
+        let expected = (40.0 + 6.0 + 18.0) / 14.0;
+        assert!((mean(&points) - expected).abs() < 1e-9);
+        let missed = points.len() - 10;
+        points[missed].snapshot = None;
+        // The second before it and the second after it are not known.
+        let expected = (40.0 + 16.0) / 12.0;
+        assert!((mean(&points) - expected).abs() < 1e-9);
+    }
+
+    #[test]
+    fn what_grew_in_the_window_is_between_the_scrapes_at_its_edges() {
+        let edges = [
+            point(3 * SECOND, &text(1, 100, 10)),
+            point(5 * SECOND, &text(1, 140, 14)),
+        ];
+        let after = point(9 * SECOND, &text(0, 500, 50));
+        let of = |edges: &[Point]| InWindow::new(ServerKind::Octet, edges, &after, 3 * SECOND);
+        let both = of(&edges).unwrap();
+        assert_eq!((both.from, both.to), (0.0, 2.0));
+        assert_eq!(both.grown, BTreeMap::from([("generation_tokens", 40.0)]));
+        assert_eq!(both.means, BTreeMap::from([("batch_size", 3.0)]));
+        assert_eq!(both.output_tokens_per_second(), Some(20.0));
+        // A window that ends with its last request ends with the run.
+        let open = of(&edges[..1]).unwrap();
+        assert_eq!((open.to, open.grown["generation_tokens"]), (6.0, 400.0));
+        assert_eq!(of(&[]), None);
+        assert_eq!(of(&[point(SECOND, ""), edges[1].clone()]), None, "missed");
     }
 }

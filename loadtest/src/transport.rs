@@ -1,4 +1,4 @@
-//! Connections: one HTTP/1.1 connection per user over hyper, with time stamps taken where bytes
+//! Connections: one per user over hyper, of HTTP/1.1 or of HTTP/2 by prior knowledge, with time stamps taken where bytes
 //! cross the socket, before anything is parsed. Nothing here repeats a request.
 
 use std::io;
@@ -10,9 +10,9 @@ use std::task::{Context, Poll};
 
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
-use hyper::client::conn::http1;
+use hyper::client::conn::{http1, http2};
 use hyper::{Request, Response};
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
@@ -20,6 +20,22 @@ use tokio::task::JoinHandle;
 use crate::clock::{Clock, Nanos};
 
 const UNSET: u64 = u64::MAX;
+
+/// The protocol of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Protocol {
+    /// HTTP/1.1.
+    #[default]
+    Http1,
+    /// HTTP/2 without TLS, which the server must be known to speak.
+    Http2,
+}
+
+/// The half of a connection that takes requests.
+enum Sender {
+    Http1(http1::SendRequest<Full<Bytes>>),
+    Http2(http2::SendRequest<Full<Bytes>>),
+}
 
 /// What the socket of a connection saw last.
 #[derive(Debug)]
@@ -139,7 +155,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Stamped<S> {
 
 /// An open connection that carries one request at a time. Dropping it closes the socket.
 pub struct Connection {
-    sender: http1::SendRequest<Full<Bytes>>,
+    sender: Sender,
     stamps: Arc<Stamps>,
     driver: JoinHandle<()>,
     /// Whether a request has gone over it before.
@@ -148,18 +164,22 @@ pub struct Connection {
 
 impl Connection {
     /// Connects to `address` without Nagle's delay.
-    pub async fn open(address: SocketAddr, clock: Clock) -> Result<Self, String> {
+    pub async fn open(
+        address: SocketAddr,
+        protocol: Protocol,
+        clock: Clock,
+    ) -> Result<Self, String> {
         let stream = TcpStream::connect(address)
             .await
             .map_err(|error| error.to_string())?;
         stream
             .set_nodelay(true)
             .map_err(|error| error.to_string())?;
-        Self::over(stream, clock).await
+        Self::over(stream, protocol, clock).await
     }
 
-    /// Speaks HTTP/1.1 over an open byte stream.
-    pub async fn over<S>(stream: S, clock: Clock) -> Result<Self, String>
+    /// Speaks `protocol` over an open byte stream.
+    pub async fn over<S>(stream: S, protocol: Protocol, clock: Clock) -> Result<Self, String>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -169,11 +189,21 @@ impl Connection {
             clock,
             stamps: Arc::clone(&stamps),
         });
-        let (sender, connection) = http1::handshake(io)
-            .await
-            .map_err(|error| error.to_string())?;
+        let told = |error: hyper::Error| error.to_string();
         // The error of a connection reaches the request that is in flight on it.
-        let driver = tokio::spawn(async move { drop(connection.await) });
+        let (sender, driver) = match protocol {
+            Protocol::Http1 => {
+                let (sender, connection) = http1::handshake(io).await.map_err(told)?;
+                let driver = tokio::spawn(async move { drop(connection.await) });
+                (Sender::Http1(sender), driver)
+            }
+            Protocol::Http2 => {
+                let shaken = http2::handshake(TokioExecutor::new(), io).await;
+                let (sender, connection) = shaken.map_err(told)?;
+                let driver = tokio::spawn(async move { drop(connection.await) });
+                (Sender::Http2(sender), driver)
+            }
+        };
         Ok(Self {
             sender,
             stamps,
@@ -184,7 +214,10 @@ impl Connection {
 
     /// Waits until the previous response is out of the way; false when the peer has closed.
     pub async fn is_ready(&mut self) -> bool {
-        self.sender.ready().await.is_ok()
+        match &mut self.sender {
+            Sender::Http1(sender) => sender.ready().await.is_ok(),
+            Sender::Http2(sender) => sender.ready().await.is_ok(),
+        }
     }
 
     /// Starts a request.
@@ -193,7 +226,10 @@ impl Connection {
         request: Request<Full<Bytes>>,
     ) -> hyper::Result<Response<Incoming>> {
         self.stamps.begin_request();
-        self.sender.send_request(request).await
+        match &mut self.sender {
+            Sender::Http1(sender) => sender.send_request(request).await,
+            Sender::Http2(sender) => sender.send_request(request).await,
+        }
     }
 
     /// The socket's time stamps.

@@ -10,6 +10,7 @@ use super::DEFAULT_URL;
 use super::values::{duration, rate, temperature};
 use crate::arrival::RampShape;
 use crate::lengths::Lengths;
+use crate::metric_map::ServerKind;
 use crate::slo::Slo;
 use crate::think::Think;
 use crate::workload::Api;
@@ -50,6 +51,15 @@ pub struct Args {
     /// Address of a server's metrics, once for each server [default: /metrics of each]
     #[arg(long, value_name = "URL", help_heading = "Target")]
     pub metrics_url: Vec<String>,
+    /// Whose metrics they are: octet, vllm, sglang, llamacpp or tgi [default: by their names]
+    #[arg(
+        long,
+        value_enum,
+        value_name = "KIND",
+        hide_possible_values = true,
+        help_heading = "Target"
+    )]
+    pub target_kind: Option<ServerKind>,
 
     /// Closed loop: this many users, each with one request at a time [default: 1]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65_536), help_heading = "Load")]
@@ -185,6 +195,25 @@ pub struct Args {
     )]
     pub price_note: Option<String>,
 
+    /// warm: connections are kept and those of users opened before the first request; cold: each request opens its own,
+    /// whose time counts
+    #[arg(
+        long,
+        value_enum,
+        value_name = "KIND",
+        default_value = "warm",
+        hide_possible_values = true,
+        help_heading = "Connections"
+    )]
+    pub connections: Connections,
+    /// Speak HTTP/2 without TLS (prior knowledge)
+    #[arg(long, help_heading = "Connections")]
+    pub http2: bool,
+    /// Send a request again, at most so often, that failed before its first token at the server, the proxy or the
+    /// connection: for tests of proxies, since a retry hides a failure
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=100), help_heading = "Connections")]
+    pub retries: u32,
+
     /// Opening a connection
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration, help_heading = "Time limits of a request")]
     pub timeout_connect: Duration,
@@ -256,6 +285,16 @@ impl std::str::FromStr for Warmup {
             Err(_) => duration(text).map(Self::Time),
         }
     }
+}
+
+/// What becomes of connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum Connections {
+    /// They are opened before the load and kept.
+    #[default]
+    Warm,
+    /// Every request opens its own.
+    Cold,
 }
 
 /// What the prompts may find in the server's prefix cache.

@@ -3,16 +3,13 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use tokio::sync::Barrier;
 use tokio::task::JoinSet;
 
-use super::Run;
+use super::{PAUSE_WITHOUT_CONNECTION, Run};
+use crate::args::Connections;
 use crate::clock::Nanos;
-
-/// A user who finds no connection waits this long, so that a dead server is not hammered.
-const PAUSE_WITHOUT_CONNECTION: Duration = Duration::from_millis(100);
 
 /// What the users share.
 struct Crowd {
@@ -65,7 +62,8 @@ async fn user(run: Arc<Run>, crowd: Arc<Crowd>, user: u32) {
         let server = run.server_of(opening.conversation.number);
         run.converse(&mut slots, ticket, t_plan, opening).await;
         ready = run.clock.now();
-        if slots.0[server].is_none() && !run.is_over() {
+        let is_kept = run.plan.connections == Connections::Warm;
+        if is_kept && slots.0[server].is_none() && !run.is_over() {
             slots.0[server] = run.connect(server).await.ok();
             if slots.0[server].is_none() {
                 tokio::time::sleep(PAUSE_WITHOUT_CONNECTION).await;

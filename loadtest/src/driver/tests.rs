@@ -7,6 +7,7 @@ use crate::lengths::Lengths;
 use crate::outcome::Outcome;
 use crate::record::tests::success;
 use crate::target::HttpUrl;
+use crate::transport::Protocol;
 use crate::workload::{Api, TokensPerWord};
 
 fn plan(warmup: u64, requests: Option<u64>, duration: Option<u64>) -> Plan {
@@ -25,6 +26,8 @@ fn plan(warmup: u64, requests: Option<u64>, duration: Option<u64>) -> Plan {
             gap: limit,
             total: limit,
         },
+        connections: Connections::Warm,
+        retries: 0,
         gives_up_on: None,
     }
 }
@@ -51,7 +54,11 @@ async fn idle_run(plan: Plan) -> (Arc<Run>, TcpListener) {
     (
         Run::new(
             plan,
-            vec![Target::resolve(url, None, clock).await.unwrap()],
+            vec![
+                Target::resolve(url, None, Protocol::Http1, clock)
+                    .await
+                    .unwrap(),
+            ],
             workload,
             clock,
         ),

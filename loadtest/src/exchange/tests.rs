@@ -1,6 +1,7 @@
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
 use super::*;
+use crate::transport::Protocol;
 
 const HEAD: &str = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n";
 const TOKEN: &str = "data: {\"choices\":[{\"index\":0,\"text\":\"x\"}]}\n\n";
@@ -44,7 +45,9 @@ async fn play(steps: &'static [Step], closes: bool) -> Exchange {
             std::future::pending::<()>().await;
         }
     });
-    let mut connection = Connection::over(near, clock).await.unwrap();
+    let mut connection = Connection::over(near, Protocol::Http1, clock)
+        .await
+        .unwrap();
     let request = Request::get("/")
         .header("host", "h")
         .body(Full::default())
@@ -178,7 +181,9 @@ async fn only_a_reused_connection_without_any_answer_is_stale() {
                 far.write_all(text.as_bytes()).await.unwrap();
             }
         });
-        let mut connection = Connection::over(near, clock).await.unwrap();
+        let mut connection = Connection::over(near, Protocol::Http1, clock)
+            .await
+            .unwrap();
         let mut results = Vec::new();
         for _ in 0..2 {
             assert!(connection.is_ready().await);

@@ -44,6 +44,9 @@ pub struct Run {
     pub window: Window,
     pub requests: Requests,
     pub outcomes: BTreeMap<String, Outcome>,
+    /// Attempts that were sent again; none of a run of an earlier version.
+    #[serde(default)]
+    pub outcomes_retried: BTreeMap<String, Outcome>,
     pub lengths: Lengths,
     pub rates: Rates,
     pub latency: Latency,

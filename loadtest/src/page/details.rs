@@ -170,7 +170,12 @@ fn latency_table(of: Of, run: &Run) -> Markup {
 fn outcome_table(of: Of, run: &Run) -> Markup {
     html! {
         h3 { "Outcomes" }
-        table { tbody { @for (name, outcome) in &run.outcomes { tr { th { (name) } td { (count(of, &format!("outcomes.{name}.count"), outcome.count)) } } } } }
+        table { tbody {
+            @for (name, outcome) in &run.outcomes { tr { th { (name) } td { (count(of, &format!("outcomes.{name}.count"), outcome.count)) } } }
+            @for (name, outcome) in &run.outcomes_retried {
+                tr { th { (name) ", sent again" } td { (count(of, &format!("outcomes_retried.{name}.count"), outcome.count)) } }
+            }
+        } }
     }
 }
 

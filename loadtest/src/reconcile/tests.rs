@@ -147,7 +147,7 @@ fn recomputation_needs_a_preemption() {
             &reconcile(&records(), &snapshot(&[recomputed])),
             Verdict::Warn
         ),
-        ["tokens computed"]
+        ["tokens computed, 11 of them not explained"]
     );
     let explained = snapshot(&[recomputed, ("octet_preemptions", Some(1))]);
     assert_eq!(
@@ -321,4 +321,19 @@ fn another_build_is_another_server() {
     after.absorb(snapshot(&[("octet_build_info", None)]));
     let result = reconcile(&records(), &after);
     assert_eq!(with(&result, Verdict::Fail), ["changes of the build"]);
+}
+
+#[test]
+fn a_version_that_changes_is_another_server() {
+    let of = |before: serde_json::Value, after: serde_json::Value| {
+        let mut result = Reconciliation::default();
+        result.version(Some(&before), Some(&after));
+        result.checks.remove(0).verdict
+    };
+    let version = |v: &str| serde_json::json!({ "version": v });
+    assert_eq!(of(version("1"), version("1")), Verdict::Pass);
+    assert_eq!(of(version("1"), version("2")), Verdict::Fail);
+    let mut silent = Reconciliation::default();
+    silent.version(None, Some(&version("1")));
+    assert!(silent.checks.is_empty(), "not told, not compared");
 }

@@ -78,6 +78,11 @@ impl Report {
             let reason = "the rate changed: no part of a ramp is a steady state";
             found.push((RunVerdict::Warning, reason.into()));
         }
+        if self.requests.retried > 0 {
+            let n = self.requests.retried;
+            let reason = format!("{n} attempts that failed were sent again, which hides failures");
+            found.push((RunVerdict::Warning, reason));
+        }
         if self.client.is_late() {
             found.push((
                 RunVerdict::Warning,

@@ -16,6 +16,7 @@ fn server() -> ServerInfo {
         kind: None,
         build: BTreeMap::new(),
         timeline: None,
+        in_window: None,
         times: crate::server_times::ServerTimes::default(),
         reconciliation: Reconciliation::default(),
     }

@@ -20,8 +20,15 @@ pub struct Requests {
     pub background: u64,
     /// Failures before and after the window.
     pub failed_outside: u64,
+    /// Attempts that another one followed, by `--retries`.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub retried: u64,
     /// Requests sent again because a reused connection had been closed under them.
     pub reconnects: u64,
+}
+
+fn is_zero(n: &u64) -> bool {
+    *n == 0
 }
 
 impl Requests {
@@ -36,7 +43,11 @@ impl Requests {
             failed: count(&|r| is_measured(r) && !r.outcome.is_success()),
             warmup: count(&|r| r.phase == Phase::Warmup),
             background: count(&|r| r.phase == Phase::Background),
-            failed_outside: count(&|r| !is_measured(r) && !r.outcome.is_success()),
+            failed_outside: count(&|r| {
+                let is_outside = matches!(r.phase, Phase::Warmup | Phase::Background);
+                is_outside && !r.outcome.is_success()
+            }),
+            retried: count(&|r| r.phase == Phase::Retried),
             reconnects: records.iter().map(|r| u64::from(r.reconnects)).sum(),
         }
     }
@@ -113,6 +124,7 @@ impl Rates {
         let count = |predicate: &dyn Fn(&RequestRecord) -> bool| {
             per_second(records.iter().filter(|r| predicate(r)).count() as f64)
         };
+        let is_last = |r: &RequestRecord| r.phase != Phase::Retried;
         let good = || records.iter().filter(|r| r.outcome.is_success());
         let started = || good().filter(|r| r.stream.first_in_window);
         let output_tokens = per_second(good().map(RequestRecord::output_tokens_in_window).sum());
@@ -120,8 +132,8 @@ impl Rates {
             per_second(started().map(RequestRecord::prompt_tokens).sum::<u64>() as f64);
         let (in_flight_mean, in_flight_max) = in_flight(records, window);
         Self {
-            offered_requests: count(&|r| inside(r.t_plan)),
-            sent_requests: count(&|r| r.t_send.is_some_and(inside)),
+            offered_requests: count(&|r| is_last(r) && inside(r.t_plan)),
+            sent_requests: count(&|r| is_last(r) && r.t_send.is_some_and(inside)),
             completed_requests: count(&|r| r.outcome.is_success() && inside(r.t_end)),
             output_tokens,
             prompt_tokens,

@@ -16,6 +16,7 @@ use serde_json::Value;
 use super::{Server, Side, versions};
 use crate::clock::Clock;
 use crate::target::{HttpUrl, Target};
+use crate::transport::Protocol;
 
 const POLL: Duration = Duration::from_millis(100);
 /// How long it may take to answer what it is.
@@ -82,7 +83,13 @@ impl Served {
             if let Some(status) = self.child.try_wait()? {
                 bail!("the server ended before it was ready ({status})");
             }
-            if let Ok(target) = Target::resolve(HttpUrl::parse_base(&self.url)?, None, clock).await
+            if let Ok(target) = Target::resolve(
+                HttpUrl::parse_base(&self.url)?,
+                None,
+                Protocol::Http1,
+                clock,
+            )
+            .await
             {
                 let path = &server.ready;
                 let answer = target

@@ -1,5 +1,6 @@
 //! Whole runs against a scripted server: every outcome class, exact counts, and reconciliation.
 
+mod connections;
 #[path = "../fake/mod.rs"]
 mod fake;
 mod lengths;

@@ -50,6 +50,34 @@ async fn a_server_without_the_metrics_is_no_error() {
     }
 }
 
+/// What the server counts of the warm-up is not in the window: its counters are read when that opens.
+#[tokio::test]
+async fn the_server_is_asked_at_both_ends_of_the_window() {
+    let server = FakeServer::start(&[Behaviour::Ok], MetricsPage::Honest).await;
+    let line = "--users 2 --warmup 30 --duration 50ms --output-tokens 4";
+    let report = measure(&server, line).await;
+    let counted = report.server.in_window.unwrap();
+    assert!(counted.from >= 0.0 && counted.to >= 0.05, "{counted:?}");
+    let all = (report.requests.warmup + report.requests.measured + report.requests.background) * 4;
+    let most = (all - 29 * 4) as f64;
+    let grown = counted.grown["generation_tokens"];
+    // One of two users may not have sent the last request of the warm-up when the other opens the window.
+    assert!(grown <= most, "{grown} of {all}");
+    // Without an end of its own the window ends with the run.
+    let report = measure(&server, "--users 2 --requests 30 --output-tokens 4").await;
+    let counted = report.server.in_window.unwrap();
+    assert!(counted.to >= report.window.seconds);
+    assert!(counted.grown["generation_tokens"] <= 32.0 * 4.0);
+}
+
+#[tokio::test]
+async fn whose_metrics_they_are_can_be_said() {
+    let server = FakeServer::start(&[Behaviour::Ok], MetricsPage::Vllm).await;
+    let line = "--requests 2 --output-tokens 4 --target-kind sglang";
+    let report = measure(&server, line).await;
+    assert_eq!(report.server.kind, Some(ServerKind::Sglang));
+}
+
 #[tokio::test]
 async fn a_peer_is_joined_under_its_own_names() {
     let server = FakeServer::start(&[Behaviour::Ok], MetricsPage::Vllm).await;
