@@ -28,7 +28,7 @@ use crate::server_times::ServerTimes;
 use crate::target::Target;
 use crate::timeline::{self, InWindow, Point, Timeline, Watched};
 use crate::tokenizer;
-use crate::workload::{self, TokensPerWord, Workload};
+use crate::workload::{Nonce, TokensPerWord, Workload};
 use crate::workload_file::written;
 
 /// One token per word, for servers that cannot be asked.
@@ -59,6 +59,7 @@ pub async fn measure(config: &Config, interrupted: impl Future<Output = ()>) -> 
         arrival: config.arrival,
         warmup: config.warmup(),
         requests: config.requests,
+        exact_count: config.exact_count(),
         duration: config.duration,
         ramp_up: config.ramp_up,
         timeouts: config.timeouts,
@@ -144,7 +145,11 @@ async fn prepare(config: &Config, target: &Target) -> Result<(Workload, LengthsB
         tokens_per_word: PLAIN_WORDS,
         vocabulary: None,
         temperature: config.temperature,
-        nonce: (config.cache == Cache::Cold).then(workload::nonce),
+        nonce: match config.cache {
+            Cache::Cold => Some(Nonce::of_this_run(false)),
+            Cache::Shared => Some(Nonce::of_this_run(true)),
+            Cache::Warm => None,
+        },
     };
     let by = set_lengths(&mut workload, config, target).await;
     Ok((workload, by))

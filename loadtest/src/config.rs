@@ -48,6 +48,8 @@ pub struct Config {
     pub api: Api,
     /// How requests arrive.
     pub arrival: Arrival,
+    /// Whether as many requests leave as the rate says for the time.
+    pub exact_count: bool,
     /// Measured requests after which the run stops.
     pub requests: Option<u64>,
     /// Length of the window.
@@ -134,6 +136,7 @@ impl TryFrom<Args> for Config {
             arrival,
             trace,
             requests,
+            exact_count: args.exact_count || file.exact_count,
             duration,
             ramp_up: args.ramp_up.unwrap_or_default(),
             api_key: args.api_key,
@@ -162,6 +165,18 @@ impl TryFrom<Args> for Config {
 }
 
 impl Config {
+    /// How many requests leave until the window ends, where their number is to be what the rate says.
+    pub fn exact_count(&self) -> Option<u64> {
+        let rate = self.arrival.rate().filter(|_| self.exact_count)?;
+        let of_time = |time: Duration| (rate * time.as_secs_f64()).round() as u64;
+        let early = match self.warmup() {
+            Warmup::Requests(requests) => requests,
+            Warmup::Time(time) => of_time(time),
+        };
+        let measured = self.requests.or(self.duration.map(of_time))?;
+        Some((early + measured).max(1))
+    }
+
     /// What goes before the window. Unless it is said, each user of a closed loop has asked once by then, because a
     /// start of all at once, or of one after the other, is no part of a steady state.
     pub fn warmup(&self) -> Warmup {

@@ -46,6 +46,8 @@ pub struct Plan {
     pub warmup: Warmup,
     /// Measured requests after which no more are sent.
     pub requests: Option<u64>,
+    /// Requests that leave in the time that the rate says, where their number is to be exact.
+    pub exact_count: Option<u64>,
     /// Length of the window.
     pub duration: Option<Duration>,
     /// Time over which the users of a closed loop start.

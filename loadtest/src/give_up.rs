@@ -17,7 +17,7 @@ use crate::clock::{Nanos, SECOND, seconds};
 use crate::driver::Plan;
 use crate::outcome::Outcome;
 use crate::record::RequestRecord;
-use crate::schedule::schedule;
+use crate::schedule::{exactly, schedule};
 use crate::slo::Slo;
 use crate::stats::wilson;
 use crate::steady;
@@ -147,6 +147,7 @@ impl GiveUp {
     pub fn new(slo: Slo, plan: &Plan, workload: &Workload) -> Option<Self> {
         let is_single = !workload.contents.iter().any(|c| c.is_multi_turn());
         let starts = schedule(&plan.arrival, workload.seed, workload.trace.as_ref());
+        let starts = exactly(starts, &plan.arrival, plan.exact_count);
         let planned = planned(starts, plan.warmup, plan.duration?);
         let planned = planned.min(plan.requests.unwrap_or(u64::MAX));
         (is_single && planned > 0).then(|| Self {

@@ -173,6 +173,9 @@ pub struct Load {
     pub arrival: Arrival,
     /// Measured requests after which the run stopped.
     pub requests: Option<u64>,
+    /// Requests that left in the time that the rate says, where their number was to be exact.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exact_count: Option<u64>,
     /// Length of the window.
     pub duration_seconds: Option<f64>,
     /// Requests before the window.
@@ -388,6 +391,7 @@ impl Load {
         Self {
             arrival: config.arrival,
             requests: config.requests,
+            exact_count: config.exact_count(),
             duration_seconds: config.duration.map(|d| d.as_secs_f64()),
             warmup,
             warmup_seconds,

@@ -52,6 +52,25 @@ pub fn schedule(arrival: &Arrival, seed: u64, trace: Option<&Arc<Trace>>) -> Sch
     }
 }
 
+/// The schedule with its first `count` gaps scaled so that the last of those requests leaves when the rate says, as vLLM's
+/// benchmark does it; what comes after goes on from there. It takes from a Poisson process the variance of its count.
+pub fn exactly(mut starts: Schedule, arrival: &Arrival, count: Option<u64>) -> Schedule {
+    let (Some(count), Some(rate)) = (count, arrival.rate()) else {
+        return starts;
+    };
+    let count_of_memory = usize::try_from(count).expect("requests of a run fit into memory");
+    let mut scaled: Vec<Nanos> = starts.by_ref().take(count_of_memory).collect();
+    let (drawn, wanted) = (
+        scaled.last().copied().unwrap_or(0),
+        nanos(count as f64 / rate),
+    );
+    for start in &mut scaled {
+        *start = (*start as f64 * wanted as f64 / drawn.max(1) as f64) as Nanos;
+    }
+    let rest = starts.map(move |start| start - drawn + wanted);
+    Box::new(scaled.into_iter().chain(rest))
+}
+
 /// Arrivals with gaps in seconds.
 fn sums(mut gap: impl FnMut() -> f64 + Send + 'static) -> Schedule {
     let mut now = 0.0;
@@ -133,6 +152,28 @@ mod tests {
         assert_eq!(poisson(1, 5.0, 100), poisson(1, 5.0, 100));
         assert_ne!(poisson(1, 5.0, 100), poisson(2, 5.0, 100));
         assert!(poisson(1, 5.0, 100).is_sorted());
+    }
+
+    #[test]
+    fn an_exact_count_leaves_in_the_time_that_the_rate_says() {
+        let arrival = Arrival::Poisson {
+            rate: 4.0,
+            max_in_flight: CAP,
+        };
+        let in_ten_seconds = |seed, exact: bool| {
+            let starts = schedule(&arrival, seed, None);
+            let starts = exactly(starts, &arrival, exact.then_some(40));
+            let starts: Vec<Nanos> = starts.take(200).collect();
+            assert!(starts.is_sorted());
+            starts.iter().filter(|t| **t <= 10 * SECOND + 1).count()
+        };
+        assert!((0..20).all(|seed| in_ten_seconds(seed, true) == 40));
+        assert!((0..20).any(|seed| in_ten_seconds(seed, false) != 40));
+        // What follows keeps its gaps.
+        let plain: Vec<Nanos> = schedule(&arrival, 3, None).take(60).collect();
+        let exact = exactly(schedule(&arrival, 3, None), &arrival, Some(40));
+        let exact: Vec<Nanos> = exact.take(60).collect();
+        assert_eq!(exact[59] - exact[45], plain[59] - plain[45]);
     }
 
     #[test]

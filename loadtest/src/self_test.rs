@@ -158,6 +158,7 @@ async fn measure(script: Script, users: u32, length: Duration) -> Result<Level> 
             gap: LIMIT,
             total: LIMIT,
         },
+        exact_count: None,
         connections: Connections::Warm,
         retries: 0,
         gives_up_on: None,

@@ -88,7 +88,16 @@ pub struct Workload {
     /// Sampling temperature.
     pub temperature: f64,
     /// First words of every prompt, so that no prompt was seen by an earlier run.
-    pub nonce: Option<String>,
+    pub nonce: Option<Nonce>,
+}
+
+/// Words that a server has not seen before.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Nonce {
+    /// The same at the beginning of every prompt of a run.
+    Run(String),
+    /// Others for every group, drawn from this number; a conversation without one is a group of its own.
+    Group(u64),
 }
 
 /// One request, ready to be sent.
@@ -174,13 +183,13 @@ impl Workload {
             (prompt.draw(rng), output.draw(rng))
         };
         let (tokens, output_tokens) = draw(rng);
-        let shared = self.shared(content, rng);
+        let (group, shared) = self.shared(number, content, rng);
         let shared_tokens = content.prefix.map_or(0, |prefix| prefix.tokens);
         let mut turns = vec![Turn {
             think: content.think.draw(rng),
             prompt_tokens: tokens + shared_tokens,
             output_tokens,
-            text: self.prompt(number, tokens, &shared, shared_tokens),
+            text: self.prompt(number, tokens, group, (&shared, shared_tokens)),
             recorded: None,
         }];
         for turn in 1..content.turns.draw(rng) {
@@ -202,14 +211,15 @@ impl Workload {
             unreachable!("words have no recorded turns");
         };
         let limit = content.turns.draw(rng) as usize;
-        let shared = self.shared(content, rng);
+        let (group, shared) = self.shared(number, content, rng);
+        let nonce = self.nonce(group);
         let exchanges = dataset.conversation(self.seed, number);
         let turn = |(i, exchange): (usize, &dataset::Exchange)| {
             let recorded = self
                 .tokens_per_word
                 .tokens(dataset::words(&exchange.answer));
             let lead = if i == 0 { shared.as_str() } else { "" };
-            let nonce = self.nonce.as_deref().filter(|_| i == 0).unwrap_or("");
+            let nonce = if i == 0 { nonce.as_str() } else { "" };
             let text = [nonce, lead, &exchange.question]
                 .into_iter()
                 .filter(|part| !part.is_empty())
@@ -226,13 +236,20 @@ impl Workload {
         exchanges.iter().take(limit).enumerate().map(turn).collect()
     }
 
-    /// The shared beginning of a conversation, empty without one.
-    fn shared(&self, content: &Content, rng: &mut Rng) -> String {
+    /// The group of a conversation and its shared beginning; without one it is alone, and numbered beyond all groups.
+    fn shared(&self, number: u64, content: &Content, rng: &mut Rng) -> (u64, String) {
         let Some(Prefix { tokens, groups }) = content.prefix else {
-            return String::new();
+            return (number + u64::from(u32::MAX), String::new());
         };
         let group = rng.below(u64::from(groups));
-        self.more(&mut Rng::new(self.seed, Stream::Prefix(group)), tokens)
+        let shared = self.more(&mut Rng::new(self.seed, Stream::Prefix(group)), tokens);
+        (group, shared)
+    }
+
+    /// The words that a prompt of a group begins with, empty where an earlier run may have had them all.
+    fn nonce(&self, group: u64) -> String {
+        let nonce = self.nonce.as_ref();
+        nonce.map_or_else(String::new, |nonce| nonce.words(group))
     }
 
     /// Words that add `tokens` to a text.
@@ -244,10 +261,17 @@ impl Workload {
     }
 
     /// A prompt of `tokens` beside those of its `shared` beginning.
-    fn prompt(&self, number: u64, tokens: u32, shared: &str, shared_tokens: u32) -> String {
+    fn prompt(
+        &self,
+        number: u64,
+        tokens: u32,
+        group: u64,
+        (shared, shared_tokens): (&str, u32),
+    ) -> String {
+        let nonce = self.nonce(group);
         if let Some(vocabulary) = &self.vocabulary {
             let total = tokens + shared_tokens;
-            let lead = join([self.nonce.as_deref().unwrap_or(""), shared]);
+            let lead = join([&nonce, shared]);
             return self.exact(vocabulary, &lead, total, Stream::Words(number));
         }
         let words = match shared {
@@ -255,9 +279,10 @@ impl Workload {
             _ => self.tokens_per_word.more_words(tokens).max(1),
         };
         let mut rng = Rng::new(self.seed, Stream::Words(number));
-        let (lead, own) = match &self.nonce {
-            Some(nonce) if words > NONCE_WORDS => (nonce.as_str(), words - NONCE_WORDS),
-            _ => ("", words),
+        let (lead, own) = match nonce.as_str() {
+            "" => ("", words),
+            _ if words <= NONCE_WORDS => ("", words),
+            nonce => (nonce, words - NONCE_WORDS),
         };
         join([lead, shared, &random_words(&mut rng, own)])
     }
@@ -292,7 +317,9 @@ impl Workload {
 
     fn traced_prompt(&self, number: u64, request: &TraceRequest) -> String {
         let words = self.tokens_per_word.words(request.prompt_tokens) as usize;
-        let mut parts: Vec<String> = self.nonce.iter().cloned().collect();
+        // Requests share blocks across groups, so that they are all of one.
+        let nonce = self.nonce.as_ref().map(|nonce| nonce.words(0));
+        let mut parts: Vec<String> = nonce.into_iter().collect();
         for id in &request.blocks {
             let mut rng = Rng::new(self.seed, Stream::TraceBlock(*id));
             parts.push(self.more(&mut rng, BLOCK_TOKENS));
@@ -383,11 +410,28 @@ impl Workload {
     }
 }
 
-/// A nonce of this process for [`Workload::nonce`]; the only draw that no seed fixes.
-pub fn nonce() -> String {
-    use std::hash::{BuildHasher, RandomState};
-    let random = RandomState::new().hash_one("loadtest nonce");
-    random_words(&mut Rng::new(random, Stream::Words(0)), NONCE_WORDS)
+impl Nonce {
+    /// A nonce of this process; the only draw that no seed fixes.
+    pub fn of_this_run(per_group: bool) -> Self {
+        use std::hash::{BuildHasher, RandomState};
+        let random = RandomState::new().hash_one("loadtest nonce");
+        match per_group {
+            true => Self::Group(random),
+            false => Self::Run(random_words(
+                &mut Rng::new(random, Stream::Words(0)),
+                NONCE_WORDS,
+            )),
+        }
+    }
+
+    fn words(&self, group: u64) -> String {
+        match self {
+            Self::Run(words) => words.clone(),
+            Self::Group(random) => {
+                random_words(&mut Rng::new(*random, Stream::Words(group)), NONCE_WORDS)
+            }
+        }
+    }
 }
 
 fn random_words(rng: &mut Rng, count: u32) -> String {

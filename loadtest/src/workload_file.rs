@@ -35,6 +35,8 @@ pub struct WorkloadFile {
     pub api: Option<Api>,
     /// How requests arrive.
     pub arrival: Option<FileArrival>,
+    /// Whether as many requests leave as the rate says for the time.
+    pub exact_count: bool,
     /// Length of the window in seconds.
     #[serde(deserialize_with = "time")]
     pub duration_s: Option<Duration>,

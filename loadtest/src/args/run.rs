@@ -86,6 +86,15 @@ pub struct Args {
     /// Shape of gamma arrivals: 1 is Poisson, less comes in bursts
     #[arg(long, value_name = "K", value_parser = rate, requires = "rate", help_heading = "Load")]
     pub burstiness: Option<f64>,
+    /// Scale the gaps of --rate so that as many requests leave as it says for the time, as vLLM's benchmark does: their
+    /// number then varies less than that of a Poisson process
+    #[arg(
+        long,
+        requires = "rate",
+        conflicts_with = "ramp_to",
+        help_heading = "Load"
+    )]
+    pub exact_count: bool,
     /// Let the rate go from --rate to this one over --duration, to explore
     #[arg(long, value_name = "R", value_parser = rate, requires = "rate", help_heading = "Load")]
     pub ramp_to: Option<f64>,
@@ -165,8 +174,8 @@ pub struct Args {
     /// Sampling temperature; above zero each request gets its own seed [default: 0]
     #[arg(long, value_name = "T", value_parser = temperature, help_heading = "Requests")]
     pub temperature: Option<f64>,
-    /// cold: prompts start with words of this run; warm: an earlier run may have filled the cache
-    /// [default: cold]
+    /// cold: prompts start with words of this run; shared: with words of this run that differ by group; warm: an earlier run
+    /// may have filled the cache [default: cold]
     #[arg(
         long,
         value_enum,
@@ -305,4 +314,6 @@ pub enum Cache {
     Cold,
     /// Prompts are the same in every run of a seed.
     Warm,
+    /// Prompts start with words of this run and their group: nothing is shared but what a group shares.
+    Shared,
 }

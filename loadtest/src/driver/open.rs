@@ -11,7 +11,7 @@ use super::{Attempt, Errand, Opening, Run, Slots};
 use crate::arrival::Arrival;
 use crate::clock::Nanos;
 use crate::outcome::End;
-use crate::schedule::schedule;
+use crate::schedule::{exactly, schedule};
 use crate::transport::Connection;
 
 /// The longest sleep of the dispatcher, so that it notices the end of the run.
@@ -114,6 +114,7 @@ fn dispatch(
     let origin = run.clock.now() + LEAD;
     let workload = &run.workload;
     let offsets = schedule(arrival, workload.seed, workload.trace.as_ref());
+    let offsets = exactly(offsets, arrival, run.plan.exact_count);
     for (number, offset) in (0..).zip(offsets) {
         let opening = run.opening(number);
         let t_plan = origin.saturating_add(offset);

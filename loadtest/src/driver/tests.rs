@@ -17,6 +17,7 @@ fn plan(warmup: u64, requests: Option<u64>, duration: Option<u64>) -> Plan {
         arrival: Arrival::Closed { users: 1 },
         warmup: Warmup::Requests(warmup),
         requests,
+        exact_count: None,
         duration: duration.map(Duration::from_secs),
         ramp_up: Duration::ZERO,
         timeouts: Timeouts {

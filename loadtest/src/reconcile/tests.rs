@@ -154,6 +154,9 @@ fn recomputation_needs_a_preemption() {
         with(&reconcile(&records(), &explained), Verdict::Warn),
         [""; 0]
     );
+    let told = reconcile(&records(), &explained).checks;
+    let told = told.iter().find(|c| c.id == "R9").unwrap();
+    assert_eq!(told.what, "tokens computed, 11 again after 1 preemptions");
     let skipped = snapshot(&[
         ("octet_step_tokens", Some(68)),
         ("octet_preemptions", Some(1)),

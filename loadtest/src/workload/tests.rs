@@ -88,7 +88,7 @@ fn a_nonce_goes_first_and_leaves_length_and_digest_alone() {
         ..workload()
     };
     let cold = Workload {
-        nonce: Some("a b c d e f".into()),
+        nonce: Some(Nonce::Run("a b c d e f".into())),
         ..plain.clone()
     };
     let content = |w: &Workload| {
@@ -103,7 +103,10 @@ fn a_nonce_goes_first_and_leaves_length_and_digest_alone() {
         content(&plain).split(' ').count()
     );
     assert_eq!(cold.digest(5), plain.digest(5));
-    assert_eq!(nonce().split(' ').count(), NONCE_WORDS as usize);
+    assert_eq!(
+        Nonce::of_this_run(false).words(3).split(' ').count(),
+        NONCE_WORDS as usize
+    );
 }
 
 #[test]
@@ -159,7 +162,7 @@ fn groups_share_their_beginning_and_nothing_else() {
         tokens: 30,
         groups: 2,
     });
-    w.nonce = Some("a b c d e f".into());
+    w.nonce = Some(Nonce::Run("a b c d e f".into()));
     let texts: Vec<Vec<String>> = (0..20)
         .map(|n| w.conversation(n).turns.remove(0).text)
         .map(|text| text.split(' ').map(str::to_owned).collect())
@@ -207,7 +210,7 @@ fn a_dataset_brings_its_own_questions_and_lengths() {
     w.contents[0].prompts = Prompts::Dataset(dataset());
     w.contents[0].output = None;
     w.contents[0].turns = Lengths::Fixed(9);
-    w.nonce = Some("n".into());
+    w.nonce = Some(Nonce::Run("n".into()));
     let conversation = w.conversation(0);
     let outputs: Vec<u32> = conversation.turns.iter().map(|t| t.output_tokens).collect();
     assert_eq!(outputs, [3, 1]);
@@ -248,4 +251,42 @@ fn a_trace_brings_its_lengths_and_the_blocks_that_it_shares() {
     );
     assert_eq!(texts[0][..512], texts[1][..512]);
     assert_ne!(texts[0][512..600], texts[1][512..600]);
+}
+
+/// Under `shared` the conversations of a group have their beginning in common, with each other and with no other.
+#[test]
+fn a_nonce_per_group_keeps_groups_apart() {
+    let mut w = workload();
+    w.contents[0].prefix = Some(Prefix {
+        tokens: 30,
+        groups: 2,
+    });
+    let beginnings = |w: &Workload| {
+        let begin = |n| {
+            let text = &w.conversation(n).turns[0].text;
+            let words: Vec<&str> = text.split(' ').take(8).collect();
+            words.join(" ")
+        };
+        (0..40)
+            .map(begin)
+            .collect::<std::collections::BTreeSet<String>>()
+    };
+    let plain = beginnings(&w);
+    w.nonce = Some(Nonce::Group(7));
+    let digest = w.digest(9);
+    let first = beginnings(&w);
+    w.nonce = Some(Nonce::Group(8));
+    let second = beginnings(&w);
+    assert_eq!((plain.len(), first.len(), second.len()), (2, 2, 2));
+    assert!(first.is_disjoint(&second) && first.is_disjoint(&plain));
+    assert_eq!(w.digest(9), digest);
+    // Two groups do not even begin with the same words, as they do under one nonce.
+    let words: Vec<&str> = first.iter().map(|t| &t[..12]).collect();
+    assert_ne!(words[0], words[1]);
+    w.contents[0].prefix = None;
+    assert_eq!(
+        beginnings(&w).len(),
+        40,
+        "alone, each is a group of its own"
+    );
 }

@@ -58,6 +58,9 @@ fn table(config: &Config) -> Table {
     };
     put("api", api.into());
     put("arrival", arrival(config).into());
+    if config.exact_count {
+        put("exact_count", true.into());
+    }
     if let Some(duration) = config.duration {
         put("duration_s", duration.as_secs_f64().into());
     }
@@ -70,6 +73,7 @@ fn table(config: &Config) -> Table {
     let cache = match config.cache {
         Cache::Cold => "cold",
         Cache::Warm => "warm",
+        Cache::Shared => "shared",
     };
     put("cache", cache.into());
     if let Some(limits) = config.slo {
@@ -241,11 +245,12 @@ mod tests {
             cache,
             slo,
             tokens_per_word,
+            exact_count,
             ..
         } = config;
         format!(
             "{api:?} {arrival:?} {requests:?} {duration:?} {warmup:?} {ramp_up:?} {seed} {contents:?} \
-             {temperature} {cache:?} {slo:?} {tokens_per_word:?} {:?}",
+             {temperature} {cache:?} {slo:?} {tokens_per_word:?} {exact_count} {:?}",
             config.trace
         )
     }
@@ -271,6 +276,7 @@ mod tests {
             "--rate 2.5 --duration 90s --slo ttft=1s,tpot=80ms,attainment=0.9 --cache warm".into(),
             "--rate 2 --burstiness 0.5 --max-in-flight 9 --prompt-tokens lognormal:median=256,p95=900,max=1500 \
              --output-tokens gamma:mean=20,sd=4,max=90 --ignore-eos --temperature 0.7".into(),
+            "--rate 3 --exact-count --duration 9s --cache shared".into(),
             "--rate 3 --arrival constant --output-tokens uniform:8..64 --ignore-eos --tokens-per-word 1.5".into(),
             "--rate 1 --ramp-to 9 --ramp exponential --duration 60s --output-tokens 5 --ignore-eos".into(),
             "--users 2 --turns uniform:2..4 --think lognormal:median=2s,p95=8s --prefix-tokens 50 --prefix-groups 3".into(),

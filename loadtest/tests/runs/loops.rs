@@ -196,3 +196,17 @@ async fn the_client_tests_itself_before_a_run_that_is_kept() {
     let test = report.client.self_test.unwrap();
     assert!(test.used_events_per_second > 0.0, "{test:?}");
 }
+
+#[tokio::test]
+async fn as_many_requests_leave_as_the_rate_says_for_the_time() {
+    let server = FakeServer::start(&[Behaviour::Ok], MetricsPage::Absent).await;
+    for seed in 0..3 {
+        let line =
+            format!("--rate 200 --duration 150ms --exact-count --output-tokens 1 --seed {seed}");
+        let report = measure(&server, &line).await;
+        assert_eq!(report.load.exact_count, Some(30));
+        // The window begins with the first request and not with the schedule, so that a few come after the last.
+        let last = report.samples[29].t - report.samples[0].t;
+        assert!(last < 0.15 && report.requests.measured >= 30, "{last}");
+    }
+}
