@@ -47,7 +47,7 @@ pub async fn measure(config: &Config, interrupted: impl Future<Output = ()>) -> 
         targets.push(Target::resolve(url.clone(), key, config.protocol, clock).await?);
     }
     note_left_out(config);
-    let (workload, lengths_by) = prepare(config, &targets[0]).await?;
+    let (workload, lengths_by, dropped) = prepare(config, &targets[0]).await?;
     let is_watched = config.watches_machine && targets[0].address.ip().is_loopback();
     let memory_before = is_watched.then(calibration::memory_read).flatten();
     let mut metrics = Metrics::open(config, clock).await;
@@ -65,6 +65,7 @@ pub async fn measure(config: &Config, interrupted: impl Future<Output = ()>) -> 
         timeouts: config.timeouts,
         connections: config.connections,
         retries: config.retries,
+        samples_texts: matches!(lengths_by, LengthsBy::Tokenizer | LengthsBy::TokenIds),
         gives_up_on: config.slo.filter(|_| config.may_give_up),
     };
     let first = targets[0].clone();
@@ -80,6 +81,7 @@ pub async fn measure(config: &Config, interrupted: impl Future<Output = ()>) -> 
             .reconciliation
             .version(scene.version.as_ref(), after.as_ref());
     }
+    let retokenised = tokenizer::again(&first, &workload, &result.records).await;
     let memory = memory_before.and_then(|before| {
         let after = calibration::memory_read()?;
         Some(Around { before, after })
@@ -87,6 +89,8 @@ pub async fn measure(config: &Config, interrupted: impl Future<Output = ()>) -> 
     scene.calibration = Calibration::new(memory, &scene.gpus);
     let mut report = Report::new(config, &workload, result, server, scene);
     report.load.lengths_by = Some(lengths_by);
+    report.load.dropped_fields = dropped;
+    report.lengths.retokenised = retokenised;
     report.scrapes = scrapes;
     report.workload = written::text(config);
     Ok(report)
@@ -131,7 +135,10 @@ async fn drive(
 }
 
 /// Finds out what the workload needs to know of the server.
-async fn prepare(config: &Config, target: &Target) -> Result<(Workload, LengthsBy)> {
+async fn prepare(
+    config: &Config,
+    target: &Target,
+) -> Result<(Workload, LengthsBy, Vec<&'static str>)> {
     let model = match &config.model {
         Some(model) => model.clone(),
         None => probe::first_model(target).await?,
@@ -151,8 +158,27 @@ async fn prepare(config: &Config, target: &Target) -> Result<(Workload, LengthsB
             Cache::Warm => None,
         },
     };
+    let dropped = drop_refused(&mut workload, target).await;
     let by = set_lengths(&mut workload, config, target).await;
-    Ok((workload, by))
+    Ok((workload, by, dropped))
+}
+
+/// Leaves out what a target refuses, which only a refusal tells.
+async fn drop_refused(workload: &mut Workload, target: &Target) -> Vec<&'static str> {
+    let is_asked = workload.contents.iter().any(|c| c.ignore_eos);
+    // A target that does not answer is told of by the next question.
+    let is_refused = is_asked
+        && probe::refuses_ignore_eos(target, workload)
+            .await
+            .unwrap_or(false);
+    if !is_refused {
+        return Vec::new();
+    }
+    note("the server refuses ignore_eos: answers may be shorter than is asked");
+    for content in &mut workload.contents {
+        content.ignore_eos = false;
+    }
+    vec!["ignore_eos"]
 }
 
 /// Finds out how prompts of a length are made: exactly where the server lets its tokenizer be asked, else as near as two
@@ -183,8 +209,12 @@ async fn set_lengths(workload: &mut Workload, config: &Config, target: &Target) 
     }
     match tokenizer::learn(target, workload).await {
         Ok(Some(vocabulary)) => {
+            let has_ids = vocabulary.has_ids();
             workload.vocabulary = Some(Arc::new(vocabulary));
-            LengthsBy::Tokenizer
+            match has_ids {
+                true => LengthsBy::TokenIds,
+                false => LengthsBy::Tokenizer,
+            }
         }
         Ok(None) => LengthsBy::Usage,
         Err(error) => {

@@ -34,6 +34,8 @@ pub enum Edge {
     End,
 }
 
+/// Answers, from the beginning of the window, whose texts are kept to be made tokens again.
+const SAMPLED_TEXTS: u64 = 32;
 /// Who finds no connection waits this long, so that a dead server is not hammered.
 const PAUSE_WITHOUT_CONNECTION: Duration = Duration::from_millis(100);
 
@@ -58,6 +60,8 @@ pub struct Plan {
     pub connections: Connections,
     /// How often a request that failed before its first token is sent again.
     pub retries: u32,
+    /// Whether the texts of some answers are kept.
+    pub samples_texts: bool,
     /// Objectives without whose hope the run ends early.
     pub gives_up_on: Option<Slo>,
 }
@@ -108,6 +112,8 @@ struct State {
 struct Ticket {
     index: u64,
     phase: Phase,
+    /// Whether the text of the answer is kept.
+    is_sampled: bool,
 }
 
 /// A request about to be sent: its leave, its plan, and where it belongs.
@@ -298,7 +304,14 @@ impl Run {
         }
         let index = state.issued;
         state.issued += 1;
-        Some(Ticket { index, phase })
+        let is_sampled = self.plan.samples_texts
+            && phase == Phase::Measured
+            && state.measured_issued <= SAMPLED_TEXTS;
+        Some(Ticket {
+            index,
+            phase,
+            is_sampled,
+        })
     }
 
     fn next_phase(&self, state: &State, t_plan: Nanos) -> Option<Phase> {
@@ -404,7 +417,7 @@ impl Run {
                 turn: u32::try_from(answers.len()).unwrap_or(u32::MAX),
                 content: conversation.content,
                 server,
-                keeps_text: answers.len() + 1 < conversation.turns.len(),
+                keeps_text: ticket.is_sampled || answers.len() + 1 < conversation.turns.len(),
             };
             let Some((answer, t_end)) = self.perform(slots, errand, &planned).await else {
                 return;
@@ -477,6 +490,7 @@ impl Run {
             self.state().retried.push(record);
         };
         let text = std::mem::take(&mut record.stream.text);
+        record.text = errand.ticket.is_sampled.then(|| text.clone());
         let answer = record.outcome.is_success().then_some((text, record.t_end));
         self.keep(record);
         answer
@@ -577,6 +591,7 @@ impl Run {
             outcome,
             detail,
             reconnects,
+            text: None,
             stream: exchange.stream,
         }
     }

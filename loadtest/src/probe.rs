@@ -61,23 +61,35 @@ pub async fn one_answer(target: &Target, workload: &Workload) -> Result<(String,
     prompt_tokens(target, workload, 0, CALIBRATION_WORDS.0).await
 }
 
+/// Whether a target refuses a request because it says to go on after the end token.
+///
+/// # Errors
+/// A target that does not answer.
+pub async fn refuses_ignore_eos(target: &Target, workload: &Workload) -> Result<bool> {
+    let words = CALIBRATION_WORDS.0;
+    let (_, body) = workload.calibration_body(0, words, true);
+    if ask(target, workload, body).await?.0 != 400 {
+        return Ok(false);
+    }
+    let (_, body) = workload.calibration_body(0, words, false);
+    Ok(ask(target, workload, body).await?.0 == 200)
+}
+
+async fn ask(target: &Target, workload: &Workload, body: Bytes) -> Result<(u16, Value)> {
+    let path = workload.api.path();
+    let asked = target.fetch(Method::POST, path, "application/json", body, PROBE_TIMEOUT);
+    let (status, answer) = asked.await?;
+    Ok((status, serde_json::from_slice(&answer).unwrap_or_default()))
+}
+
 async fn prompt_tokens(
     target: &Target,
     workload: &Workload,
     index: u64,
     words: u32,
 ) -> Result<(String, u32)> {
-    let (prompt, body) = workload.calibration_body(index, words);
-    let (status, answer) = target
-        .fetch(
-            Method::POST,
-            workload.api.path(),
-            "application/json",
-            body,
-            PROBE_TIMEOUT,
-        )
-        .await?;
-    let answer: Value = serde_json::from_slice(&answer).unwrap_or_default();
+    let (prompt, body) = workload.calibration_body(index, words, false);
+    let (status, answer) = ask(target, workload, body).await?;
     if status != 200 {
         bail!(
             "status {status}: {}",

@@ -72,6 +72,8 @@ pub struct RequestRecord {
     pub detail: String,
     /// Times it was sent again because a reused connection had been closed under it.
     pub reconnects: u32,
+    /// Its text, of a few answers that are made tokens again.
+    pub text: Option<String>,
     /// What its stream contained.
     pub stream: StreamFacts,
 }
@@ -194,6 +196,7 @@ pub(crate) mod tests {
             outcome: Outcome::Ok,
             detail: String::new(),
             reconnects: 0,
+            text: None,
             stream: StreamFacts {
                 t_first: Some(t_plan + 100),
                 t_last: Some(t_last),

@@ -203,6 +203,9 @@ pub struct Load {
     /// What the lengths of prompts rest on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lengths_by: Option<LengthsBy>,
+    /// Fields that the server refused, so that they were left out.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub dropped_fields: Vec<&'static str>,
     /// SHA-256 of the first 256 conversations without model name and nonce.
     pub workload_sha256: String,
 }
@@ -211,6 +214,8 @@ pub struct Load {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LengthsBy {
+    /// Tokens that are given as such: they are exact by construction.
+    TokenIds,
     /// The server's tokenizer: they are exact.
     Tokenizer,
     /// The usage of two answers: they are aimed at.
@@ -404,6 +409,7 @@ impl Load {
             cache: config.cache,
             tokens_per_word: workload.tokens_per_word,
             lengths_by: None,
+            dropped_fields: Vec::new(),
             workload_sha256: workload.digest(DIGESTED),
         }
     }

@@ -161,6 +161,7 @@ async fn measure(script: Script, users: u32, length: Duration) -> Result<Level> 
         exact_count: None,
         connections: Connections::Warm,
         retries: 0,
+        samples_texts: false,
         gives_up_on: None,
     };
     let workload = Workload {

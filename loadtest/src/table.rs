@@ -119,7 +119,15 @@ fn requests(f: &mut Formatter<'_>, report: &Report) -> fmt::Result {
         f,
         "          mean output {} tokens ({} asked)",
         output[0], output[1]
-    )
+    )?;
+    match lengths.retokenised {
+        Some(again) => writeln!(
+            f,
+            "          {} answers of {} tokens by usage make {} when their text is tokenised again",
+            again.answers, again.by_usage, again.of_text
+        ),
+        None => Ok(()),
+    }
 }
 
 fn outcome_line(

@@ -7,9 +7,11 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use hyper::Method;
 use hyper::body::Bytes;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::probe;
+use crate::record::RequestRecord;
 use crate::target::Target;
 use crate::vocabulary::{Vocabulary, Word};
 use crate::workload::{Api, WORDS, Workload};
@@ -44,6 +46,9 @@ pub async fn learn(target: &Target, workload: &Workload) -> Result<Option<Vocabu
     let Some(tokenizer) = Tokenizer::find(target, workload).await else {
         return Ok(None);
     };
+    if let Some(vocabulary) = of_ids(target, workload, &tokenizer).await? {
+        return Ok(Some(vocabulary));
+    }
     let tokenizer = Arc::new(tokenizer);
     let words = tokenizer.words().await?;
     let vocabulary = Vocabulary::new(words).context("no word is a single token")?;
@@ -69,6 +74,72 @@ pub async fn learn(target: &Target, workload: &Workload) -> Result<Option<Vocabu
         );
     }
     Ok(Some(vocabulary))
+}
+
+/// Words whose tokens are known, for prompts that are given as tokens and have as many by construction. Only completions
+/// take such; none where a word is not a token of its own, or an answer counts others than were given.
+async fn of_ids(
+    target: &Target,
+    workload: &Workload,
+    tokenizer: &Tokenizer,
+) -> Result<Option<Vocabulary>> {
+    if workload.api != Api::Completions || !workload.is_words_alone() {
+        return Ok(None);
+    }
+    let Ok(ids) = tokenizer.ids(&WORDS.join(" ")).await else {
+        return Ok(None);
+    };
+    if ids.len() != WORDS.len() {
+        return Ok(None);
+    }
+    let Some(vocabulary) = Vocabulary::of_ids(WORDS.iter().copied().zip(ids)) else {
+        return Ok(None);
+    };
+    let with_ids = Workload {
+        vocabulary: Some(Arc::new(vocabulary.clone())),
+        ..workload.clone()
+    };
+    let answered = probe::one_answer(target, &with_ids).await;
+    let is_as_given =
+        answered.is_ok_and(|(prompt, used)| prompt.split(' ').count() == used as usize);
+    Ok(is_as_given.then_some(vocabulary))
+}
+
+/// What becomes of answers when their text is made tokens again. It may differ: a tokenizer need not make of a text the
+/// tokens that it came from. A diagnostic, which no number of a run rests on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Retokenised {
+    /// Answers that were looked at.
+    pub answers: u64,
+    /// Their tokens by usage.
+    pub by_usage: u64,
+    /// Tokens of their text.
+    pub of_text: u64,
+}
+
+/// Makes the texts that were kept tokens again; none where there are none, or the target has no tokenizer to be asked.
+pub async fn again(
+    target: &Target,
+    workload: &Workload,
+    records: &[RequestRecord],
+) -> Option<Retokenised> {
+    let kept = records.iter().filter(|r| r.outcome.is_success());
+    let mut kept = kept
+        .filter_map(|r| Some((r.text.as_ref()?, r.output_tokens())))
+        .peekable();
+    kept.peek()?;
+    let tokenizer = Tokenizer::find(target, workload).await?;
+    let mut all = Retokenised {
+        answers: 0,
+        by_usage: 0,
+        of_text: 0,
+    };
+    for (text, by_usage) in kept {
+        all.answers += 1;
+        all.by_usage += by_usage;
+        all.of_text += tokenizer.ids(text).await.ok()?.len() as u64;
+    }
+    Some(all)
 }
 
 impl Tokenizer {
@@ -158,6 +229,18 @@ impl Tokenizer {
         Ok(answer["tokens"]
             .as_array()
             .map(|tokens| tokens.len() as u64))
+    }
+
+    /// The tokens of a text alone, without what marks a beginning.
+    async fn ids(&self, text: &str) -> Result<Vec<u32>> {
+        let body = match self.dialect {
+            Dialect::Vllm => {
+                json!({ "model": self.model, "prompt": text, "add_special_tokens": false })
+            }
+            Dialect::LlamaCpp => json!({ "content": text, "add_special": false }),
+        };
+        let mut answer = self.ask("/tokenize", &body).await?;
+        Ok(serde_json::from_value(answer["tokens"].take())?)
     }
 
     async fn ask(&self, path: &str, body: &Value) -> Result<Value> {

@@ -4,6 +4,8 @@
 //! It rests on tokenizers that split at spaces before anything else: tokens of a text are then those of its
 //! words. Whoever makes a [`Vocabulary`] has to try whole prompts.
 
+use std::collections::HashMap;
+
 use crate::rng::Rng;
 
 /// A word and its tokens.
@@ -23,6 +25,8 @@ pub struct Vocabulary {
     words: Vec<Word>,
     /// Those that add a single token.
     ones: Vec<Word>,
+    /// The token of every word, where prompts are given as tokens.
+    ids: HashMap<&'static str, u32>,
 }
 
 impl Vocabulary {
@@ -30,7 +34,35 @@ impl Vocabulary {
     pub fn new(words: Vec<Word>) -> Option<Self> {
         let ones: Vec<Word> = words.iter().copied().filter(|w| w.more == 1).collect();
         let costs_something = words.iter().all(|w| w.more > 0 && w.alone > 0);
-        (costs_something && !ones.is_empty()).then_some(Self { words, ones })
+        let ids = HashMap::new();
+        (costs_something && !ones.is_empty()).then_some(Self { words, ones, ids })
+    }
+
+    /// Words that are a token each, of prompts that are given as tokens: nothing is put around those.
+    pub fn of_ids(ids: impl IntoIterator<Item = (&'static str, u32)>) -> Option<Self> {
+        let ids: Vec<(&'static str, u32)> = ids.into_iter().collect();
+        let word = |(text, _): &(&'static str, u32)| Word {
+            text,
+            alone: 1,
+            more: 1,
+        };
+        let vocabulary = Self::new(ids.iter().map(word).collect())?;
+        Some(Self {
+            ids: ids.into_iter().collect(),
+            ..vocabulary
+        })
+    }
+
+    /// Whether prompts are given as tokens.
+    pub fn has_ids(&self) -> bool {
+        !self.ids.is_empty()
+    }
+
+    /// The tokens of a prompt; none where it has words that are not known, or is to be given as text.
+    pub fn ids(&self, prompt: &str) -> Option<Vec<u32>> {
+        let id = |word: &str| self.ids.get(word).copied();
+        let known = !self.ids.is_empty();
+        known.then(|| prompt.split_whitespace().map(id).collect())?
     }
 
     /// Tokens of a prompt of these words, none where it has others.
@@ -133,6 +165,20 @@ mod tests {
                 assert_eq!(all, Some(11 + tokens), "{more}");
             }
         }
+    }
+
+    #[test]
+    fn words_with_a_token_each_make_prompts_of_tokens() {
+        let v = Vocabulary::of_ids([("one", 7), ("of", 9)]).unwrap();
+        assert_eq!(v.ids("of one of"), Some(vec![9, 7, 9]));
+        assert_eq!(v.ids("of two"), None);
+        let mut rng = Rng::new(1, Stream::Words(1));
+        for tokens in 1..40 {
+            let prompt = v.fill(&mut rng, "", tokens);
+            assert_eq!(v.ids(&prompt).unwrap().len(), tokens as usize);
+        }
+        assert_eq!(vocabulary().ids("one of"), None, "given as text");
+        assert_eq!(Vocabulary::of_ids([]), None);
     }
 
     #[test]

@@ -341,12 +341,12 @@ impl Workload {
 
     /// The prompt and the body of a request of `words` words and one output token, not streamed, whose usage tells how the
     /// target counts.
-    pub fn calibration_body(&self, index: u64, words: u32) -> (String, Bytes) {
+    pub fn calibration_body(&self, index: u64, words: u32, ignore_eos: bool) -> (String, Bytes) {
         let prompt = random_words(&mut Rng::new(self.seed, Stream::Calibration(index)), words);
         let body = self.body(&Body {
             said: &[&prompt],
             output_tokens: 1,
-            ignore_eos: false,
+            ignore_eos,
             index,
             stream: false,
         });
@@ -364,7 +364,10 @@ impl Workload {
                 let messages: Vec<Value> = parts.said.iter().zip(roles).map(message).collect();
                 set("messages", json!(messages));
             }
-            Api::Completions => set("prompt", json!(parts.said.join("\n"))),
+            Api::Completions => match self.ids(parts.said) {
+                Some(ids) => set("prompt", json!(ids)),
+                None => set("prompt", json!(parts.said.join("\n"))),
+            },
         }
         // `max_tokens` is deprecated for chat, but every server reads it.
         set("max_tokens", json!(parts.output_tokens));
@@ -376,7 +379,7 @@ impl Workload {
                 json!((self.seed.wrapping_add(parts.index)) & 0x7fff_ffff),
             );
         }
-        if parts.ignore_eos && parts.stream {
+        if parts.ignore_eos {
             set("ignore_eos", json!(true));
         }
         if parts.stream {
@@ -384,6 +387,20 @@ impl Workload {
             set("stream_options", json!({ "include_usage": true }));
         }
         Bytes::from(serde_json::to_vec(&body).expect("a JSON value always serialises"))
+    }
+
+    /// The tokens of a single question, where prompts are given as tokens.
+    fn ids(&self, said: &[&str]) -> Option<Vec<u32>> {
+        match said {
+            [only] => self.vocabulary.as_ref()?.ids(only),
+            _ => None,
+        }
+    }
+
+    /// Whether every prompt is a single question of random words.
+    pub fn is_words_alone(&self) -> bool {
+        let is_plain = |c: &Content| matches!(c.prompts, Prompts::Words(_)) && !c.is_multi_turn();
+        self.contents.iter().all(is_plain)
     }
 
     /// SHA-256 over the first `count` conversations without model name and nonce, in hexadecimal. Two

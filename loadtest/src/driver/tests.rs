@@ -29,6 +29,7 @@ fn plan(warmup: u64, requests: Option<u64>, duration: Option<u64>) -> Plan {
         },
         connections: Connections::Warm,
         retries: 0,
+        samples_texts: false,
         gives_up_on: None,
     }
 }

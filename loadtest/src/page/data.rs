@@ -13,6 +13,7 @@ use crate::report::{Lags, LengthsBy};
 use crate::results::RUN;
 use crate::scene::{Host, Series};
 use crate::server_times::{Buckets, Stages};
+use crate::tokenizer::Retokenised;
 
 /// The schema this page reads.
 const SCHEMA: u32 = 1;
@@ -187,6 +188,7 @@ pub struct Lengths {
     /// None of a run of an earlier version, as the next.
     pub prompts_as_asked: Option<u64>,
     pub prompt_off_max: Option<u64>,
+    pub retokenised: Option<Retokenised>,
     pub prompt_mean: Option<f64>,
     pub output_mean: Option<f64>,
 }

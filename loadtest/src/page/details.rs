@@ -31,6 +31,11 @@ pub fn details(place: usize, group: &Group, named: bool) -> Markup {
                 }
                 (machine::facts(of, first))
                 @if let Some(words) = prompt_lengths(first) { dt { "lengths of prompts" } dd { (words) } }
+                @if let Some(again) = &first.lengths.retokenised { dt { "tokenised again" } dd {
+                    (count(of, "lengths.retokenised.answers", again.answers)) " answers of "
+                    (count(of, "lengths.retokenised.by_usage", again.by_usage)) " tokens by usage make "
+                    (count(of, "lengths.retokenised.of_text", again.of_text)) "; no number rests on it"
+                } }
                 @if let Some(test) = &first.client.self_test { dt { "the client" } dd { (test.words()) } }
                 dt { "digest of the requests" } dd { code { (first.load.workload_sha256) } }
             }
@@ -60,6 +65,7 @@ fn mean_length(of: Of, key: &str, mean: Option<f64>) -> Markup {
 /// What the lengths of prompts rest on, and what came of it; none of a run that does not say.
 fn prompt_lengths(run: &Run) -> Option<String> {
     let by = match run.load.lengths_by? {
+        LengthsBy::TokenIds => "given as token ids",
         LengthsBy::Tokenizer => "made to measure with the server's /tokenize",
         LengthsBy::Usage => "aimed at by the usage of two answers",
         LengthsBy::Flag => "aimed at by --tokens-per-word",

@@ -4,6 +4,7 @@ use serde::Serialize;
 
 use crate::clock::{Nanos, seconds};
 use crate::record::{Phase, RequestRecord};
+use crate::tokenizer::Retokenised;
 
 /// Numbers of requests.
 #[derive(Debug, Clone, Serialize)]
@@ -70,6 +71,9 @@ pub struct LengthInfo {
     pub output_asked_mean: Option<f64>,
     /// Output tokens by usage.
     pub output_mean: Option<f64>,
+    /// What became of some answers when they were made tokens again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retokenised: Option<Retokenised>,
 }
 
 impl LengthInfo {
@@ -88,6 +92,7 @@ impl LengthInfo {
             prompt_cached_mean: mean(&RequestRecord::cached_tokens),
             output_asked_mean: mean(&|r| u64::from(r.asked_output_tokens)),
             output_mean: mean(&RequestRecord::output_tokens),
+            retokenised: None,
         }
     }
 }

@@ -76,8 +76,12 @@ pub enum MetricsPage {
 pub enum Tokenizer {
     /// A token each; `/tokenize` is a path like any other.
     Hidden,
-    /// A token each, and `/tokenize` counts them as vLLM's does.
+    /// A token each, and `/tokenize` counts them as vLLM's does, and says which they are.
     Single,
+    /// The same, but prompts of tokens get one more.
+    SingleWithBegin,
+    /// A token each, no `/tokenize`, and a field that is not in OpenAI's interface is refused.
+    Strict,
     /// Long words are two tokens, and `/tokenize` counts them.
     Vllm,
     /// The same; `/tokenize` as llama.cpp has it, beside `/apply-template`.
@@ -230,7 +234,11 @@ async fn connection(mut stream: TcpStream, state: Arc<State>) {
             ("GET", "/metrics") => metrics(&mut stream, &state).await,
             ("POST", path) => {
                 let body: Value = serde_json::from_slice(&request.body).unwrap();
-                if let Some(answer) = state.tokenizer.answer(path, &body) {
+                let is_refused =
+                    state.tokenizer == Tokenizer::Strict && body.get("ignore_eos").is_some();
+                if is_refused {
+                    reply(&mut stream, 400, "{}").await
+                } else if let Some(answer) = state.tokenizer.answer(path, &body) {
                     reply(&mut stream, 200, &answer.to_string()).await
                 } else if body["stream"] == true {
                     let is_new = std::mem::replace(&mut is_first_stream, false);
@@ -260,6 +268,9 @@ async fn reply(stream: &mut TcpStream, status: u16, body: &str) -> bool {
 impl Tokenizer {
     /// Tokens of the prompt and of a template of ten: what this server calls prompt tokens.
     fn prompt_tokens(self, body: &Value) -> u64 {
+        if let Some(ids) = body["prompt"].as_array() {
+            return ids.len() as u64 + u64::from(self == Self::SingleWithBegin);
+        }
         let said = match body["messages"].as_array() {
             Some(messages) => messages.iter().map(|m| self.tokens(&m["content"])).sum(),
             None => self.tokens(&body["prompt"]),
@@ -270,7 +281,10 @@ impl Tokenizer {
     fn tokens(self, text: &Value) -> u64 {
         let words = text.as_str().unwrap().split_whitespace();
         let of_word = |word: &str| {
-            let is_plain = matches!(self, Self::Hidden | Self::Single);
+            let is_plain = matches!(
+                self,
+                Self::Hidden | Self::Single | Self::SingleWithBegin | Self::Strict
+            );
             1 + u64::from(!is_plain && word.len() > 4)
         };
         words.map(of_word).sum()
@@ -278,7 +292,17 @@ impl Tokenizer {
 
     fn answer(self, path: &str, body: &Value) -> Option<Value> {
         match (self, path) {
-            (Self::Vllm | Self::Single, "/tokenize") => {
+            (Self::Single | Self::SingleWithBegin, "/tokenize")
+                if body["add_special_tokens"] == false =>
+            {
+                let words = body["prompt"].as_str().unwrap().split_whitespace();
+                let id = |word: &str| {
+                    word.bytes()
+                        .fold(7u32, |id, b| id.wrapping_mul(31) + u32::from(b))
+                };
+                Some(json!({ "tokens": words.map(id).collect::<Vec<u32>>() }))
+            }
+            (Self::Vllm | Self::Single | Self::SingleWithBegin, "/tokenize") => {
                 Some(json!({ "count": self.prompt_tokens(body) }))
             }
             (Self::Wrong, "/tokenize") => Some(json!({ "count": self.prompt_tokens(body) - 1 })),

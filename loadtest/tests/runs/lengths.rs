@@ -95,3 +95,59 @@ async fn sides_of_a_comparison_get_the_same_prompts() {
             .all(|r| r.load.lengths_by == Some(LengthsBy::Usage))
     );
 }
+
+/// A prompt of token ids has as many as were asked by construction, template or not, and the answer says so.
+#[tokio::test]
+async fn completions_get_token_ids_where_every_word_is_one() {
+    let script = [Behaviour::Ok];
+    let line = "--api completions --requests 40 --output-tokens 2 --prompt-tokens uniform:1..60";
+    let server = FakeServer::with_tokenizer(&script, MetricsPage::Honest, Tokenizer::Single).await;
+    let report = measure(&server, line).await;
+    assert_eq!(report.load.lengths_by, Some(LengthsBy::TokenIds));
+    assert_eq!(
+        (
+            report.lengths.prompts_as_asked,
+            report.lengths.prompt_off_max
+        ),
+        (40, 0)
+    );
+    let shortest = |b: &serde_json::Value| b["prompt"].as_array().unwrap().len();
+    assert!(server.bodies().iter().map(shortest).min().unwrap() < 10);
+    // A target that puts one before them gets text, and so does a conversation.
+    let other = with(Tokenizer::SingleWithBegin, line).await;
+    assert_eq!(other.load.lengths_by, Some(LengthsBy::Tokenizer));
+    let talk = with(Tokenizer::Single, &format!("{line} --turns 2")).await;
+    assert_eq!(talk.load.lengths_by, Some(LengthsBy::Tokenizer));
+}
+
+/// The fake's answers are a word for each token; only the first answers of the window are looked at.
+#[tokio::test]
+async fn some_answers_are_made_tokens_again_and_nothing_rests_on_it() {
+    let line = "--requests 40 --warmup 3 --output-tokens 5";
+    let report = with(Tokenizer::Single, line).await;
+    let again = report.lengths.retokenised.unwrap();
+    assert_eq!(
+        (again.answers, again.by_usage, again.of_text),
+        (32, 160, 160)
+    );
+    assert_eq!(report.lengths.output_mean, Some(5.0));
+    let kept = report.records.iter().filter(|r| r.text.is_some()).count();
+    assert_eq!(kept, 32);
+    assert!(
+        with(Tokenizer::Hidden, line)
+            .await
+            .lengths
+            .retokenised
+            .is_none()
+    );
+}
+
+#[tokio::test]
+async fn a_field_that_is_refused_is_left_out_and_listed() {
+    let line = "--requests 3 --output-tokens 2 --ignore-eos";
+    let strict = with(Tokenizer::Strict, line).await;
+    assert_eq!(strict.requests.succeeded, 3, "{:?}", strict.outcomes);
+    assert_eq!(strict.load.dropped_fields, ["ignore_eos"]);
+    let other = with(Tokenizer::Hidden, line).await;
+    assert!(other.load.dropped_fields.is_empty() && other.load.ignore_eos);
+}
