@@ -38,7 +38,7 @@ Examples:
     loadtest --rate 1 --duration 2m --turns 4 --think 3s --prefix-tokens 500 --prompt-tokens 40
 
 Lengths are written N, uniform:MIN..MAX, lognormal:median=N,p95=N or normal:mean=N,sd=N (also gamma:),
-the last three with min=N,max=N where wanted.
+the last three with min=N,max=N where wanted, or histogram:FILE: a length or MIN..MAX a line, and its weight where there is one.
 Limits are ttft, tpot, stall (the longest gap) and e2e; attainment is the share that must keep them.
 A closed loop (--users) hides queueing, because a slow server gets less load; use --rate for
 latency under load.

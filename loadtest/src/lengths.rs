@@ -1,10 +1,14 @@
 //! Distributions of prompt and output lengths, in tokens, and the spelling they have on the command
 //! line. Every distribution is truncated, and the drawn length is kept with its request.
 
+mod listed;
+
 use std::fmt;
+use std::path::Path;
 use std::str::FromStr;
 
 use crate::rng::Rng;
+pub use listed::Listed;
 
 /// The 95th percentile of the standard normal distribution.
 const NORMAL_P95: f64 = 1.644_853_626_951_472_7;
@@ -56,6 +60,8 @@ pub enum Lengths {
         /// Longest length.
         max: u32,
     },
+    /// Those of a file, which is kept to the end of the program.
+    Listed(&'static Listed),
 }
 
 impl Lengths {
@@ -81,6 +87,7 @@ impl Lengths {
                 let shape = (mean / sd).powi(2);
                 truncated(min, max, || rng.gamma(shape) * mean / shape)
             }
+            Self::Listed(listed) => listed.draw(rng),
         }
     }
 
@@ -92,6 +99,7 @@ impl Lengths {
             | Self::Lognormal { max, .. }
             | Self::Normal { max, .. }
             | Self::Gamma { max, .. } => max,
+            Self::Listed(listed) => listed.max(),
         }
     }
 }
@@ -130,6 +138,7 @@ impl fmt::Display for Lengths {
             Self::Gamma { mean, sd, min, max } => {
                 write!(f, "gamma:mean={mean},sd={sd},min={min},max={max}")
             }
+            Self::Listed(listed) => write!(f, "histogram:{}", listed.name()),
         }
     }
 }
@@ -138,6 +147,16 @@ impl FromStr for Lengths {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
+        Self::parse_in(text, Path::new(""))
+    }
+}
+
+impl Lengths {
+    /// Reads a spelling; the file of one is looked for in `folder`.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn parse_in(text: &str, folder: &Path) -> Result<Self, String> {
         let (kind, rest) = text.split_once(':').unwrap_or(("fixed", text));
         match kind {
             "fixed" => Ok(Self::Fixed(positive(rest)?)),
@@ -172,8 +191,12 @@ impl FromStr for Lengths {
                     _ => Self::Gamma { mean, sd, min, max },
                 })
             }
+            "histogram" | "empirical" => {
+                let listed = Listed::read(&folder.join(rest))?;
+                Ok(Self::Listed(Box::leak(Box::new(listed))))
+            }
             other => Err(format!(
-                "unknown distribution `{other}`: fixed, uniform, lognormal, normal or gamma"
+                "unknown distribution `{other}`: fixed, uniform, lognormal, normal, gamma, histogram or empirical"
             )),
         }
     }

@@ -144,13 +144,13 @@ struct FilePrefix {
     groups: Option<u32>,
 }
 
-/// Lengths as a table, a number, or as on the command line.
+/// Lengths as a table, a number, or as on the command line, in the spelling of the last.
 #[derive(Debug, Clone)]
-struct Spelled(Lengths);
+struct Spelled(String);
 
 #[derive(Debug, Clone)]
 struct Output {
-    lengths: Lengths,
+    lengths: String,
     ignore_eos: bool,
 }
 
@@ -179,19 +179,21 @@ impl<'de> Deserialize<'de> for Output {
 }
 
 /// `{ kind = "lognormal", median = 5, p95 = 9 }` is `lognormal:median=5,p95=9`.
-fn spelled(value: toml::Value) -> Result<Lengths, String> {
+fn spelled(value: toml::Value) -> Result<String, String> {
     match value {
-        toml::Value::Integer(tokens) => tokens.to_string().parse(),
-        toml::Value::String(text) => text.parse(),
+        toml::Value::Integer(tokens) => Ok(tokens.to_string()),
+        toml::Value::String(text) => Ok(text),
         toml::Value::Table(mut table) => {
             let kind = table.remove("kind");
             let kind = kind.as_ref().and_then(toml::Value::as_str);
-            let mut take = |name: &str| {
-                let value = table.remove(name);
-                value.map_or_else(String::new, |value| value.to_string())
+            let mut take = |name: &str| match table.remove(name) {
+                None => String::new(),
+                Some(toml::Value::String(text)) => text,
+                Some(other) => other.to_string(),
             };
             let text = match kind.ok_or("a length has no kind")? {
                 "fixed" => format!("fixed:{}", take("tokens")),
+                "histogram" | "empirical" => format!("histogram:{}", take("path")),
                 "uniform" => format!("uniform:{}..{}", take("min"), take("max")),
                 other => {
                     let pairs = std::mem::take(&mut table);
@@ -202,7 +204,7 @@ fn spelled(value: toml::Value) -> Result<Lengths, String> {
             };
             match table.keys().next() {
                 Some(key) => Err(format!("unknown key `{key}` in a length")),
-                None => text.parse(),
+                None => Ok(text),
             }
         }
         other => Err(format!("{other} is not a length")),
@@ -278,10 +280,10 @@ impl WorkloadFile {
             bail!("weight {weight} is not above zero");
         }
         let mut content = match (&part.prompt, &part.dataset) {
-            (Some(Spelled(prompt)), None) => {
+            (Some(prompt), None) => {
                 let output = part.output.as_ref();
                 let output = output.context("prompts of words need an output length")?;
-                Content::words(*prompt, output.lengths)
+                Content::words(self.lengths(&prompt.0)?, self.lengths(&output.lengths)?)
             }
             (None, Some(dataset)) => self.recorded(part, dataset)?,
             _ => bail!("exactly one of prompt and dataset says what is asked"),
@@ -289,7 +291,7 @@ impl WorkloadFile {
         content.weight = weight;
         content.ignore_eos = part.output.as_ref().is_some_and(|o| o.ignore_eos);
         if let Some(Spelled(turns)) = &part.turns {
-            content.turns = *turns;
+            content.turns = self.lengths(turns)?;
         }
         if let Some(think) = &part.think {
             content.think = think.parse().map_err(anyhow::Error::msg)?;
@@ -301,6 +303,11 @@ impl WorkloadFile {
         Ok(content)
     }
 
+    /// Lengths, whose file lies beside this one.
+    fn lengths(&self, text: &str) -> Result<Lengths> {
+        Lengths::parse_in(text, &self.folder).map_err(anyhow::Error::msg)
+    }
+
     fn recorded(&self, part: &Part, dataset: &FileDataset) -> Result<Content> {
         if let Some(format) = &dataset.format
             && !["sharegpt", "messages"].contains(&format.as_str())
@@ -310,14 +317,19 @@ impl WorkloadFile {
         let turns = match &dataset.turns {
             None => Lengths::Fixed(1),
             Some(toml::Value::String(all)) if all == "all" => Lengths::Fixed(u32::MAX),
-            Some(value) => spelled(value.clone()).map_err(anyhow::Error::msg)?,
+            Some(value) => {
+                let text = spelled(value.clone()).map_err(anyhow::Error::msg)?;
+                self.lengths(&text)?
+            }
         };
+        let output = part.output.as_ref();
+        let output = output.map(|o| self.lengths(&o.lengths)).transpose()?;
         Ok(Content {
             turns,
             ..dataset_content(
                 &self.resolve(&dataset.path),
                 dataset.max_prompt_tokens,
-                part.output.as_ref().map(|output| output.lengths),
+                output,
                 dataset.replay == Replay::Recorded,
             )?
         })
@@ -414,6 +426,27 @@ mod tests {
         let content = file.contents().unwrap().remove(0);
         assert!(content.replays_recorded && content.is_multi_turn());
         assert_eq!(content.output_words(), "as recorded");
+    }
+
+    #[test]
+    fn lengths_of_a_file_lie_beside_this_one() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("l.txt"), "5\n8\n").unwrap();
+        let text = "schema = 1\n[[mix]]\nprompt = { kind = \"histogram\", path = \"l.txt\" }\n\
+            output = { kind = \"empirical\", path = \"l.txt\", ignore_eos = true }\n";
+        let file = WorkloadFile::parse(text, folder.path()).unwrap();
+        let content = file.contents().unwrap().remove(0);
+        assert_eq!(content.prompt_words(), "histogram:l.txt");
+        assert_eq!(
+            (content.output.unwrap().max(), content.ignore_eos),
+            (8, true)
+        );
+        let missing = WorkloadFile::parse(text, Path::new("/nowhere")).unwrap();
+        let error = format!("{:#}", missing.contents().unwrap_err());
+        assert!(
+            error.contains("cannot read the lengths /nowhere/l.txt"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -202,6 +202,7 @@ fn lengths(output: &Lengths, ignore_eos: bool) -> Value {
             let (min, max) = rest.split_once("..").unwrap_or((rest, rest));
             vec![("min", min), ("max", max)]
         }
+        "histogram" => vec![("path", rest)],
         _ => rest.split(',').filter_map(|p| p.split_once('=')).collect(),
     };
     let mut table: Table = pairs
@@ -270,8 +271,10 @@ mod tests {
             "t.jsonl",
             r#"{"timestamp": 0, "input_length": 5, "output_length": 3}"#,
         );
+        let lengths = beside("l.txt", "5\n9\n");
         for line in [
             "".to_owned(),
+            format!("--prompt-tokens histogram:{lengths} --output-tokens empirical:{lengths} --ignore-eos"),
             "--users 8 --ramp-up 3s --warmup 20s --requests 50 --api completions --seed 7".into(),
             "--rate 2.5 --duration 90s --slo ttft=1s,tpot=80ms,attainment=0.9 --cache warm".into(),
             "--rate 2 --burstiness 0.5 --max-in-flight 9 --prompt-tokens lognormal:median=256,p95=900,max=1500 \
