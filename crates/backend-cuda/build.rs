@@ -27,8 +27,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     table.push_str("pub(crate) static IMAGES: &[Image] = &[\n");
     for path in files(&folder, &["cubin", "ptx"])? {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        // Nothing needs the instructions that only one part has.
-        if !is_current || name.ends_with(".sm_90a.cubin") {
+        if !is_current {
             continue;
         }
         let bytes = path.canonicalize()?;

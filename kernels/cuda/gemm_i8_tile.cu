@@ -5,7 +5,7 @@
 // the order of the groups. One scale per row: the sum is one integer, K may be divided among
 // blocks (`split`), whose partial sums meet in `workspace`; the last block to arrive runs the epilogue and
 // leaves workspace and counter zeroed for the next launch.
-#include "gemm_tile.cuh"
+#include "gemm_i8.cuh"
 
 struct ProductS8 {
     typedef i32 Sum;
@@ -49,8 +49,7 @@ DEV void grouped_tile(i8* ring, const i8* x, const i8* w, const Epilogue& e, i32
 }
 
 template <typename T>
-DEV void row_tile(i8* ring, const i8* x, const i8* w, const Epilogue& e, i32 k_bytes, i32* workspace, u32* counters, i32 tile_index) {
-    SHARED_STATIC(u32, arrived, 1);
+DEV void row_tile(i8* ring, const i8* x, const i8* w, const Epilogue& e, i32 k_bytes, const Divided& divided) {
     Operands o = {x, w, e.m, panels_of(e.n), k_bytes, k_bytes};
     i32 blocks = k_bytes / BLOCK_BYTES;
     i32 share = (blocks + grid_z() - 1) / grid_z();
@@ -58,28 +57,7 @@ DEV void row_tile(i8* ring, const i8* x, const i8* w, const Epilogue& e, i32 k_b
     i32 end = first + share < blocks ? first + share : blocks;
     i32 c[T::TM][T::TN][4] = {};
     run_tile<T, ProductS8>(c, ring, o, first, end, [](i32, i32, i32) {}, [](i32) {});
-    if (grid_z() > 1) {
-        i32* sums = workspace + static_cast<i64>(tile_index) * T::BM * T::BN + thread_index();
-        for_each_output<T>([&](i32, i32, i32 i, i32 j, i32 k) {
-            red_add(sums + ((i * T::TN + j) * 4 + k) * T::THREADS, c[i][j][k]);  // C7
-        });
-        fence();       // C8
-        block_sync();  // C9
-        if (thread_index() == 0) arrived[0] = atomic_increment(counters + tile_index);
-        block_sync();  // C10
-        if (arrived[0] + 1 != static_cast<u32>(grid_z())) return;
-        fence();  // C11
-        for_each_output<T>([&](i32, i32, i32 i, i32 j, i32 k) {
-            i32* at = sums + ((i * T::TN + j) * 4 + k) * T::THREADS;
-            c[i][j][k] = ld_cg(at);
-            *at = 0;  // C12
-        });
-        if (thread_index() == 0) counters[tile_index] = 0;  // C13
-    }
-    for_each_output<T>([&](i32 row, i32 channel, i32 i, i32 j, i32 k) {
-        if (row >= e.m) return;
-        finish_s8(e, row, channel, ffma(float_of_int(c[i][j][k]), e.s_x[row], 0.0f));
-    });
+    finish_row_sums<T>(c, e, divided);
 }
 
 // x [m, k_bytes], w in P64; workspace [tiles][BM·BN] and counters [tiles] are zero before and after and
@@ -93,7 +71,7 @@ DEV void row_tile(i8* ring, const i8* x, const i8* w, const Epilogue& e, i32 k_b
         typedef Tile<BM, BN, WM, WN, STAGES> T;                                                                                   \
         Epilogue e = {s_x, s_w, bias, y, m, n, y_pitch, groups, group, grouped_weights, accumulate};                              \
         if (is_one_sum(e)) {                                                                                                      \
-            row_tile<T>(ring, x, w, e, k_bytes, workspace, counters, block_y() * tiles_n + block_x());                            \
+            row_tile<T>(ring, x, w, e, k_bytes, {workspace, counters, block_y() * tiles_n + block_x()});                          \
         } else {                                                                                                                  \
             grouped_tile<T, false>(ring, x, w, e, k_bytes);                                                                       \
         }                                                                                                                         \

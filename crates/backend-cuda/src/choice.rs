@@ -61,6 +61,9 @@ pub struct Findings {
     pub capability: Capability,
     /// Whether the 8-bit kernels gave the known answers, or which did not.
     pub int8_answers: Result<(), String>,
+    /// The same for the products of warpgroups, where the device has their kernels: what they compute others
+    /// compute too.
+    pub warpgroups: Option<Result<(), String>>,
     /// The same for half precision, and for everything that both need.
     pub f16_answers: Result<(), String>,
     /// The same for half precision with weights of 8 bits.
@@ -93,6 +96,8 @@ pub struct Choice {
     pub reason: &'static str,
     /// A sentence for people.
     pub why: String,
+    /// Whether products of many tokens are those of warpgroups.
+    pub warpgroups: bool,
 }
 
 /// 8 bits must gain this much for few tokens or for many, and lose no more than that for either.
@@ -150,6 +155,7 @@ fn asked(precision: Precision, tier: Tier, found: &Findings) -> Result<Choice, S
         precision,
         reason: "asked",
         why: "asked for".to_owned(),
+        warpgroups: is_int8 && found.warpgroups == Some(Ok(())),
     })
 }
 
@@ -159,13 +165,20 @@ fn automatic(int8: Precision, tier: Tier, found: &Findings) -> Result<Choice, St
         (Tier::Int8(instruction), Ok(())) => match gain(&found.timings) {
             Ok(gain) => {
                 fits(int8, found)?;
+                let (reason, warpgroups) = match (instruction, &found.warpgroups) {
+                    ("m8n8k16", _) => ("tc-m8n8k16", String::new()),
+                    (_, None) => ("tc-m16n8k32", String::new()),
+                    (_, Some(Ok(()))) => ("tc-wgmma", " and wgmma".to_owned()),
+                    (_, Some(Err(wrong))) => (
+                        "tc-m16n8k32",
+                        format!("; {wrong} gives wrong answers on this device and is left out"),
+                    ),
+                };
                 return Ok(Choice {
                     precision: int8,
-                    reason: match instruction {
-                        "m8n8k16" => "tc-m8n8k16",
-                        _ => "tc-m16n8k32",
-                    },
-                    why: format!("8-bit tensor cores ({instruction}), {gain}"),
+                    reason,
+                    why: format!("8-bit tensor cores ({instruction}{warpgroups}), {gain}"),
+                    warpgroups: reason == "tc-wgmma",
                 });
             }
             Err(loss) if fits(Precision::F16, found).is_err() && fits(int8, found).is_ok() => {
@@ -173,6 +186,7 @@ fn automatic(int8: Precision, tier: Tier, found: &Findings) -> Result<Choice, St
                     precision: int8,
                     reason: "memory",
                     why: format!("only 8 bits fit into its memory, although {loss}"),
+                    warpgroups: found.warpgroups == Some(Ok(())),
                 });
             }
             Err(loss) => ("speed", format!("8 bits do not gain: {loss}")),
@@ -199,6 +213,7 @@ fn half(found: &Findings, reason: &'static str, why: String) -> Result<Choice, S
             precision: Precision::F16,
             reason,
             why,
+            warpgroups: false,
         });
     };
     if let Err(wrong) = &found.w8a16_answers {
@@ -211,6 +226,7 @@ fn half(found: &Findings, reason: &'static str, why: String) -> Result<Choice, S
         precision: Precision::W8A16,
         reason,
         why: format!("{why}; {figures}, so weights keep 8 bits"),
+        warpgroups: false,
     })
 }
 

@@ -9,6 +9,7 @@ fn a10() -> Findings {
     Findings {
         capability: (8, 6),
         int8_answers: Ok(()),
+        warpgroups: None,
         f16_answers: Ok(()),
         w8a16_answers: Ok(()),
         answered_in: Duration::ZERO,
@@ -310,5 +311,31 @@ fn the_cache_gets_what_is_really_free() {
     let error = kv_cache_bytes(memory, 0.9, 23_700_000_000, GB).expect_err("no room");
     for figure in ["21.6 GB of 24.0 GB", "0.9", "others use 2.0 GB", "23.7 GB"] {
         assert!(error.contains(figure), "{error}");
+    }
+}
+
+/// Warpgroups are used where they are there and right, and nothing else depends on them.
+#[test]
+fn products_of_warpgroups_are_left_out_where_they_are_wrong() {
+    let mut found = a10();
+    found.capability = (9, 0);
+    for (warpgroups, reason, words) in [
+        (None, "tc-m16n8k32", "(m16n8k32), 1.80"),
+        (Some(Ok(())), "tc-wgmma", "(m16n8k32 and wgmma), 1.80"),
+        (
+            Some(wrong("gemm_i8_wgmma_64x128")),
+            "tc-m16n8k32",
+            "gemm_i8_wgmma_64x128 gives wrong answers on this device and is left out",
+        ),
+    ] {
+        found.warpgroups = warpgroups;
+        let choice = decide(Wish::Auto(Precision::Int8), &found).expect("it computes");
+        assert_eq!((choice.precision, choice.reason), (Precision::Int8, reason));
+        assert!(choice.why.contains(words), "{}", choice.why);
+        assert_eq!(choice.warpgroups, reason == "tc-wgmma");
+        let asked = decide(Wish::Exactly(Precision::Int8), &found).expect("it computes");
+        assert_eq!(asked.warpgroups, choice.warpgroups);
+        let f16 = decide(Wish::Exactly(Precision::F16), &found).expect("it computes");
+        assert!(!f16.warpgroups);
     }
 }

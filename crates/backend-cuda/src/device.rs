@@ -15,6 +15,8 @@ pub struct Properties {
     pub multiprocessors: u32,
     /// Bytes of shared memory that one block may have.
     pub shared_memory: u32,
+    /// Whether it has the kernels for products of warpgroups, which compute capability 9.0 alone runs.
+    pub warpgroups: bool,
 }
 
 /// Bytes of a device's memory.

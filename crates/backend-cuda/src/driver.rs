@@ -25,7 +25,7 @@ type Result<T, E = BackendError> = std::result::Result<T, E>;
 pub struct Found {
     /// Its place in the driver's list.
     pub ordinal: i32,
-    /// Its capability and sizes.
+    /// Its capability and sizes; kernels that it shall not use may be taken away before it is opened.
     pub properties: Properties,
     /// Bytes of its memory, used ones included.
     pub total_memory: u64,
@@ -75,6 +75,11 @@ fn describe(ordinal: i32, driver: u32) -> Result<Found, DriverError> {
         ),
         multiprocessors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
         shared_memory: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
+        warpgroups: false,
+    };
+    let properties = Properties {
+        warpgroups: images::have_warpgroups(properties.capability, driver),
+        ..properties
     };
     // SAFETY: as above.
     let total_memory = unsafe { result::device::total_mem(device) }? as u64;
@@ -173,7 +178,8 @@ impl Gpu {
             modules: Vec::new(),
             spare: RefCell::default(),
         };
-        for image in images::of(&images) {
+        let own = found.properties.warpgroups;
+        for image in images::of(&images).chain(images::of_warpgroups().filter(|_| own)) {
             let module = load(image.bytes)
                 .map_err(|error| failed(&format!("loading {}", image.file), error))?;
             context.modules.push(module);

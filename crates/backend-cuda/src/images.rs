@@ -16,6 +16,8 @@ pub struct Image {
 
 include!(concat!(env!("OUT_DIR"), "/images.rs"));
 
+/// What one part alone runs: no other has its instructions.
+const WARPGROUPS: (Capability, &str) = ((9, 0), "gemm_i8_wgmma.sm_90a.cubin");
 /// Driver versions as the driver gives them. Compiled kernels need the compiler's major version; its
 /// PTX needs a driver at least as new as the compiler.
 const CUBIN_DRIVER: u32 = 12_000;
@@ -129,6 +131,17 @@ pub(crate) fn of(choice: &Images) -> impl Iterator<Item = &'static Image> {
     })
 }
 
+/// Whether a device has the kernels for products of warpgroups.
+pub(crate) fn have_warpgroups(capability: Capability, driver: u32) -> bool {
+    capability == WARPGROUPS.0 && driver >= CUBIN_DRIVER && of_warpgroups().next().is_some()
+}
+
+/// Those kernels, which are loaded beside the chosen images.
+pub(crate) fn of_warpgroups() -> impl Iterator<Item = &'static Image> {
+    let is_one = |image: &&Image| image.file == WARPGROUPS.1;
+    IMAGES.iter().filter(is_one)
+}
+
 fn version(driver: u32) -> String {
     format!("{}.{}", driver / 1000, driver % 1000 / 10)
 }
@@ -177,8 +190,16 @@ mod tests {
         assert_eq!(image("norm.sm_86.cubin").capability(), Some((8, 6)));
         assert_eq!(image("norm.sm_100.cubin").capability(), Some((10, 0)));
         assert_eq!(image("norm.ptx").capability(), None);
+        // Loaded by exactly one part, whatever the others choose.
+        assert_eq!(image("norm.sm_90a.cubin").capability(), None);
+        for (capability, driver) in [((8, 9), 12_080), ((9, 0), 11_080), ((10, 0), 12_080)] {
+            assert!(!have_warpgroups(capability, driver));
+        }
+        let has_any = !IMAGES.is_empty();
+        assert_eq!(have_warpgroups((9, 0), 12_080), has_any);
         for image in IMAGES {
-            assert!(image.capability().is_some() || image.file.ends_with(".ptx"));
+            let is_known = image.capability().is_some() || image.file.ends_with(".ptx");
+            assert!(is_known || image.file == WARPGROUPS.1);
         }
         assert_eq!(sources().len(), 64);
     }

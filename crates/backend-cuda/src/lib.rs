@@ -26,7 +26,7 @@ use ::backend::LinearRole;
 use quant::{BLOCK, GROUP, Granularity};
 
 use graphs::Graphs;
-use linear::Workspace;
+use linear::Products;
 
 pub use kv_cache::CudaKvCache;
 pub use linear::CudaLinear;
@@ -97,7 +97,7 @@ impl Precision {
 pub struct CudaBackend<D: Device> {
     device: D,
     precision: Precision,
-    workspace: Option<Workspace<D>>,
+    products: Products<D>,
     graphs: Option<Graphs<D>>,
 }
 
@@ -105,9 +105,9 @@ impl<D: Device> CudaBackend<D> {
     /// A backend that computes in `precision`.
     pub fn new(device: D, precision: Precision) -> Self {
         Self {
+            products: Products::new(device.properties().warpgroups),
             device,
             precision,
-            workspace: None,
             graphs: None,
         }
     }
@@ -115,6 +115,12 @@ impl<D: Device> CudaBackend<D> {
     /// From now on loads weights in `precision` and produces the operands of its products.
     pub fn with_precision(mut self, precision: Precision) -> Self {
         self.precision = precision;
+        self
+    }
+
+    /// Whether products of warpgroups are used where the device has their kernels.
+    pub fn with_warpgroups(mut self, wished: bool) -> Self {
+        self.products.warpgroups = wished && self.device.properties().warpgroups;
         self
     }
 

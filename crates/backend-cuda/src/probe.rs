@@ -23,6 +23,11 @@ const INT8_KERNELS: [(usize, [&str; 2]); 5] = [
     (48, ["gemm_i8_tile_64x64", "gemm_i8_blocks_64x64"]),
     (128, ["gemm_i8_tile_128x128", "gemm_i8_blocks_128x128"]),
 ];
+/// The same of the kernels for warpgroups, which wide groups reach.
+const WARPGROUP_KERNELS: [(usize, [&str; 2]); 2] = [
+    (48, ["gemm_i8_wgmma_64x128"; 2]),
+    (130, ["gemm_i8_wgmma_128x128"; 2]),
+];
 const F16_KERNELS: [(usize, &str); 2] = [(16, "gemm_16_tile_16x64"), (48, "gemm_16_tile_64x64")];
 const W8A16_KERNELS: [(usize, &str); 2] =
     [(16, "gemm_w8a16_tile_16x64"), (48, "gemm_w8a16_tile_64x64")];
@@ -55,12 +60,18 @@ pub fn ask<D: Device>(device: D, largest: Option<[usize; 2]>) -> Result<(Finding
     let properties = device.properties().clone();
     let memory = device.memory()?;
     let start = Instant::now();
-    let mut backend = CudaBackend::new(device, Precision::Int8);
+    let mut backend = CudaBackend::new(device, Precision::Int8).with_warpgroups(false);
     let mut int8_answers = Ok(());
     for (precision, x_by, w_by) in INT8_FORMS {
         backend.precision = precision;
-        int8_answers = int8_answers.and(int8_products(&mut backend, x_by, w_by)?);
+        int8_answers = int8_answers.and(int8_products(&mut backend, (x_by, w_by), &INT8_KERNELS)?);
     }
+    backend = backend.with_warpgroups(true);
+    let warpgroups = match backend.products.warpgroups {
+        true => Some(warpgroup_products(&mut backend)?),
+        false => None,
+    };
+    backend.products.warpgroups = warpgroups == Some(Ok(()));
     let rows = rows(&mut backend)?;
     backend.precision = Precision::W8A16;
     let w8a16_answers = wide_products(&mut backend, W8A16_KERNELS)?.and(rows.clone());
@@ -75,6 +86,7 @@ pub fn ask<D: Device>(device: D, largest: Option<[usize; 2]>) -> Result<(Finding
         capability: properties.capability,
         // Attention and norms are the same kernels in all forms.
         int8_answers: int8_answers.and(rows),
+        warpgroups,
         f16_answers,
         w8a16_answers,
         answered_in,
@@ -119,8 +131,8 @@ fn quantised(values: &[f32], rows: usize, columns: usize, by: Granularity) -> Re
 /// Sums of products of 8-bit numbers are whole numbers: every bit must be the definition's.
 fn int8_products<D: Device>(
     backend: &mut CudaBackend<D>,
-    x_by: Granularity,
-    w_by: Granularity,
+    (x_by, w_by): (Granularity, Granularity),
+    kernels: &[(usize, [&str; 2])],
 ) -> Result<Answer> {
     let [n, k] = SHAPE;
     let known = quantised(&numbers(2, n * k), n, k, w_by)?;
@@ -132,7 +144,7 @@ fn int8_products<D: Device>(
         group_len: w_by.group_len(k),
     });
     let linear = load(backend, stored, SHAPE)?;
-    for (m, kernels) in INT8_KERNELS {
+    for &(m, kernels) in kernels {
         let x = numbers(1, m * k);
         let expected = quant::linear(&quantised(&x, m, k, x_by)?, &known, None)
             .map_err(|error| BackendError::Shape(error.to_string()))?;
@@ -144,6 +156,16 @@ fn int8_products<D: Device>(
         }
     }
     Ok(Ok(()))
+}
+
+/// The same of warpgroups, in the forms that they serve: all but blocks.
+fn warpgroup_products<D: Device>(backend: &mut CudaBackend<D>) -> Result<Answer> {
+    let mut answers = Ok(());
+    for (precision, x_by, w_by) in INT8_FORMS.into_iter().take(3) {
+        backend.precision = precision;
+        answers = answers.and(int8_products(backend, (x_by, w_by), &WARPGROUP_KERNELS)?);
+    }
+    Ok(answers)
 }
 
 /// Products with 16-bit activations, within what rounding may do.

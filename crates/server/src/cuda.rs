@@ -217,7 +217,9 @@ mod found {
             options: &LoadOptions,
             report: &mut dyn FnMut(usize, usize),
         ) -> Result<Box<dyn CausalLm>> {
-            let gpu = Gpu::open(&self.gpu)?;
+            let mut found = self.gpu.clone();
+            found.properties.warpgroups &= self.choice.warpgroups;
+            let gpu = Gpu::open(&found)?;
             let backend = CudaBackend::new(gpu, self.choice.precision).with_graphs();
             Ok(Box::new(model::load(checkpoint, backend, options, report)?))
         }

@@ -16,7 +16,9 @@ use crate::nvrtc::{Compiled, Nvrtc};
 use crate::{assets, root, target_dir};
 
 /// Architectures with a binary of their own.
-const BINARIES: [&str; 6] = ["sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_90a"];
+const BINARIES: [&str; 5] = ["sm_75", "sm_80", "sm_86", "sm_89", "sm_90"];
+/// The file for instructions that one part alone has, and what it is compiled for instead.
+const HOPPER: (&str, &str, &str) = ("gemm_i8_wgmma.cu", "sm_90a", "compute_90a");
 /// What drivers compile for parts that are newer than these.
 const PTX: &str = "compute_80";
 /// Registers of a multiprocessor, and the most of one thread.
@@ -84,6 +86,19 @@ const EXPECTED: &[(&str, &[&str])] = &[
             "shfl.sync.bfly.b32",
         ],
     ),
+    (
+        "gemm_i8_wgmma.cu",
+        &[
+            "wgmma.mma_async.sync.aligned.m64n128k32.s32.s8.s8",
+            "wgmma.fence.sync.aligned",
+            "wgmma.commit_group.sync.aligned",
+            "wgmma.wait_group.sync.aligned 1",
+            "wgmma.wait_group.sync.aligned 0",
+            "fence.proxy.async.shared::cta",
+            "cp.async.cg.shared.global",
+            "cp.async.wait_group 1",
+        ],
+    ),
     ("attention.cu", &["dp4a.s32.s32"]),
 ];
 
@@ -97,22 +112,37 @@ pub fn run(update: bool) -> Result<()> {
     let out = target_dir().join("kernels/cuda");
     std::fs::create_dir_all(&out)?;
     let headers = read_all(&folder, "cuh")?;
-    let mut report = BTreeMap::new();
+    let (mut report, mut images) = (BTreeMap::new(), Vec::new());
     let sources = read_all(&folder, "cu")?;
     for (name, source) in &sources {
         let stem = name.trim_end_matches(".cu");
-        for arch in BINARIES {
+        let is_hopper = name == HOPPER.0;
+        let binaries = if is_hopper {
+            &[HOPPER.1][..]
+        } else {
+            &BINARIES
+        };
+        for &arch in binaries {
             let compiled = compile(&nvrtc, name, source, &headers, arch)?;
             for (kernel, found) in resources(&compiled.log)? {
                 check(&kernel, arch, &found)?;
                 report.insert((kernel, arch), found);
             }
-            write(&out.join(format!("{stem}.{arch}.cubin")), &compiled.code)?;
+            let image = format!("{stem}.{arch}.cubin");
+            write(&out.join(&image), &compiled.code)?;
+            images.push(image);
         }
-        let compiled = compile(&nvrtc, name, source, &headers, PTX)?;
+        let text = if is_hopper { HOPPER.2 } else { PTX };
+        let compiled = compile(&nvrtc, name, source, &headers, text)?;
         instructions(name, &String::from_utf8_lossy(&compiled.code))?;
-        write(&out.join(format!("{stem}.ptx")), &compiled.code)?;
+        // Parts that are newer have none of these instructions: there is nothing to compile for them.
+        if !is_hopper {
+            let image = format!("{stem}.ptx");
+            write(&out.join(&image), &compiled.code)?;
+            images.push(image);
+        }
     }
+    remove_others(&out, &images)?;
     write(
         &out.join("sources.sha256"),
         fingerprint(&sources, &headers).as_bytes(),
@@ -130,9 +160,10 @@ pub fn run(update: bool) -> Result<()> {
         );
     }
     println!(
-        "{} files for {} architectures and one PTX each in {}",
+        "{} files for {} architectures and one PTX each, one of them for {} alone, in {}",
         sources.len(),
         BINARIES.len(),
+        HOPPER.1,
         out.display()
     );
     Ok(())
@@ -154,11 +185,25 @@ fn compile(
         .compile(name, source, headers, &options)
         .with_context(|| format!("{name} for {arch}"))?;
     ensure!(
-        !compiled.log.contains("warning"),
+        // The latter: products of a warpgroup that the assembler makes wait for each other.
+        !compiled.log.contains("warning") && !compiled.log.contains("Performance Loss"),
         "{name} for {arch}:\n{}",
         compiled.log
     );
     Ok(compiled)
+}
+
+/// Removes what an earlier version of the sources left.
+fn remove_others(folder: &Path, known: &[String]) -> Result<()> {
+    for entry in std::fs::read_dir(folder)? {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let is_image = name.ends_with(".cubin") || name.ends_with(".ptx");
+        if is_image && !known.iter().any(|known| *known == name) {
+            std::fs::remove_file(&path)?;
+        }
+    }
+    Ok(())
 }
 
 /// Writes what has changed: an untouched file starts no build.
@@ -228,7 +273,7 @@ fn number_before(line: &str, what: &str) -> Option<u32> {
 
 /// Threads of a block, by the naming of the kernels: the tiles of four warps are the smaller ones.
 fn threads(kernel: &str) -> u32 {
-    let small = ["_16x64", "_32x64", "_64x64"];
+    let small = ["_16x64", "_32x64", "_64x64", "_64x128"];
     match kernel {
         "sample_rows" => 512,
         _ if kernel.starts_with("wrapper_") => 32,

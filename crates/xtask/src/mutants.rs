@@ -5,6 +5,7 @@
 //! `backend-cuda` open instead of what they were linked with.
 
 mod list;
+mod warpgroups;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -32,7 +33,6 @@ const FLAGS: &[&str] = &[
     "-w",
 ];
 const CHECKS: &[&str] = &[
-    "-DPTX_ARCH=800",
     "-DEMU_PROFILE=checked_80",
     "-fno-tree-vectorize",
     "-fno-tree-loop-distribute-patterns",
@@ -57,7 +57,8 @@ enum Outcome {
 /// A mutant that survives, a stale text, unchanged kernels that fail, or too much time.
 pub fn run(names: &[String]) -> Result<()> {
     let is_wanted = |m: &&Mutant| names.is_empty() || names.iter().any(|name| name == m.name);
-    let mutants: Vec<&Mutant> = MUTANTS.iter().filter(is_wanted).collect();
+    let all = MUTANTS.iter().chain(warpgroups::MUTANTS);
+    let mutants: Vec<&Mutant> = all.filter(is_wanted).collect();
     let start = Instant::now();
     let work = target_dir().join("mutants");
     std::fs::create_dir_all(&work)?;
@@ -71,6 +72,7 @@ pub fn run(names: &[String]) -> Result<()> {
         Suite::Sampler,
         Suite::Tables,
         Suite::Wide,
+        Suite::Warpgroups,
     ];
     let is_met = |suite: &Suite| mutants.iter().any(|mutant| mutant.suite == *suite);
     for suite in suites.into_iter().filter(is_met) {
@@ -173,7 +175,7 @@ fn test(tests: &Path, library: &Path, suite: Suite) -> Result<Output> {
 /// The emulator itself, which no mutant changes.
 fn compile_runtime(work: &Path) -> Result<Vec<PathBuf>> {
     let folder = root().join("kernels/cuda/emu");
-    ["emu", "shadow"]
+    ["emu", "shadow", "warpgroup"]
         .iter()
         .map(|name| {
             let object = work.join(name).with_extension("o");
@@ -223,7 +225,8 @@ fn compile(
     std::fs::write(&main, wanted.join("\n") + "\n")?;
     let library = work.join(format!("{name}.so"));
     let mut command = Command::new("g++");
-    command.args(FLAGS).args(CHECKS).arg("-c").arg(&main);
+    command.args(FLAGS).args(CHECKS).arg(suite.arch());
+    command.arg("-c").arg(&main);
     let object = folder.join("kernels.o");
     succeed(command.arg("-o").arg(&object))?;
     // Without the compiler's own run-time library for the checks: the emulator answers them.

@@ -4,11 +4,13 @@
 use std::path::Path;
 
 /// Name, architecture, and whether every load and store is reported.
-const PROFILES: [(&str, &str, bool); 4] = [
+const PROFILES: [(&str, &str, bool); 6] = [
     ("fast_80", "800", false),
     ("checked_80", "800", true),
     ("fast_75", "750", false),
     ("checked_75", "750", true),
+    ("fast_90", "900", false),
+    ("checked_90", "900", true),
 ];
 
 fn main() {
@@ -47,6 +49,7 @@ fn main() {
     compiler()
         .file(folder.join("emu.cpp"))
         .file(folder.join("shadow.cpp"))
+        .file(folder.join("warpgroup.cpp"))
         .opt_level(3)
         .compile("cuda_emulator");
 }

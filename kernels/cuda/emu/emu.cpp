@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "shadow.h"
+#include "warpgroup.h"
 
 namespace emu {
 
@@ -53,7 +54,7 @@ struct Run {
     size_t dynamic_bytes;
     size_t static_bytes;
     size_t shared_limit;
-    int swapped_lanes;  // 0: none, 1: of 8-bit products, 2: of all
+    int swapped_lanes;  // 0: none, 1: of 8-bit products, 2: of all, 3: of warpgroups
     int live;
     int at_barrier;
     Site barrier{"", 0};
@@ -79,6 +80,7 @@ static void* launcher_sp;
 static Forever<std::deque<int>> only_queue;
 static std::deque<int>& queue = only_queue.value;
 static int arrived[MAX_THREADS / 32];
+static int arrived_in_group[MAX_THREADS / WARPGROUP_THREADS];
 static Forever<std::string> only_report;
 static std::string& report = only_report.value;
 static Forever<Shadow> only_shadow;
@@ -175,7 +177,7 @@ void block_sync(Site site) {
     to_launcher();
 }
 
-enum { OP_SYNC = 100, OP_SHFL };
+enum { OP_SYNC = 100, OP_SHFL, OP_WARPGROUP };
 
 static void compute(int warp, int op);
 
@@ -200,6 +202,37 @@ static void warp_op(int op, void* x, void* y, void* z, Site site) {
     compute(warp, op);
     wake(warp * 32, 32);
 }
+
+// The last of the 128 threads to arrive computes for all.
+void warpgroup(WarpgroupStep step, int* sums, WarpgroupOperands operands, Site site) {
+    Fibre& self = fibres[current];
+    int group = current / WARPGROUP_THREADS, first = group * WARPGROUP_THREADS;
+    self.op = int(OP_WARPGROUP) + int(step);
+    self.operands[0] = sums;
+    self.operands[1] = &operands;
+    self.site = site;
+    if (++arrived_in_group[group] < WARPGROUP_THREADS) {
+        self.state = AT_WARP;
+        to_launcher();
+        return;
+    }
+    arrived_in_group[group] = 0;
+    int* all_sums[WARPGROUP_THREADS];
+    for (int i = 0; i < WARPGROUP_THREADS; i++) {
+        const Fibre& other = fibres[first + i];
+        bool same = other.op == self.op && other.site.line == site.line;
+        if (!same) fail("warps of a warpgroup at different operations, lines %d and %d", other.site.line, site.line);
+        const WarpgroupOperands& theirs = *static_cast<WarpgroupOperands*>(other.operands[1]);
+        if (theirs.a != operands.a || theirs.b != operands.b || theirs.value != operands.value) {
+            fail("threads of a warpgroup with different operands of one operation");
+        }
+        all_sums[i] = static_cast<int*>(other.operands[0]);
+    }
+    warpgroup_step(group, step, all_sums, operands);
+    wake(first, WARPGROUP_THREADS);
+}
+
+void proxy_fence() { shadow.proxy_fence(current); }
 
 void warp_sync(Site site) { warp_op(OP_SYNC, nullptr, nullptr, nullptr, site); }
 
@@ -269,7 +302,7 @@ static void compute_s8(int warp, Shape s) {
         uint32_t* c = static_cast<uint32_t*>(fibres[warp * 32 + lane].operands[0]);
         for (int i = 0; i < s.rows / 4; i++) {
             // A device whose lanes lie otherwise, for tests of what notices it.
-            int half = s.rows == 16 && run.swapped_lanes > 0 ? 1 - i / 2 : i / 2;
+            int half = s.rows == 16 && (run.swapped_lanes == 1 || run.swapped_lanes == 2) ? 1 - i / 2 : i / 2;
             int row = lane / 4 + half * 8, column = lane % 4 * 2 + i % 2;
             int32_t sum = 0;
             for (int k = 0; k < s.k; k++) sum += int16_t(a8[row][k]) * int16_t(b8[column][k]);
@@ -290,7 +323,7 @@ static void compute_16(int warp, Shape s, bool is_bf16) {
     for (int lane = 0; lane < 32; lane++) {
         float* c = static_cast<float*>(fibres[warp * 32 + lane].operands[0]);
         for (int i = 0; i < 4; i++) {
-            int half = run.swapped_lanes > 1 ? 1 - i / 2 : i / 2;
+            int half = run.swapped_lanes == 2 ? 1 - i / 2 : i / 2;
             int row = lane / 4 + half * 8, column = lane % 4 * 2 + i % 2;
             double sum = c[i];
             for (int k = 0; k < s.k; k++) sum += double(wa[row][k]) * double(wb[column][k]);
@@ -415,6 +448,7 @@ static void fibre_main() {
     bool pending = !self.open.empty();
     for (const auto& group : self.groups) pending |= !group.empty();
     if (pending) fail("returned with asynchronous copies outstanding");
+    if (has_products(current / WARPGROUP_THREADS)) fail("returned with warpgroup products outstanding");
     self.state = DONE;
     run.live--;
     release_barrier();
@@ -453,6 +487,8 @@ static void run_block() {
     run.static_bytes = 0;
     run.statics.clear();
     memset(arrived, 0, sizeof arrived);
+    memset(arrived_in_group, 0, sizeof arrived_in_group);
+    forget_products();
     queue.clear();
     shadow.start_block(run.dynamic_bytes);
     for (int i = 0; i < run.threads; i++) start(reversed() ? run.threads - 1 - i : i);
@@ -517,6 +553,7 @@ const char* emu_launch(const EmuLaunch* launch) {
     run.dynamic_bytes = launch->dynamic_bytes;
     run.shared_limit = launch->shared_limit;
     run.swapped_lanes = int(launch->swapped_lanes);
+    swap_sums(run.swapped_lanes > 1);
     if (launch->dynamic_bytes > DYNAMIC_BYTES) fail("%u bytes of dynamic shared memory", launch->dynamic_bytes);
     shadow.start_launch(launch->checked != 0);
     uint32_t blocks = launch->grid[0] * launch->grid[1] * launch->grid[2];

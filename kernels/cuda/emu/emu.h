@@ -28,6 +28,17 @@ void cp_async16(void* to, const void* from, bool ok, Site site);
 void cp_commit();
 void cp_wait(int newest);
 void mma(Mma kind, void* c, const uint32_t* a, const uint32_t* b, Site site);
+
+// What a warpgroup does together; the value of a wait is how many groups may be left.
+enum WarpgroupStep { WARPGROUP_FENCE, WARPGROUP_COMMIT, WARPGROUP_WAIT, WARPGROUP_S8_N128 };
+struct WarpgroupOperands {
+    uint64_t a, b;  // descriptors
+    int value;      // of a wait, or whether a product is added
+};
+void warpgroup(WarpgroupStep step, int* sums, WarpgroupOperands operands, Site site);
+void proxy_fence();
+uint32_t shared_address(const void* at);
+
 void* shared_static(size_t bytes, int line);
 void* shared_dynamic();
 float widen_f16(uint16_t bits);

@@ -16,6 +16,9 @@ static ::emu::Entry* EMU_LIST_HEAD = nullptr;
 #include "../gemm_16_tile.cu"
 #include "../gemm_i8_stream.cu"
 #include "../gemm_i8_tile.cu"
+#if PTX_ARCH >= 900
+#include "../gemm_i8_wgmma.cu"
+#endif
 #include "../gemm_w8a16_tile.cu"
 #include "../linear_f32.cu"
 #include "../norm.cu"

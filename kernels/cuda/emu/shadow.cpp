@@ -93,6 +93,7 @@ void Shadow::start_block(size_t dynamic_bytes) {
     used_static = 0;
     shared.push_back({dynamic, dynamic_bytes});
     memset(warp_epoch, 0, sizeof warp_epoch);
+    memset(proxy_fences, 0, sizeof proxy_fences);
     num_unfenced = 0;
     pending.clear();
     pending_thread = -1;
@@ -147,6 +148,7 @@ void Shadow::write_shared(const void* at, size_t bytes, bool copying) {
     uint32_t epoch = warp_epoch[self / 32];
     for (size_t i = 0; i < bytes; i++, c++) {
         if (c->written >= block_interval && c->pending && c->writer != self) fail("shared write while a copy by thread %d is not complete", c->writer);
+        if (c->written >= block_interval && c->readers > 0) fail("shared write while a warpgroup product that reads it is not complete");
         bool same_warp = c->writer / 32 == self / 32;
         if (c->written == interval && c->writer != self && !(same_warp && c->write_epoch < epoch)) {
             fail("race: shared write over what thread %d wrote without a barrier", c->writer);
@@ -161,6 +163,8 @@ void Shadow::write_shared(const void* at, size_t bytes, bool copying) {
         c->writer = self;
         c->write_epoch = epoch;
         c->pending = copying;
+        c->readers = 0;
+        c->fences = proxy_fences[self].all;
     }
 }
 
@@ -196,7 +200,11 @@ void Shadow::check_order(const GlobalCell& cell, int thread, const void* at, con
 }
 
 void Shadow::read(const void* at, size_t bytes) {
-    if (!checked || current_thread() < 0 || in_stacks(at)) return;
+    if (!checked || current_thread() < 0) return;
+    if (in_stacks(at)) {
+        if (is_asked_for(at)) fail("read of sums whose warpgroup product is not complete");
+        return;
+    }
     if (bytes <= 16 && uintptr_t(at) % bytes) fail("misaligned read of %zu bytes", bytes);
     if (in_shared(at)) return read_shared(at, bytes);
     if (at >= &__ehdr_start && at < &end) return;
@@ -208,7 +216,11 @@ void Shadow::read(const void* at, size_t bytes) {
 }
 
 void Shadow::write(void* at, size_t bytes) {
-    if (!checked || current_thread() < 0 || in_stacks(at)) return;
+    if (!checked || current_thread() < 0) return;
+    if (in_stacks(at)) {
+        if (is_asked_for(at)) fail("write of sums whose warpgroup product is not complete");
+        return;
+    }
     if (bytes <= 16 && uintptr_t(at) % bytes) fail("misaligned write of %zu bytes", bytes);
     if (in_shared(at)) return write_shared(at, bytes, false);
     GlobalCell* c = global_cells(at, bytes, "write");
@@ -256,6 +268,44 @@ void Shadow::copied(int thread, void* at) {
         c->writer = thread;
         c->write_epoch = warp_epoch[thread / 32];
         c->pending = false;
+        c->fences = proxy_fences[thread].all;
+    }
+}
+
+void Shadow::proxy_fence(int thread) {
+    ProxyFences& fences = proxy_fences[thread];
+    if (fences.interval != interval) {
+        fences.interval = interval;
+        fences.before = fences.all;
+    }
+    fences.all++;
+}
+
+// What a warpgroup product reads was written before a barrier, and before it the writer had a fence of the
+// proxy. Stricter than devices are: a fence of the reader behind the barrier does not count.
+void Shadow::begin_async_read(int, const void* at, size_t bytes) {
+    if (!checked) return;
+    SharedCell* c = shared_cells(at, bytes);
+    for (size_t i = 0; i < bytes; i++, c++) {
+        if (c->written < block_interval) fail("warpgroup product of uninitialised shared memory");
+        if (c->pending) fail("warpgroup product of what an asynchronous copy by thread %d has not completed", c->writer);
+        if (c->written == interval) fail("race: warpgroup product of what thread %d wrote without a barrier", c->writer);
+        const ProxyFences& fences = proxy_fences[c->writer];
+        uint32_t settled = fences.interval == interval ? fences.before : fences.all;
+        if (settled <= c->fences) fail("warpgroup product of what thread %d wrote without a fence of the proxy", c->writer);
+        c->readers++;
+    }
+}
+
+// Everybody else learns of the end by a barrier.
+void Shadow::end_async_read(int thread, const void* at, size_t bytes) {
+    if (!checked) return;
+    SharedCell* c = shared_cells(at, bytes);
+    for (size_t i = 0; i < bytes; i++, c++) {
+        if (c->readers > 0) c->readers--;
+        c->read = interval;
+        c->reader = thread;
+        c->many_lanes = c->many_warps = true;
     }
 }
 

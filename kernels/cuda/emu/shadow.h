@@ -19,6 +19,13 @@ struct SharedCell {
     uint32_t write_epoch, read_epoch;  // of the warp's own synchronisation
     uint16_t writer, reader;
     bool pending, many_lanes, many_warps;
+    uint8_t readers;  // warpgroup products that have not been waited for
+    uint32_t fences;  // proxy fences of the writer before it wrote
+};
+
+// Proxy fences of a thread: all, and those before the newest interval that it had one in.
+struct ProxyFences {
+    uint32_t all, before, interval;
 };
 
 struct GlobalCell {
@@ -58,6 +65,9 @@ struct Shadow {
     void check_atomic(int thread, void* at, size_t bytes);
     void check_copy(int thread, const void* to, const void* from, bool ok);
     void copied(int thread, void* at);
+    void proxy_fence(int thread);
+    void begin_async_read(int thread, const void* at, size_t bytes);
+    void end_async_read(int thread, const void* at, size_t bytes);
     void publish(int thread, void* at);
     void published_cell(void* at);
     bool may_acquire(int thread) const;
@@ -68,6 +78,7 @@ struct Shadow {
     Allocation* last = nullptr;
     std::vector<std::pair<uint8_t*, size_t>> shared;
     std::vector<SharedCell> cells;
+    ProxyFences proxy_fences[1024] = {};
     std::map<uintptr_t, Past> published;
     Past pending;
     int pending_thread = -1;
@@ -88,6 +99,7 @@ struct Shadow {
 extern Shadow& shadow;
 void fail(const char* format, ...) __attribute__((format(printf, 1, 2)));
 bool in_stacks(const void* at);
+bool is_asked_for(const void* at);
 int current_thread();
 bool has_acquired(int thread);
 void note_global_write(int thread);

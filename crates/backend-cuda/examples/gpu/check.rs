@@ -103,13 +103,23 @@ pub fn check<D: Device>(
         (Precision::Int8Blocks, Groups(BLOCK), Groups(BLOCK)),
     ] {
         let mut target = CudaBackend::new(open()?, precision);
-        for &m in products.tokens {
-            for &[n, k] in products.matrices {
-                let is_right = product(&mut target, (x_by, w_by), [m, n, k])?;
-                say(
-                    format!("product {} of {w_by:?} [{m}, {n}, {k}]", precision.name()),
-                    is_right,
-                );
+        // Where the device has two kinds of tiles, both.
+        let kinds: &[bool] = match target.device().properties().warpgroups {
+            true => &[true, false],
+            false => &[false],
+        };
+        for &warpgroups in kinds {
+            target = target.with_warpgroups(warpgroups);
+            let kind = if warpgroups { ", warpgroups" } else { "" };
+            for &m in products.tokens {
+                for &[n, k] in products.matrices {
+                    let is_right = product(&mut target, (x_by, w_by), [m, n, k])?;
+                    let name = precision.name();
+                    say(
+                        format!("product {name} of {w_by:?} [{m}, {n}, {k}]{kind}"),
+                        is_right,
+                    );
+                }
             }
         }
     }

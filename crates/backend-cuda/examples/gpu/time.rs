@@ -112,6 +112,16 @@ pub fn time<D: Device>(
         }
     }
     target = target.with_precision(Precision::Int8);
+    if target.device().properties().warpgroups {
+        // What the other tiles take of the same products.
+        say("without products of warpgroups:".to_owned());
+        target = target.with_warpgroups(false);
+        for &matrix in &matrices {
+            let sizes = (read, clock, sizes);
+            time_products(&mut target, Precision::Int8, matrix, sizes, say)?;
+        }
+        target = target.with_warpgroups(true);
+    }
     time_rows(&mut target, sizes, read, say)?;
     Ok(int8)
 }

@@ -14,7 +14,7 @@ use crate::Precision;
 use crate::device::{Arg, Device};
 use crate::pack::{PANEL_CHANNELS, pack, padded};
 use crate::tensor::{CudaTensor, Form, PackedRows, bytes_of};
-pub(crate) use tiles::Workspace;
+pub(crate) use tiles::Products;
 use weights::{by_group, pack_int8, quantise, to_bf16, to_f16};
 
 /// A packed matrix with its bias.

@@ -1,11 +1,11 @@
 //! Products with a packed matrix: which kernel, and what it is given.
 
 use backend::{BackendError, Result};
-use quant::{BLOCK, Granularity};
+use quant::{BLOCK, GROUP, Granularity};
 
 use super::tiles::{
-    BF16_TILES, BLOCK_TILES, F16_TILES, INT8_TILES, Tile, W8A16_TILES, WORKSPACE_TILE, Workspace,
-    choose, division,
+    BF16_TILES, BLOCK_TILES, F16_TILES, INT8_TILES, Products, Tile, W8A16_TILES, WARPGROUP_TILES,
+    WARPGROUP_TOKENS, WORKSPACE_TILE, Workspace, choose, division,
 };
 use super::{CudaLinear, Store, int};
 use crate::device::{Arg, Device, Launch};
@@ -17,7 +17,7 @@ impl<D: Device> CudaLinear<D> {
     pub(crate) fn multiply(
         &self,
         device: &D,
-        workspace: &mut Option<Workspace<D>>,
+        products: &mut Products<D>,
         twin: &Twin<D>,
         y: &CudaTensor<D>,
         store: Store,
@@ -36,7 +36,7 @@ impl<D: Device> CudaLinear<D> {
                 if y.rows <= 16 {
                     return self.stream(device, twin, scales, y, store);
                 }
-                self.tiles(device, workspace, twin, scales, y, store)
+                self.tiles(device, products, twin, scales, y, store)
             }
             _ => Err(BackendError::Shape(
                 "8-bit operands without their scales".into(),
@@ -137,7 +137,7 @@ impl<D: Device> CudaLinear<D> {
     fn tiles(
         &self,
         device: &D,
-        workspace: &mut Option<Workspace<D>>,
+        products: &mut Products<D>,
         twin: &Twin<D>,
         scales: (&D::Buffer, &D::Buffer),
         y: &CudaTensor<D>,
@@ -149,17 +149,25 @@ impl<D: Device> CudaLinear<D> {
             let tile = choose(&BLOCK_TILES, y.rows);
             return self.launch_tiles(device, tile, y.rows, 1, &args);
         }
-        let tile = choose(&INT8_TILES, y.rows);
+        // A stage of a warpgroup is one group, where there are groups.
+        let is_served = [GROUP, self.k_bytes()].contains(&group) && y.rows >= WARPGROUP_TOKENS;
+        let tile = match products.warpgroups && is_served {
+            true => choose(&WARPGROUP_TILES, y.rows),
+            false => choose(&INT8_TILES, y.rows),
+        };
         let (across, down) = (
             self.outputs.div_ceil(tile.channels),
             y.rows.div_ceil(tile.tokens),
         );
-        let slots = 2 * device.properties().multiprocessors as usize;
+        let multiprocessors = device.properties().multiprocessors as usize;
+        let slots = tile.per_multiprocessor * multiprocessors;
         let split = match self.weights_by {
             Granularity::Groups(_) => 1,
             Granularity::Row => division(groups, across * down, slots, self.k_bytes() / 64),
         };
         if split > 1 {
+            let slots = 2 * multiprocessors;
+            let workspace = &mut products.workspace;
             if workspace
                 .as_ref()
                 .is_none_or(|known| known.tiles < across * down)
@@ -196,7 +204,7 @@ impl<D: Device> CudaLinear<D> {
                 rows.div_ceil(tile.tokens) as u32,
                 split as u32,
             ],
-            dynamic_bytes: tile.dynamic_bytes(),
+            dynamic_bytes: tile.dynamic_bytes,
             args,
         })
     }

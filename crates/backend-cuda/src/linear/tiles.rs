@@ -2,28 +2,38 @@
 
 use crate::device::Device;
 
+/// What products have besides their operands.
+pub(crate) struct Products<D: Device> {
+    pub(super) workspace: Option<Workspace<D>>,
+    /// Whether products of many tokens are those of warpgroups.
+    pub warpgroups: bool,
+}
+
+impl<D: Device> Products<D> {
+    pub fn new(warpgroups: bool) -> Self {
+        Self {
+            workspace: None,
+            warpgroups,
+        }
+    }
+}
+
 /// Sums of divided products, zero between launches.
-pub(crate) struct Workspace<D: Device> {
+pub(super) struct Workspace<D: Device> {
     pub sums: D::Buffer,
     pub counters: D::Buffer,
     pub tiles: usize,
 }
 
-/// A tile kernel: its name, its size, its threads and its stages.
+/// A tile kernel: its name, its size, its threads, its shared memory, and how many blocks of it a
+/// multiprocessor takes.
 pub(super) struct Tile {
     pub kernel: &'static str,
     pub tokens: usize,
     pub channels: usize,
     pub threads: u32,
-    stages: u32,
-    /// Blocks of activations for one of weights in a stage.
-    slabs: usize,
-}
-
-impl Tile {
-    pub fn dynamic_bytes(&self) -> u32 {
-        self.stages * (self.slabs * self.tokens + self.channels) as u32 * 64
-    }
+    pub dynamic_bytes: u32,
+    pub per_multiprocessor: usize,
 }
 
 const fn tile(
@@ -38,13 +48,26 @@ const fn tile(
         tokens,
         channels,
         threads,
-        stages,
-        slabs: 1,
+        dynamic_bytes: stages * (tokens + channels) as u32 * 64,
+        per_multiprocessor: 2,
     }
 }
 
-const fn wide(tile: Tile) -> Tile {
-    Tile { slabs: 2, ..tile }
+/// A stage has two blocks of activations for one of weights.
+const fn wide(kernel: &'static str, tokens: usize, stages: u32) -> Tile {
+    Tile {
+        dynamic_bytes: stages * (2 * tokens + 64) as u32 * 64,
+        ..tile(kernel, tokens, 64, 128, stages)
+    }
+}
+
+/// A tile of warpgroups: four stages of twice as much of K, and what their alignment may cost.
+const fn warpgroups(kernel: &'static str, tokens: usize, per_multiprocessor: usize) -> Tile {
+    Tile {
+        dynamic_bytes: 4 * (tokens + 128) as u32 * 128 + 1024,
+        per_multiprocessor,
+        ..tile(kernel, tokens, 128, 2 * tokens as u32, 4)
+    }
 }
 
 /// Tiles of the 8-bit product by growing number of tokens.
@@ -59,6 +82,12 @@ pub(super) const BLOCK_TILES: [Tile; 3] = [
     tile("gemm_i8_blocks_64x64", 64, 64, 128, 4),
     tile("gemm_i8_blocks_128x128", 128, 128, 256, 3),
 ];
+/// The tiles of compute capability 9.0 alone, from so many tokens on: fewer are bound by reading weights.
+pub(super) const WARPGROUP_TILES: [Tile; 2] = [
+    warpgroups("gemm_i8_wgmma_64x128", 64, 2),
+    warpgroups("gemm_i8_wgmma_128x128", 128, 1),
+];
+pub(super) const WARPGROUP_TOKENS: usize = 33;
 pub(super) const F16_TILES: [Tile; 2] = [
     tile("gemm_f16_tile_16x64", 16, 64, 128, 4),
     tile("gemm_f16_tile_64x64", 64, 64, 128, 4),
@@ -69,8 +98,8 @@ pub(super) const BF16_TILES: [Tile; 2] = [
 ];
 /// Activations are twice as wide as weights.
 pub(super) const W8A16_TILES: [Tile; 2] = [
-    wide(tile("gemm_w8a16_tile_16x64", 16, 64, 128, 4)),
-    wide(tile("gemm_w8a16_tile_64x64", 64, 64, 128, 4)),
+    wide("gemm_w8a16_tile_16x64", 16, 4),
+    wide("gemm_w8a16_tile_64x64", 64, 4),
 ];
 /// The largest tile of the workspace, and the blocks that may divide one K.
 pub(super) const WORKSPACE_TILE: usize = 128 * 128;
@@ -117,8 +146,14 @@ mod tests {
         .into_iter()
         .flatten()
         {
-            assert!(tile.dynamic_bytes() <= 49_152, "{}", tile.kernel);
+            assert!(tile.dynamic_bytes <= 49_152, "{}", tile.kernel);
             assert_eq!(tile.threads % 32, 0);
+        }
+        for tile in &WARPGROUP_TILES {
+            // A multiprocessor of compute capability 9.0 has 228 KB, of which each block takes one more.
+            let bytes = tile.per_multiprocessor * (tile.dynamic_bytes as usize + 1024 + 16);
+            assert!(bytes <= 228 * 1024, "{}", tile.kernel);
+            assert_eq!(tile.threads, 2 * tile.tokens as u32);
         }
         assert_eq!(choose(&INT8_TILES, 17).tokens, 32);
         assert_eq!(choose(&INT8_TILES, 33).tokens, 64);

@@ -48,7 +48,7 @@ fn tokens(position: usize, count: usize, blocks: &[u32]) -> Batch {
 }
 
 /// One product, replaced and then added, against `quant` on the same numbers.
-fn check_linear(
+pub fn check_linear(
     target: &mut Target,
     (x_by, w_by): (Granularity, Granularity),
     [m, n, k]: [usize; 3],
@@ -129,7 +129,7 @@ const SHAPES: [[usize; 3]; 22] = [
 ];
 
 /// Precisions with what shares a scale in activations and in weights.
-const FORMS: [(Precision, Granularity, Granularity); 6] = {
+pub const FORMS: [(Precision, Granularity, Granularity); 6] = {
     use Granularity::{Groups, Row};
     [
         (Precision::Int8, Groups(GROUP), Row),

@@ -258,6 +258,7 @@ fn what_the_drivers_tool_prints_is_read() {
         capability: (8, 6),
         multiprocessors: 72,
         shared_memory: 101_376,
+        warpgroups: false,
     };
     let peak = |part, precision| clock::peak(part, 1.695e9, precision) * 1e-12;
     assert!((peak(&a10, Precision::Int8) - 250.0).abs() < 1.0);

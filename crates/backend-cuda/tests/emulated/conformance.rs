@@ -38,6 +38,11 @@ mod int8_fast_turing {
     backend::conformance_suite!(target(Profile::Fast75, 1, Precision::Int8Fast), INT8);
 }
 
+mod int8_hopper {
+    use super::*;
+    backend::conformance_suite!(target(Profile::Fast90, 0, Precision::Int8), INT8);
+}
+
 mod int8_blocks {
     use super::*;
     backend::conformance_suite!(target(Profile::Fast80, 1, Precision::Int8Blocks), INT8);

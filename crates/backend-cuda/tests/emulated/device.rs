@@ -37,6 +37,7 @@ impl Emulated {
         let capability = match profile {
             Profile::Fast80 | Profile::Checked80 => (8, 0),
             Profile::Fast75 | Profile::Checked75 => (7, 5),
+            Profile::Fast90 | Profile::Checked90 => (9, 0),
         };
         Self {
             profile,
@@ -49,11 +50,12 @@ impl Emulated {
                 name: "emulated".to_owned(),
                 capability,
                 multiprocessors: 4,
-                shared_memory: if capability == (7, 5) {
-                    65_536
-                } else {
-                    101_376
+                shared_memory: match capability {
+                    (7, 5) => 65_536,
+                    (9, 0) => 232_448,
+                    _ => 101_376,
                 },
+                warpgroups: capability == (9, 0),
             },
         }
     }

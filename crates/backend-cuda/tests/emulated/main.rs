@@ -8,3 +8,4 @@ mod conformance;
 mod device;
 mod model;
 mod sampler;
+mod warpgroups;

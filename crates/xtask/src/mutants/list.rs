@@ -24,6 +24,8 @@ pub enum Suite {
     Tables,
     /// 8-bit weights with 16-bit activations.
     Wide,
+    /// Products of warpgroups, on the one architecture that has them.
+    Warpgroups,
 }
 
 impl Suite {
@@ -41,7 +43,16 @@ impl Suite {
             Self::Padding => &[""],
             Self::Sampler => &["sample"],
             Self::Wide => &["quant_rows", "gemm_w8a16_"],
+            Self::Warpgroups => &["quant_rows", "gemm_i8_wgmma"],
             Self::Tables => &["elementwise", "embed", "linear_f32", "quant_rows", "gemm_"],
+        }
+    }
+
+    /// What its kernels are compiled for.
+    pub fn arch(self) -> &'static str {
+        match self {
+            Self::Warpgroups => "-DPTX_ARCH=900",
+            _ => "-DPTX_ARCH=800",
         }
     }
 
@@ -62,6 +73,7 @@ impl Suite {
                 "bits::routers_follow_the_definition",
             ],
             Self::Wide => &["bits::products_of_whole_numbers_with_8_bit_weights_are_exact"],
+            Self::Warpgroups => &["warpgroups::products_pass_every_check"],
             Self::Padding => &["model::replayed_steps_give_the_bits_of_computed_ones"],
         }
     }
@@ -69,7 +81,7 @@ impl Suite {
 
 use Suite::{Attention, Padding, Products, Rows, Sampler, Tables, Wide};
 
-const fn mutant(
+pub const fn mutant(
     name: &'static str,
     file: &'static str,
     suite: Suite,
@@ -97,16 +109,16 @@ pub const MUTANTS: &[Mutant] = &[
     // Stale scratch: sums, counter, a padding row that stores.
     mutant(
         "workspace-not-zeroed",
-        "gemm_i8_tile.cu",
+        "gemm_i8.cuh",
         Products,
         "            *at = 0;  // C12\n",
         "",
     ),
     mutant(
         "counter-not-reset",
-        "gemm_i8_tile.cu",
+        "gemm_i8.cuh",
         Products,
-        "        if (thread_index() == 0) counters[tile_index] = 0;  // C13\n",
+        "        if (thread_index() == 0) divided.counters[divided.tile] = 0;  // C13\n",
         "",
     ),
     mutant(
@@ -208,14 +220,14 @@ pub const MUTANTS: &[Mutant] = &[
     ),
     mutant(
         "barrier-c9",
-        "gemm_i8_tile.cu",
+        "gemm_i8.cuh",
         Products,
         "        block_sync();  // C9\n",
         "",
     ),
     mutant(
         "barrier-c10",
-        "gemm_i8_tile.cu",
+        "gemm_i8.cuh",
         Products,
         "        block_sync();  // C10\n",
         "",
@@ -273,14 +285,14 @@ pub const MUTANTS: &[Mutant] = &[
     // Fences around the counter, and a sum that is no atomic one.
     mutant(
         "release-fence",
-        "gemm_i8_tile.cu",
+        "gemm_i8.cuh",
         Products,
         "        fence();       // C8\n",
         "",
     ),
     mutant(
         "acquire-fence",
-        "gemm_i8_tile.cu",
+        "gemm_i8.cuh",
         Products,
         "        fence();  // C11\n",
         "",

@@ -21,6 +21,10 @@ pub enum Profile {
     Fast75,
     /// Compute capability 7.5, checked.
     Checked75,
+    /// Compute capability 9.0 with what it alone has, unchecked.
+    Fast90,
+    /// Compute capability 9.0 with what it alone has, checked.
+    Checked90,
 }
 
 /// One argument of a kernel.
@@ -42,6 +46,8 @@ pub enum SwappedLanes {
     Int8,
     /// All.
     All,
+    /// Products of a warpgroup.
+    Warpgroups,
 }
 
 /// One launch.
@@ -81,7 +87,7 @@ type Kernels = unsafe extern "C" fn() -> *const c_void;
 /// The emulator's functions, those of this program or of a library of mutated kernels.
 struct Emulator {
     /// Lists of kernels in the order of the profiles.
-    kernels: [Kernels; 4],
+    kernels: [Kernels; 6],
     entry_name: unsafe extern "C" fn(*const c_void) -> *const c_char,
     entry_next: unsafe extern "C" fn(*const c_void) -> *const c_void,
     entry_threads: unsafe extern "C" fn(*const c_void) -> u32,
@@ -97,6 +103,8 @@ unsafe extern "C" {
     fn checked_80_kernels() -> *const c_void;
     fn fast_75_kernels() -> *const c_void;
     fn checked_75_kernels() -> *const c_void;
+    fn fast_90_kernels() -> *const c_void;
+    fn checked_90_kernels() -> *const c_void;
     fn emu_entry_name(entry: *const c_void) -> *const c_char;
     fn emu_entry_next(entry: *const c_void) -> *const c_void;
     fn emu_entry_threads(entry: *const c_void) -> u32;
@@ -119,6 +127,8 @@ fn emulator() -> &'static Emulator {
                 checked_80_kernels,
                 fast_75_kernels,
                 checked_75_kernels,
+                fast_90_kernels,
+                checked_90_kernels,
             ],
             entry_name: emu_entry_name,
             entry_next: emu_entry_next,
@@ -139,7 +149,7 @@ fn open(path: &OsStr) -> Result<Emulator, libloading::Error> {
         let library = Box::leak(Box::new(Library::new(path)?));
         let kernels: Kernels = *library.get(b"checked_80_kernels")?;
         Ok(Emulator {
-            kernels: [kernels; 4],
+            kernels: [kernels; 6],
             entry_name: *library.get(b"emu_entry_name")?,
             entry_next: *library.get(b"emu_entry_next")?,
             entry_threads: *library.get(b"emu_entry_threads")?,
@@ -172,7 +182,7 @@ pub struct Kernel {
 
 impl Profile {
     fn is_checked(self) -> bool {
-        matches!(self, Self::Checked80 | Self::Checked75)
+        matches!(self, Self::Checked80 | Self::Checked75 | Self::Checked90)
     }
 
     /// All entry points.
