@@ -20,7 +20,7 @@ use crate::request::{EngineConfig, EngineError, GenerateRequest, StreamEvent};
 use crate::scheduler::{Counts, Scheduler, Work};
 use crate::sequence::{RequestId, Sequence};
 use crate::shared::{EngineStatus, Shared};
-use crate::step_size;
+use crate::step_size::{self, StepSize};
 
 /// How long an idle loop waits before it shows that it is alive.
 const IDLE_TURN: Duration = Duration::from_millis(500);
@@ -122,19 +122,17 @@ impl Engine {
         metrics
             .kv_cache_blocks
             .set(i64::try_from(info.num_blocks).unwrap_or(i64::MAX));
-        let step_tokens = config
-            .max_num_batched_tokens
-            .unwrap_or_else(|| step_size::measure(&mut *model));
-        shared
-            .step_tokens
-            .set(step_tokens)
-            .expect("the engine is built once");
+        let step = match config.max_num_batched_tokens {
+            Some(tokens) => StepSize { tokens, time: None },
+            None => step_size::measure(&mut *model),
+        };
+        shared.step.set(step).expect("the engine is built once");
         shared
             .info
             .set(info.clone())
             .expect("the engine is built once");
         Self {
-            scheduler: Scheduler::new(&config, &info, step_tokens),
+            scheduler: Scheduler::new(&config, &info, step.tokens),
             config,
             metrics,
             shared,

@@ -212,7 +212,7 @@ impl EngineHandle {
 
     /// Tokens that one step computes at most, once that is settled.
     pub fn max_num_batched_tokens(&self) -> Option<usize> {
-        self.shared.step_tokens.get().copied()
+        self.shared.step.get().map(|step| step.tokens)
     }
 
     /// Where the engine is in its life.
@@ -232,7 +232,8 @@ impl EngineHandle {
             return false;
         }
         let tokens = self.shared.tokens_in_step.load(Ordering::Relaxed);
-        self.heartbeat_age() > patience(limit, tokens)
+        let measured = self.shared.step.get().and_then(|step| step.time);
+        self.heartbeat_age() > patience(limit, tokens, measured)
     }
 
     /// Takes no new work from now on; what waits fails, and what runs at the deadline fails then. The
@@ -243,11 +244,16 @@ impl EngineHandle {
     }
 }
 
-/// For how long a step of so many tokens may take: a machine on which a token of a prompt takes longer
-/// than this is of no use.
-fn patience(limit: Duration, tokens: usize) -> Duration {
+/// For how long a step of so many tokens may take. Where the largest step was measured, many times as long:
+/// a long context, other work on the machine and a pause of it have room in that. Elsewhere as long as on a
+/// machine that would be of no use.
+fn patience(limit: Duration, tokens: usize, measured: Option<Duration>) -> Duration {
+    const TIMES: u32 = 20;
     const SLOWEST_TOKEN: Duration = Duration::from_millis(100);
-    limit.max(SLOWEST_TOKEN.saturating_mul(u32::try_from(tokens).unwrap_or(u32::MAX)))
+    limit.max(match measured {
+        Some(time) => time.saturating_mul(TIMES),
+        None => SLOWEST_TOKEN.saturating_mul(u32::try_from(tokens).unwrap_or(u32::MAX)),
+    })
 }
 
 /// Adds to a counter unless it would exceed its limit, which is then returned. Where nothing is counted
@@ -269,12 +275,19 @@ mod tests {
     #[test]
     fn long_steps_are_given_time_and_short_ones_the_limit() {
         let limit = Duration::from_secs(30);
-        assert_eq!(patience(limit, 0), limit);
-        assert_eq!(patience(limit, 300), limit);
-        assert_eq!(patience(limit, 8192), Duration::from_millis(819_200));
-        assert_eq!(
-            patience(limit, usize::MAX),
-            Duration::from_millis(429_496_729_500)
-        );
+        let secs = Duration::from_secs;
+        let fast = Some(Duration::from_millis(250));
+        for (tokens, measured, expected) in [
+            (0, None, limit),
+            (300, None, limit),
+            (8192, None, Duration::from_millis(819_200)),
+            (usize::MAX, None, Duration::from_millis(429_496_729_500)),
+            // What was measured says more than the number of tokens.
+            (8192, fast, limit),
+            (1, Some(secs(2)), secs(40)),
+            (1, Some(Duration::MAX), Duration::MAX),
+        ] {
+            assert_eq!(patience(limit, tokens, measured), expected, "{tokens}");
+        }
     }
 }

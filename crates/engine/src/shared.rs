@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use model::ModelInfo;
 
 use crate::sequence::RequestId;
+use crate::step_size::StepSize;
 
 /// Where the engine is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,8 +35,8 @@ pub(crate) struct Shared {
     /// Tokens of the step that runs now.
     pub tokens_in_step: AtomicUsize,
     pub info: OnceLock<ModelInfo>,
-    /// Tokens of one step.
-    pub step_tokens: OnceLock<usize>,
+    /// The largest step.
+    pub step: OnceLock<StepSize>,
     pub draining: AtomicBool,
 }
 
@@ -50,7 +51,7 @@ impl Shared {
             heartbeat_millis: AtomicU64::new(0),
             tokens_in_step: AtomicUsize::new(0),
             info: OnceLock::new(),
-            step_tokens: OnceLock::new(),
+            step: OnceLock::new(),
             draining: AtomicBool::new(false),
         }
     }

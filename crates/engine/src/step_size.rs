@@ -17,18 +17,33 @@ const MAX_TOKENS: usize = 8192;
 /// Tokens of one prompt in a measured step; longer contexts cost more, but not much more.
 const PROMPT: usize = 512;
 
+/// A step as large as steps may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StepSize {
+    /// Tokens that it computes.
+    pub tokens: usize,
+    /// What it took, where it was measured.
+    pub time: Option<Duration>,
+}
+
 /// The largest power of two whose step of prompts stays within [`MAX_STEP_TIME`]. Leaves meaningless
 /// keys and values in free blocks, which no sequence reads before it has written them.
-pub fn measure(model: &mut dyn CausalLm) -> usize {
+pub fn measure(model: &mut dyn CausalLm) -> StepSize {
     let mut tokens = MIN_TOKENS;
+    let mut last = None;
     loop {
         let next = 2 * tokens;
+        let time = step_time(model, tokens);
         // A step twice as large takes about twice as long, so most sizes that fail are never run.
-        match step_time(model, tokens) {
-            Some(time) if next <= MAX_TOKENS && 2 * time <= MAX_STEP_TIME => tokens = next,
-            Some(_) => return tokens,
-            None => return (tokens / 2).max(MIN_TOKENS),
+        match time {
+            Some(taken) if next <= MAX_TOKENS && 2 * taken <= MAX_STEP_TIME => tokens = next,
+            Some(_) => return StepSize { tokens, time },
+            None => {
+                let tokens = (tokens / 2).max(MIN_TOKENS);
+                return StepSize { tokens, time: last };
+            }
         }
+        last = time;
     }
 }
 
@@ -92,15 +107,17 @@ mod tests {
     fn sizes_are_powers_of_two_within_the_cache() {
         for (num_blocks, max_model_len, largest) in [(2, 64, 64), (16, 64, 512), (16, 512, 512)] {
             let mut model = FakeModel::new(1, 32, max_model_len, num_blocks);
-            let tokens = measure(&mut model);
+            let StepSize { tokens, time } = measure(&mut model);
             assert!(tokens.is_power_of_two() && tokens <= largest, "{tokens}");
+            assert!(time.is_some());
         }
     }
 
     #[test]
     fn a_model_that_fails_gets_the_smallest_step() {
         let mut model = FakeModel::new(1, 32, 64, 4).with_fault(0, Fault::Error);
-        assert_eq!(measure(&mut model), MIN_TOKENS);
+        let (tokens, time) = (MIN_TOKENS, None);
+        assert_eq!(measure(&mut model), StepSize { tokens, time });
     }
 
     #[test]
