@@ -14,10 +14,11 @@ const MAX_BYTES: u64 = 60_000_000;
 /// All steps, when each takes what it may.
 const MAX_SECONDS: u64 = 600;
 /// Steps without which a GPU's answers and speed are not known.
-const STEPS: [&str; 10] = [
+const STEPS: [&str; 11] = [
     "conform",
     "guard",
     "check",
+    "repeat",
     "sanitizer-memcheck",
     "time",
     "step",

@@ -150,7 +150,7 @@ pub fn conform<D: Device>(
 }
 
 /// Tokens and the bits of log-probabilities, on which every logit has a part.
-fn same(found: &[RowOutput], expected: &[RowOutput]) -> bool {
+pub fn same(found: &[RowOutput], expected: &[RowOutput]) -> bool {
     let bits = |row: &RowOutput| match row {
         RowOutput::Token(sampled) => Some((sampled.token_id, sampled.logprob.to_bits())),
         RowOutput::NonFinite => None,

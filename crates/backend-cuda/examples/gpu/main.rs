@@ -2,7 +2,7 @@
 //! archive of `cargo xtask gpu pack`; needs the driver and nothing else.
 //!
 //! `gpu conform` runs the conformance suite and compares replayed with computed steps, and `gpu guard` runs it again with every buffer poisoned and fenced;
-//! `gpu check` compares each instruction with the PTX manual, and bits; `gpu time` times kernels, cuBLASLt's beside them where it is installed, and `gpu step` whole steps of three models whose weights
+//! `gpu check` compares each instruction with the PTX manual, and bits; `gpu repeat` repeats steps beside a busy stream; `gpu time` times kernels, cuBLASLt's beside them where it is installed, and `gpu step` whole steps of three models whose weights
 //! are made on the device. Without a GPU all end with 3 and say why. The tests of this crate run the same code
 //! on the emulated device.
 #![expect(
@@ -18,6 +18,7 @@ mod decoder;
 mod graphs;
 mod guarded;
 mod inputs;
+mod repeat;
 mod step;
 mod time;
 mod wrappers;
@@ -38,7 +39,7 @@ const CUBLASLT: [&str; 4] = [
     "libcublasLt.so",
 ];
 
-const COMMANDS: &str = "conform|guard|check|time|step";
+const COMMANDS: &str = "conform|guard|check|repeat|time|step";
 
 fn main() -> ExitCode {
     let command = std::env::args().nth(1).unwrap_or_default();
@@ -63,12 +64,17 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(command: &str, open: &dyn Fn() -> Result<Gpu>, say: &mut dyn FnMut(String)) -> Result<bool> {
+fn run(
+    command: &str,
+    open: &(dyn Fn() -> Result<Gpu> + Sync),
+    say: &mut dyn FnMut(String),
+) -> Result<bool> {
     match command {
         "conform" => Ok(check::conform(open, &check::SUITES, say)?
             & graphs::conform(open, &graphs::Sizes::REAL, say)?),
         "guard" => guarded::conform(open, &check::SUITES, say),
         "check" => check::check(open, &check::PRODUCTS, say),
+        "repeat" => repeat::repeat(open, &repeat::Sizes::REAL, say),
         "time" => {
             let sizes = time::Sizes::REAL;
             let ours = time::time(open()?, &Clock::watch(), &sizes, say)?;

@@ -25,6 +25,12 @@ mod graphs;
 mod guarded;
 #[path = "../../examples/gpu/inputs.rs"]
 mod inputs;
+#[path = "../../examples/gpu/repeat.rs"]
+#[expect(
+    dead_code,
+    reason = "the program alone uses the real sizes and the real clock"
+)]
+mod repeat;
 #[path = "../../examples/gpu/step.rs"]
 #[expect(
     dead_code,
@@ -75,6 +81,42 @@ fn the_comparisons_find_this_device_right() {
     let (is_right, found) = lines(|say| check::check(&open, &products, say));
     assert!(is_right, "{found:#?}");
     assert_eq!(found.len(), 7 + 4 * 3 + 3 * 4);
+}
+
+const REPEATS: repeat::Sizes = repeat::Sizes {
+    repeats: 2,
+    layers: 1,
+    hidden: 128,
+    prompt: 40,
+    words: 256,
+};
+
+/// Beside another stream, and with threads and blocks in another order at every launch.
+#[test]
+fn repeated_steps_give_the_same_bits() {
+    let shuffled = || {
+        let mut device = open()?;
+        device.shuffles = true;
+        Ok(device)
+    };
+    let (is_right, found) = lines(|say| repeat::repeat(&shuffled, &REPEATS, say));
+    assert!(is_right, "{found:#?}");
+    assert_eq!(found.len(), 6);
+}
+
+/// A device whose products go wrong after a while: 8 bits differ from the first time.
+#[test]
+fn a_device_that_changes_its_answers_is_found() {
+    let changing = || {
+        let mut device = open()?;
+        device.swapped_lanes = SwappedLanes::Int8;
+        device.right_launches = Cell::new(60);
+        Ok(device)
+    };
+    let (is_right, found) = lines(|say| repeat::repeat(&changing, &REPEATS, say));
+    assert!(!is_right);
+    let wrong = found.iter().filter(|line| line.starts_with("WRONG int8"));
+    assert_eq!(wrong.count(), 3, "{found:#?}");
 }
 
 /// The emulator's instructions are those of the manual, on both architectures and under every check.

@@ -15,6 +15,11 @@ pub struct Emulated {
     properties: Properties,
     /// Which matrix instructions are wired wrongly.
     pub swapped_lanes: SwappedLanes,
+    /// Launches until the wiring of [`Self::swapped_lanes`] counts.
+    pub right_launches: Cell<usize>,
+    /// Whether threads and blocks run in another order at every launch.
+    pub shuffles: bool,
+    num_launches: Cell<u32>,
     /// Launches until the device fails for good.
     pub launches_left: Cell<usize>,
     /// How often a graph was replayed.
@@ -43,6 +48,9 @@ impl Emulated {
             profile,
             order,
             swapped_lanes: SwappedLanes::None,
+            right_launches: Cell::new(0),
+            shuffles: false,
+            num_launches: Cell::new(0),
             launches_left: Cell::new(usize::MAX),
             replays: Rc::default(),
             captured: RefCell::default(),
@@ -84,14 +92,23 @@ impl Emulated {
             ));
         };
         self.launches_left.set(left);
+        let right = self.right_launches.get();
+        self.right_launches.set(right.saturating_sub(1));
+        self.num_launches.set(self.num_launches.get() + 1);
         self.profile
             .launch(&cuda_emulation::Launch {
                 kernel: noted.kernel,
                 grid: noted.grid,
                 dynamic_bytes: noted.dynamic_bytes,
                 shared_limit: self.properties.shared_memory,
-                order: self.order,
-                swapped_lanes: self.swapped_lanes,
+                order: match self.shuffles {
+                    true => self.num_launches.get(),
+                    false => self.order,
+                },
+                swapped_lanes: match right {
+                    0 => self.swapped_lanes,
+                    _ => SwappedLanes::None,
+                },
                 args: &noted.args,
             })
             .map_err(BackendError::Device)
