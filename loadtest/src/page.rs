@@ -26,6 +26,7 @@ mod tables;
 mod tagged;
 #[cfg(test)]
 mod tests;
+mod trade;
 
 use std::path::{Path, PathBuf};
 
@@ -162,6 +163,7 @@ pub(crate) fn render(groups: &[Group]) -> String {
         @else { (single::verdict(&groups[0])) (single::tiles(&groups[0])) }
         @if groups.len() > 1 { (tables::side_by_side(groups)) (compare::differences(groups)) }
         @for (i, group) in groups.iter().enumerate() { @if group.runs.len() > 1 { (tables::run_table(i + 1, group)) } }
+        @if groups.len() > 1 { (trade::all(groups)) }
         (plots::all(groups)) (stages::all(groups)) (plots::server(groups)) (lags::all(groups))
         @for (i, group) in groups.iter().enumerate() { (details::details(i + 1, group, groups.len() > 1)) }
     };

@@ -195,6 +195,8 @@ pub struct Lengths {
 
 #[derive(Debug, Clone, Deserialize)]
 pub struct Rates {
+    #[serde(default)]
+    pub offered_requests: Option<f64>,
     pub completed_requests: f64,
     pub output_tokens: f64,
 }
@@ -440,17 +442,6 @@ impl Arrival {
                 "a recorded trace of {requests} requests at {} times its speed",
                 number(*speed)
             ),
-        }
-    }
-}
-
-impl Check {
-    /// One number, or the range that failures leave open.
-    pub fn client_words(&self) -> String {
-        match self.client {
-            (low, Some(high)) if low == high => number(low),
-            (low, Some(high)) => format!("{} to {}", number(low), number(high)),
-            (low, None) => format!("at least {}", number(low)),
         }
     }
 }

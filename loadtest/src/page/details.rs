@@ -39,16 +39,16 @@ pub fn details(place: usize, group: &Group, named: bool) -> Markup {
                 @if let Some(test) = &first.client.self_test { dt { "the client" } dd { (test.words()) } }
                 dt { "digest of the requests" } dd { code { (first.load.workload_sha256) } }
             }
-            (cost(group))
+            (cost(place, group))
             @if let [run] = &group.runs[..] {
                 (latency_table(of, run))
                 (outcome_table(of, run))
-                (checks_table(run))
+                (checks_table(of, run))
             } @else {
                 (all_gaps(group))
                 @for (i, run) in group.runs.iter().enumerate() {
                     @let of = Of::Run(place, i + 1);
-                    details { summary { "Run " (i + 1) } (latency_table(of, run)) (outcome_table(of, run)) (checks_table(run)) }
+                    details { summary { "Run " (i + 1) } (latency_table(of, run)) (outcome_table(of, run)) (checks_table(of, run)) }
                 }
             }
         }
@@ -82,14 +82,20 @@ fn prompt_lengths(run: &Run) -> Option<String> {
 }
 
 /// What a million tokens cost, as the mean over runs.
-fn cost(group: &Group) -> Markup {
+fn cost(place: usize, group: &Group) -> Markup {
     let counted = group.counted();
     let costs: Vec<&Cost> = counted.iter().filter_map(|run| run.cost.as_ref()).collect();
     let Some(first) = costs.first().filter(|_| costs.len() == counted.len()) else {
         return html! {};
     };
-    let mean = |of: &dyn Fn(&Cost) -> f64| {
-        number(costs.iter().map(|cost| of(cost)).sum::<f64>() / costs.len() as f64)
+    let mean = |key: &str, of: &dyn Fn(&Cost) -> f64| {
+        let value = costs.iter().map(|cost| of(cost)).sum::<f64>() / costs.len() as f64;
+        tagged(
+            Of::Mean(place),
+            &format!("cost.{key}"),
+            value,
+            &number(value),
+        )
     };
     let price = &first.price;
     html! {
@@ -101,12 +107,12 @@ fn cost(group: &Group) -> Markup {
                 thead { tr { th { "machine in use" } th { "output tokens" } th { "prompt and output tokens" } } }
                 tbody { @for (i, line) in first.uses.iter().enumerate() { tr {
                     th { (number(line.share * 100.0)) " %" }
-                    td { (mean(&|cost| cost.uses[i].per_million_output_tokens)) }
-                    td { (mean(&|cost| cost.uses[i].per_million_total_tokens)) }
+                    td { (mean(&format!("uses.{i}.per_million_output_tokens"), &|cost| cost.uses[i].per_million_output_tokens)) }
+                    td { (mean(&format!("uses.{i}.per_million_total_tokens"), &|cost| cost.uses[i].per_million_total_tokens)) }
                 } } }
             }
         }
-        p class="note" { "At " (number(price.per_hour)) " an hour" @if !price.note.is_empty() { " (" (price.note) ")" } ", at this load." }
+        p class="note" { "At " (mean("price.per_hour", &|cost| cost.price.per_hour)) " an hour" @if !price.note.is_empty() { " (" (price.note) ")" } ", at this load." }
     }
 }
 
@@ -185,7 +191,24 @@ fn outcome_table(of: Of, run: &Run) -> Markup {
     }
 }
 
-fn checks_table(run: &Run) -> Markup {
+/// One number, or the range that failures leave open.
+fn client_side(of: Of, i: usize, client: (f64, Option<f64>)) -> Markup {
+    let end = |n: usize, value: f64| {
+        tagged(
+            of,
+            &format!("server.checks.{i}.client.{n}"),
+            value,
+            &number(value),
+        )
+    };
+    match client {
+        (low, Some(high)) if low == high => end(0, low),
+        (low, Some(high)) => html! { (end(0, low)) " to " (end(1, high)) },
+        (low, None) => html! { "at least " (end(0, low)) },
+    }
+}
+
+fn checks_table(of: Of, run: &Run) -> Markup {
     html! {
         h3 { "Counts of the client against counts of the server" }
         @if let Some(reason) = &run.server.not_available {
@@ -194,10 +217,14 @@ fn checks_table(run: &Run) -> Markup {
         div class="wide" tabindex="0" {
             table {
                 tbody {
-                    @for check in &run.server.checks {
+                    @for (i, check) in run.server.checks.iter().enumerate() {
                         tr class=(check.verdict) {
                             th { (check.id) " " (check.what) }
-                            td { (check.client_words()) } td { (check.server.map_or("–".into(), number)) }
+                            td { (client_side(of, i, check.client)) }
+                            td { @match check.server {
+                                Some(value) => (tagged(of, &format!("server.checks.{i}.server"), value, &number(value))),
+                                None => "–",
+                            } }
                             td { (check.verdict) }
                         }
                     }

@@ -54,7 +54,9 @@ pub fn of_run(run: &Run) -> Vec<(String, String)> {
         ),
         ("load: temperature".into(), number(load.temperature)),
         ("load: seed".into(), load.seed.to_string()),
+        ("load: digest".into(), load.workload_sha256.clone()),
         ("loadtest".into(), run.tool.version.clone()),
+        ("loadtest: command".into(), run.tool.command.clone()),
     ];
     facts.extend(machine(run));
     let build = run.server.build.iter();

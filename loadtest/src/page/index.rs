@@ -8,9 +8,9 @@ use anyhow::{Result, bail};
 use maud::{Markup, html};
 use serde::Serialize;
 
-use super::data::milliseconds;
 use super::group::Group;
 use super::metric::{Latency, Metric, Quantile};
+use super::tagged::{Of, tagged};
 use super::{document, facts, suite};
 use crate::results::{self, PAGE, write_whole};
 use found::Found;
@@ -181,11 +181,21 @@ fn machine(group: &Group) -> String {
 }
 
 impl Figure {
-    fn words(self, metric: Metric) -> String {
-        match (self.mean, self.plus_minus) {
-            (None, _) => "–".to_owned(),
+    /// The figure `key` of the result of this number in the index.
+    fn tagged(self, result: usize, key: &str, metric: Metric) -> Markup {
+        let words = match (self.mean, self.plus_minus) {
+            (None, _) => return html! { "–" },
             (Some(mean), None) => metric.words(mean),
             (Some(mean), Some(half)) => metric.plus_minus(mean, half),
+        };
+        let key = format!("results.{result}.{key}.mean");
+        tagged(Of::Index, &key, self.mean.unwrap_or_default(), &words)
+    }
+
+    fn without_interval(self) -> Self {
+        Self {
+            plus_minus: None,
+            ..self
         }
     }
 }
@@ -203,8 +213,8 @@ fn render(entries: &[Entry], searches: &[Found], dry_run: bool) -> String {
         @for (i, model) in models.iter().enumerate() {
             section id={ "m" (i) } {
                 h2 { (model) }
-                (table(&entries.iter().filter(|entry| entry.model == *model).collect::<Vec<_>>()))
-                (found::table(&searches.iter().filter(|found| found.model == *model).collect::<Vec<_>>()))
+                (table(&entries.iter().enumerate().filter(|(_, entry)| entry.model == *model).collect::<Vec<_>>()))
+                (found::table(&searches.iter().enumerate().filter(|(_, found)| found.model == *model).collect::<Vec<_>>()))
             }
         }
         p class="note" {
@@ -214,28 +224,28 @@ fn render(entries: &[Entry], searches: &[Found], dry_run: bool) -> String {
     document("Load tests", dry_run, &body)
 }
 
-fn table(entries: &[&Entry]) -> Markup {
+fn table(entries: &[(usize, &Entry)]) -> Markup {
     if entries.is_empty() {
         return html! {};
     }
     let most = entries
         .iter()
-        .filter_map(|e| e.output_tokens_per_second.mean)
+        .filter_map(|(_, e)| e.output_tokens_per_second.mean)
         .fold(0.0, f64::max);
     html! {
         div class="wide" tabindex="0" { table {
             thead { tr { @for name in HEADS { th { (name) } } } }
-            tbody { @for entry in entries { tr class=(if entry.verdict == "invalid" { "fail" } else { "" }) {
+            tbody { @for (i, entry) in entries { tr class=(if entry.verdict == "invalid" { "fail" } else { "" }) {
                 th {
                     @match &entry.page { Some(page) => a href=(page) { (entry.name) }, None => (entry.name) }
                     @if let Some(page) = &entry.comparison { " (" a href=(page) { "compared" } ")" }
                 }
                 td { (entry.load) }
-                td { (entry.output_tokens_per_second.words(Metric::OutputTokens)) }
+                td { (entry.output_tokens_per_second.tagged(*i, "output_tokens_per_second", Metric::OutputTokens)) }
                 td { (bar(entry.output_tokens_per_second.mean, most)) }
-                td { (entry.ttft_p50_seconds.words(Metric::Latency(Latency::Ttft, Quantile::P50))) }
-                td { (milliseconds(entry.ttft_p99_seconds.mean)) }
-                td { (milliseconds(entry.tpot_p50_seconds.mean)) }
+                td { (entry.ttft_p50_seconds.tagged(*i, "ttft_p50_seconds", Metric::Latency(Latency::Ttft, Quantile::P50))) }
+                td { (entry.ttft_p99_seconds.without_interval().tagged(*i, "ttft_p99_seconds", Metric::Latency(Latency::Ttft, Quantile::P99))) }
+                td { (entry.tpot_p50_seconds.without_interval().tagged(*i, "tpot_p50_seconds", Metric::Latency(Latency::Tpot, Quantile::P50))) }
                 td { (entry.counted) " of " (entry.runs) }
                 td { (entry.verdict) }
                 td { (entry.started.replace('T', " ").get(..16).unwrap_or(&entry.started)) }

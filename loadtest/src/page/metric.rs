@@ -1,10 +1,11 @@
 //! What is read off a run to be compared.
 
-use maud::Markup;
+use maud::{Markup, html};
 
 use super::data::{Run, Summary, milliseconds, number};
 use super::group::Group;
 use super::tagged::{Of, tagged};
+use crate::interval::Interval;
 
 /// A latency.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -129,7 +130,7 @@ impl Metric {
     }
 
     /// Where it stands in a result.
-    fn key(self) -> String {
+    pub fn key(self) -> String {
         match self {
             Self::OutputTokens => "rates.output_tokens".to_owned(),
             Self::CompletedRequests => "rates.completed_requests".to_owned(),
@@ -148,6 +149,16 @@ impl Metric {
     /// A mean with half of its interval, and where it is from.
     pub fn tagged_plus_minus(self, of: Of, value: f64, half: f64) -> Markup {
         tagged(of, &self.key(), value, &self.plus_minus(value, half))
+    }
+
+    /// The ends of the interval of the mean over the runs of a group, and where they are from.
+    pub fn tagged_ends(self, group: usize, interval: Interval) -> Markup {
+        let low = interval.low.max(0.0);
+        let key = self.key();
+        html! {
+            (tagged(Of::Low(group), &key, low, &self.words(low))) " to "
+            (tagged(Of::High(group), &key, interval.high, &self.words(interval.high)))
+        }
     }
 
     /// Whether more of it is faster.

@@ -91,16 +91,12 @@ fn tile(group: &Group, metric: Metric, tail: Option<Metric>) -> Markup {
         None => html! { "–" },
     };
     let interval = match group.summary(metric) {
-        Some((_, Some(interval))) => {
-            format!(
-                "{}, 95 % over {} runs",
-                ends(metric, interval),
-                group.counted().len()
-            )
-        }
+        Some((_, Some(interval))) => html! {
+            (metric.tagged_ends(1, interval)) ", 95 % over " (group.counted().len()) " runs"
+        },
         _ => match median_within(group, metric) {
-            Some(interval) => format!("{}, 95 % within this run only", ends(metric, interval)),
-            None => "one run, no interval".to_owned(),
+            Some(interval) => html! { (ends(metric, interval)) ", 95 % within this run only" },
+            None => html! { "one run, no interval" },
         },
     };
     html! {

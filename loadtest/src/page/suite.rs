@@ -1,6 +1,8 @@
 //! The page of a suite: who was faster, every cell with its figures or the reason why it has none, and what
 //! more load makes of speed and latency.
 
+mod ladders;
+
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
@@ -12,16 +14,18 @@ use super::chart::{Chart, Form, Series};
 use super::data::{milliseconds, number};
 use super::group::Group;
 use super::metric::{Latency, Metric, Quantile};
-use super::rates::{self, Ladder};
+use super::rates;
 use super::search::Search;
+use super::tagged::{Of, below, tagged};
 use super::{compare, document};
 use crate::interval::Interval;
 use crate::results::PAGE;
-use crate::search::Over;
 use crate::suite::{Cell, SUMMARY, Summary};
 
 /// A job with the runs of each of its loads, or of each of its sides.
 struct Row {
+    /// Its place in the summary.
+    number: usize,
     cell: Cell,
     loads: Vec<Group>,
     searches: Vec<Search>,
@@ -40,7 +44,7 @@ pub fn page(folder: &Path) -> Result<Option<String>> {
     let summary: Summary =
         serde_json::from_str(&text).with_context(|| path.display().to_string())?;
     let mut rows = Vec::new();
-    for cell in &summary.cells {
+    for (number, cell) in summary.cells.iter().enumerate() {
         let place = folder.join(&cell.folder);
         let mut loads = match cell.runs.is_empty() {
             true => Vec::new(),
@@ -57,6 +61,7 @@ pub fn page(folder: &Path) -> Result<Option<String>> {
         let pages = cell.searches.iter().filter_map(|found| found.page.as_ref());
         let searches = pages.map(|page| Search::read(place.join(page).parent().unwrap_or(&place)));
         rows.push(Row {
+            number,
             cell: cell.clone(),
             loads,
             searches: searches
@@ -201,15 +206,19 @@ fn value(row: &Row, load: &str, metric: Metric) -> Markup {
         Some((value, Some(interval))) => metric.bare_plus_minus(value, value - interval.low),
     };
     let run = row.cell.runs.iter().find(|run| run.load == load);
-    let page = run.map(|run| match group.runs.len() {
-        1 => format!("{}/{}/{PAGE}", row.cell.folder, run.folder),
+    let place = run.map(|run| match group.runs.len() {
+        1 => format!("{}/{}", row.cell.folder, run.folder),
         _ => {
             let above = Path::new(&run.folder).parent().unwrap_or(Path::new(""));
-            format!("{}/{}/{PAGE}", row.cell.folder, above.display())
+            format!("{}/{}", row.cell.folder, above.display())
         }
     });
+    let words = match (&place, group.summary(metric)) {
+        (Some(place), Some((value, _))) => below(place, &metric.key(), value, &words),
+        _ => html! { (words) },
+    };
     html! {
-        @match page { Some(page) => a href=(page) { (words) }, None => (words) }
+        @match place { Some(place) => a href={ (place) "/" (PAGE) } { (words) }, None => (words) }
         @if !group.is_valid() { " (invalid)" }
     }
 }
@@ -223,12 +232,14 @@ fn rates(cells: &[&Row]) -> Markup {
             h3 { "Highest rate within the limits" }
             div class="wide" tabindex="0" { table {
                 thead { tr { th { "model" } th { "precision" } th { "server" } th { "search" } th { "requests per second" } th { "ended" } } }
-                tbody { @for row in rows { @for found in &row.cell.searches { tr {
+                tbody { @for row in rows { @for (i, found) in row.cell.searches.iter().enumerate() { tr {
                     @let side = &row.cell.sides[0];
                     th { (side.model) } td { (side.precision) } td { (side.server) } td { @match &found.page { Some(page) => a href={ (row.cell.folder) "/" (page) } { (found.load) }, None => (found.load) } }
                     td { @match found.rate {
-                        Some(rate) if found.stop == "converged" => (number(rate)),
-                        Some(rate) => { "at least " (number(rate)) }
+                        Some(rate) => {
+                            @if found.stop != "converged" { "at least " }
+                            (tagged(Of::Summary, &format!("cells.{}.searches.{i}.rate", row.number), rate, &number(rate)))
+                        }
                         None => "none",
                     } }
                     td { (found.stop.replace('_', " ")) }
@@ -240,27 +251,31 @@ fn rates(cells: &[&Row]) -> Markup {
 
 /// What a precision costs against the model's 32-bit form.
 fn quality(cells: &[&Row]) -> Markup {
-    let known: Vec<(&Cell, &Value)> = cells
+    let known: Vec<(&Row, &Value)> = cells
         .iter()
-        .filter_map(|row| Some((&row.cell, &row.cell.quality.as_ref()?["summary"])))
+        .filter_map(|row| Some((*row, &row.cell.quality.as_ref()?["summary"])))
         .collect();
-    let with_error = |value: &Value, digits: usize| match (
-        value["value"].as_f64(),
-        value["standard_error"].as_f64(),
-    ) {
-        (Some(value), Some(error)) => format!("{value:.digits$} ± {error:.digits$}"),
-        _ => "–".to_owned(),
+    let with_error = |row: &Row, summary: &Value, path: &str, digits: usize| {
+        let part = path.split('.').fold(summary, |value, key| &value[key]);
+        match (part["value"].as_f64(), part["standard_error"].as_f64()) {
+            (Some(value), Some(error)) => {
+                let key = format!("cells.{}.quality.summary.{path}.value", row.number);
+                let words = format!("{value:.digits$} ± {error:.digits$}");
+                tagged(Of::Summary, &key, value, &words)
+            }
+            _ => html! { "–" },
+        }
     };
     html! {
         @if !known.is_empty() {
             h3 { "Quality against the model's 32-bit form" }
             div class="wide" tabindex="0" { table {
                 thead { tr { th { "model" } th { "precision" } th { "perplexity ratio" } th { "KL divergence, nats" } th { "same first choice" } th { "tokens" } } }
-                tbody { @for (cell, summary) in &known { tr {
-                    th { (cell.sides[0].model) } td { (cell.sides[0].precision) }
-                    td { (with_error(&summary["perplexity_ratio"], 4)) }
-                    td { (with_error(&summary["divergence"]["mean"], 5)) }
-                    td { (with_error(&summary["same_top"], 3)) }
+                tbody { @for (row, summary) in &known { tr {
+                    th { (row.cell.sides[0].model) } td { (row.cell.sides[0].precision) }
+                    td { (with_error(row, summary, "perplexity_ratio", 4)) }
+                    td { (with_error(row, summary, "divergence.mean", 5)) }
+                    td { (with_error(row, summary, "same_top", 3)) }
                     td { (summary["tokens"].as_u64().map_or("–".into(), |n| n.to_string())) }
                 } } }
             } }
@@ -280,7 +295,7 @@ fn charts(cells: &[&Row]) -> Markup {
         @for model in models {
             @let rows: Vec<&Row> = cells.iter().copied().filter(|row| row.cell.sides[0].model == model).collect();
             @let closed: Vec<&Row> = rows.iter().copied().filter(|row| row.loads.len() > 1).collect();
-            @let ladders = ladders(&rows);
+            @let ladders = ladders::all(&rows);
             @if !closed.is_empty() || !ladders.0.is_empty() { h2 { (model) } }
             @if !closed.is_empty() {
                 div class="charts" { (speeds(&closed)) (knee(&closed)) }
@@ -292,33 +307,6 @@ fn charts(cells: &[&Row]) -> Markup {
             (rates::charts(&ladders.0, ladders.1))
         }
     }
-}
-
-/// The searches of some cells, and the limit of their first token if it is the same in all.
-fn ladders(rows: &[&Row]) -> (Vec<Ladder>, Option<f64>) {
-    let searches = rows.iter().flat_map(|row| {
-        let side = &row.cell.sides[0];
-        let name = format!("{} on {}", side.precision, side.server);
-        row.searches
-            .iter()
-            .filter(|search| search.over == Over::Rate)
-            .map(move |search| (name.clone(), search))
-    });
-    let (ladders, mut limits): (Vec<Ladder>, Vec<Option<f64>>) = searches
-        .map(|(name, search)| {
-            let ladder = Ladder {
-                name,
-                ..search.ladder()
-            };
-            (ladder, search.ttft_limit())
-        })
-        .unzip();
-    limits.dedup();
-    let limit = match limits[..] {
-        [limit] => limit,
-        _ => None,
-    };
-    (ladders, limit)
 }
 
 /// A point of a load, and the interval of its height over runs.

@@ -72,7 +72,8 @@ pub fn run_table(number: usize, group: &Group) -> Markup {
                         td { (count(of, "load.seed", run.load.seed)) }
                         @for metric in metrics { td { @match metric.of(run) { Some(value) => (metric.tagged(of, value)), None => "–" } } }
                         td { (count(of, "requests.failed", run.requests.failed)) }
-                        td { (run.verdict) @if !run.is_valid() { ", left out" } }
+                        @if run.is_valid() { td { (run.verdict) } }
+                        @else { td class="why" { (run.verdict) ", left out: " (run.reasons.join("; ")) } }
                     }
                 } }
             } }

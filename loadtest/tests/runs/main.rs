@@ -11,6 +11,8 @@ mod requests;
 mod results;
 mod searches;
 mod server;
+#[path = "../tagged/mod.rs"]
+mod tagged;
 
 use clap::Parser;
 use fake::FakeServer;

@@ -8,41 +8,7 @@ use serde_json::Value;
 
 use crate::config;
 use crate::fake::{Behaviour, FakeServer, MetricsPage};
-
-/// A number on a page.
-#[derive(Debug)]
-struct Tag {
-    key: String,
-    of: String,
-    value: f64,
-    /// What people read.
-    text: String,
-}
-
-fn tags(page: &str) -> Vec<Tag> {
-    let parts = page.split("<data ").skip(1);
-    let parse = |part: &str| {
-        let (head, rest) = part.split_once('>').unwrap();
-        let attribute = |name: &str| {
-            let (_, value) = head.split_once(&format!("{name}=\"")).expect(name);
-            value.split_once('"').unwrap().0.to_owned()
-        };
-        Tag {
-            key: attribute("data-key"),
-            of: attribute("data-of"),
-            value: attribute(" value").parse().unwrap(),
-            text: rest.split_once("</data>").unwrap().0.to_owned(),
-        }
-    };
-    parts.map(parse).collect()
-}
-
-/// The number at a path; keys may hold no dots.
-fn at(result: &Value, key: &str) -> f64 {
-    let pointer = format!("/{}", key.replace('.', "/"));
-    let found = result.pointer(&pointer).and_then(Value::as_f64);
-    found.unwrap_or_else(|| panic!("the result has no number at {key}"))
-}
+use crate::tagged::{Tag, at, says, tags};
 
 /// What a tag should be by the groups of a page.
 fn expected(tag: &Tag, groups: &[Vec<Value>]) -> f64 {
@@ -55,37 +21,18 @@ fn expected(tag: &Tag, groups: &[Vec<Value>]) -> f64 {
     let values: Vec<f64> = match words[0] {
         "run" => vec![at(&group[number(2)], &tag.key)],
         "total" => all().map(|run| at(run, &tag.key)).collect(),
-        "mean" | "sum" if n == 0 => all().map(|run| at(run, &tag.key)).collect(),
-        "mean" | "sum" => counted().map(|run| at(run, &tag.key)).collect(),
+        "mean" | "sum" | "low" | "high" if n == 0 => all().map(|run| at(run, &tag.key)).collect(),
+        "mean" | "sum" | "low" | "high" => counted().map(|run| at(run, &tag.key)).collect(),
         other => panic!("{other}"),
     };
     let sum: f64 = values.iter().sum();
+    let interval = || loadtest::interval::of_mean(&values).unwrap();
     match words[0] {
+        "low" => interval().low.max(0.0),
+        "high" => interval().high,
         "mean" => sum / values.len() as f64,
         _ => sum,
     }
-}
-
-/// Whether words say a value as exactly as their digits do.
-fn says(text: &str, value: f64) -> bool {
-    let words: Vec<&str> = text.split(' ').collect();
-    let number = words[0];
-    // `1.2 ± 0.1 ms` has its unit at the end.
-    let unit = match words.get(1) {
-        Some(&"±") => *words.last().unwrap(),
-        unit => unit.copied().unwrap_or(""),
-    };
-    let scale = match unit {
-        "ms" => 1e-3,
-        "µs" => 1e-6,
-        "%" => 1e-2,
-        "GB/s" => 1e9,
-        _ => 1.0,
-    };
-    let digits = number.split_once('.').map_or(0, |(_, rest)| rest.len());
-    let half = 0.5 * 10f64.powi(-i32::try_from(digits).unwrap()) * scale;
-    let read: f64 = number.parse().unwrap();
-    (read * scale - value).abs() <= half * 1.000_001
 }
 
 /// Draws a page and holds its numbers against the results; gives the keys that it has.
@@ -103,10 +50,7 @@ fn check(places: &[PathBuf], groups: &[Vec<PathBuf>]) -> Vec<String> {
         .collect();
     let tags = tags(&std::fs::read_to_string(&out).unwrap());
     for tag in &tags {
-        let expected = expected(tag, &groups);
-        let error = (tag.value - expected).abs();
-        assert!(error <= 1e-12 * expected.abs(), "{tag:?}: {expected}");
-        assert!(says(&tag.text, expected), "{tag:?}: {expected}");
+        tag.check(expected(tag, &groups));
     }
     tags.into_iter()
         .map(|tag| format!("{} {}", tag.of, tag.key))
@@ -128,7 +72,7 @@ async fn the_numbers_of_a_run_are_those_of_its_file() {
     let script = [Behaviour::Ok, Behaviour::Status(500, "broken")];
     let server = FakeServer::start(&script, MetricsPage::Honest).await;
     let folder = tempfile::tempdir().unwrap();
-    let line = "--requests 40 --users 4 --output-tokens 8 --slo ttft=10s --name half";
+    let line = "--requests 40 --users 4 --output-tokens 8 --slo ttft=10s,attainment=0.1 --price-per-hour 0.75 --name half";
     let mut config = config(&server, line);
     config.watches_machine = true;
     let (run, _) = repeat::run(&[config], 1, folder.path(), |_| ())
@@ -144,6 +88,9 @@ async fn the_numbers_of_a_run_are_those_of_its_file() {
             "mean 1 latency.ttft.p50",
             "mean 1 latency.e2e.p50",
             "sum 1 requests.measured",
+            "mean 1 cost.uses.2.per_million_output_tokens",
+            "mean 1 cost.uses.0.per_million_total_tokens",
+            "mean 1 cost.price.per_hour",
             "sum 1 requests.succeeded",
             "run 1 1 latency.chunk_gap.mean",
             "run 1 1 client.send_lag.max",
@@ -190,6 +137,10 @@ async fn the_numbers_of_repeats_and_comparisons_are_those_of_their_files() {
             "run 1 2 latency.ttft.p50",
             "run 1 2 load.seed",
             "run 1 2 latency.e2e.mean",
+            "low 1 rates.output_tokens",
+            "high 1 latency.ttft.p50",
+            "run 1 2 server.checks.0.client.0",
+            "run 1 2 server.checks.0.server",
         ],
     );
     let (compared, _) = repeat::run(&[first, second], 2, &folder.path().join("b"), |_| ())
@@ -206,6 +157,42 @@ async fn the_numbers_of_repeats_and_comparisons_are_those_of_their_files() {
             "run 2 1 latency.ttft.p50",
         ],
     );
+}
+
+#[tokio::test]
+async fn the_numbers_of_an_index_are_those_of_its_file() {
+    let server = FakeServer::start(&[Behaviour::Ok], MetricsPage::Honest).await;
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["one", "two"] {
+        let line = format!("--requests 8 --output-tokens 8 --name {name} --model {name}");
+        repeat::run(
+            &[config(&server, &line)],
+            2,
+            &folder.path().join(name),
+            |_| (),
+        )
+        .await
+        .unwrap();
+    }
+    page::index::write(folder.path()).unwrap();
+    let read = |name: &str| std::fs::read_to_string(folder.path().join(name)).unwrap();
+    let index: Value = serde_json::from_str(&read("index.json")).unwrap();
+    let tags = tags(&read("index.html"));
+    for tag in &tags {
+        assert_eq!(tag.of, "index");
+        tag.check(at(&index, &tag.key));
+    }
+    let keys: Vec<&str> = tags.iter().map(|tag| tag.key.as_str()).collect();
+    for key in [
+        "output_tokens_per_second",
+        "ttft_p50_seconds",
+        "tpot_p50_seconds",
+    ] {
+        assert!(
+            keys.contains(&format!("results.1.{key}.mean").as_str()),
+            "{keys:?}"
+        );
+    }
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! A suite over tiny stand-ins, killed in the middle and resumed.
 
 mod stand_ins;
+#[path = "../tagged/mod.rs"]
+mod tagged;
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -18,6 +20,7 @@ name = "NVIDIA A10, 24 GB with ECC"
 memory_gib = 22.4
 utilization = 0.9
 workspace_gib = 0.5
+price_per_hour = 0.75
 [server.octet]
 command = ["octet", "serve", "{source}", "-q", "{precision}", "-a", "{name}", "--port", "{port}", "--threads", "1", "--kv-cache-memory", "64MiB"]
 ready = "/health/ready"
@@ -65,6 +68,12 @@ precisions = ["int8"]
 name = "solo"
 flags = "--requests 3 --prompt-tokens 8 --output-tokens 4 --ignore-eos"
 repeats = 2
+expected_s = 1
+[[load]]
+name = "open"
+models = ["stablelm-tuned-alpha-7b"]
+flags = "--rate 40 --requests 12 --slo ttft=10s,attainment=0.5 --prompt-tokens 8 --output-tokens 4 --ignore-eos"
+repeats = 1
 expected_s = 1
 [[load]]
 name = "rate"
@@ -181,7 +190,8 @@ fn a_suite_that_was_killed_goes_on_where_it_was() {
     let runs = |cell: &Value| cell["runs"].as_array().unwrap().len();
     let is_done = |cell: &&Value| cell["status"] == "done";
     let done: Vec<&Value> = cells[..9].iter().filter(is_done).collect();
-    assert!(done.iter().all(|cell| runs(cell) == 2) && runs(&cells[9]) == 4);
+    let made: Vec<usize> = done.iter().map(|cell| runs(cell)).collect();
+    assert_eq!((made, runs(&cells[9])), (vec![2, 2, 3, 3, 2], 4));
     for cell in &done {
         let search = &cell["searches"][0];
         assert_eq!(search["load"], "rate");
@@ -203,6 +213,7 @@ fn a_suite_that_was_killed_goes_on_where_it_was() {
         check_cell(&out.join(cell["folder"].as_str().unwrap()), stand_in);
     }
     let page = std::fs::read_to_string(out.join("index.html")).unwrap();
+    check_numbers(&page, &out, &summary);
     for words in [
         refusal,
         "<strong>Dry run</strong>",
@@ -210,6 +221,7 @@ fn a_suite_that_was_killed_goes_on_where_it_was() {
         "not possible here: no-such-server",
         "Too few runs to tell 16 bits from 8 bits",
         "Highest rate within the limits",
+        "Price of a million output tokens",
         "stablelm-tuned-alpha-7b, solo on octet",
         "failed: ",
     ] {
@@ -258,6 +270,39 @@ fn refuse_another_driver(file: &Path, out: &Path) {
     assert!(error.contains("GPU driver is 535.129.03"), "{error}");
     assert!(error.contains("--allow-mixed"), "{error}");
     std::fs::write(path, versions).unwrap();
+}
+
+/// Every number of the page of the suite is that of its summary or the mean of the runs below a folder.
+fn check_numbers(page: &str, out: &Path, summary: &Value) {
+    let tags = tagged::tags(page);
+    for tag in &tags {
+        let Some(folder) = tag.of.strip_prefix("below ") else {
+            assert_eq!(tag.of, "summary");
+            tag.check(tagged::at(summary, &tag.key));
+            continue;
+        };
+        let runs = files(&out.join(folder), "run.json");
+        let read = |run: &PathBuf| -> Value {
+            serde_json::from_str(&std::fs::read_to_string(run).unwrap()).unwrap()
+        };
+        let runs: Vec<Value> = runs.iter().map(read).collect();
+        let is_any_valid = runs.iter().any(|run| run["verdict"] != "invalid");
+        let counted = |run: &&Value| !is_any_valid || run["verdict"] != "invalid";
+        let values = runs.iter().filter(counted);
+        let values: Vec<f64> = values.map(|run| tagged::at(run, &tag.key)).collect();
+        tag.check(values.iter().sum::<f64>() / values.len() as f64);
+    }
+    let of = |key: &str| tags.iter().filter(|tag| tag.key == key).count();
+    assert_eq!(
+        of("rates.output_tokens"),
+        7,
+        "five cells, two of them with two loads"
+    );
+    let rates = tags.iter().filter(|tag| tag.key.ends_with(".rate"));
+    let cells = summary["cells"].as_array().unwrap().iter();
+    let searches = cells.filter_map(|cell| cell["searches"].as_array());
+    let found = searches.flatten().filter(|found| found["rate"].is_number());
+    assert_eq!(rates.count(), found.count(), "rates that were found");
 }
 
 /// What a cell keeps of its server, of the GPU, and of the family of its model.

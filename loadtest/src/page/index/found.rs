@@ -9,6 +9,7 @@ use serde::Serialize;
 use super::super::data::number;
 use super::super::group::{MAX_DEPTH, subfolders};
 use super::super::search::Search;
+use super::super::tagged::{Of, tagged};
 use crate::results::{PAGE, SEARCH};
 use crate::search::{Over, StopReason};
 
@@ -85,6 +86,16 @@ impl Found {
 
 impl Found {
     /// What was found.
+    /// That load in words, as a number of the search of this place in the index.
+    fn tagged(&self, i: usize, words: &str) -> Markup {
+        let (key, value) = match self.over {
+            Over::Rate => ("rate", self.rate),
+            Over::Concurrency => ("users", self.users.map(|users| users as f64)),
+        };
+        let key = format!("searches.{i}.{key}");
+        tagged(Of::Index, &key, value.unwrap_or_default(), words)
+    }
+
     fn words(&self) -> Option<String> {
         match self.over {
             Over::Rate => self.rate.map(|rate| format!("{} /s", number(rate))),
@@ -94,17 +105,17 @@ impl Found {
 }
 
 /// The table of some searches; nothing of none.
-pub fn table(searches: &[&Found]) -> Markup {
+pub fn table(searches: &[(usize, &Found)]) -> Markup {
     html! {
         @if !searches.is_empty() {
             h3 { "Highest load within limits" }
             div class="wide" tabindex="0" { table {
                 thead { tr { @for name in ["search", "limits", "load", "probes", "ended because", "started (UTC)", "machine"] { th { (name) } } } }
-                tbody { @for found in searches { tr class=(if found.words().is_none() { "fail" } else { "" }) {
+                tbody { @for (i, found) in searches { tr class=(if found.words().is_none() { "fail" } else { "" }) {
                     th { @match &found.page { Some(page) => a href=(page) { (found.name) }, None => (found.name) } }
                     td { (found.limits) }
                     td { @match found.words() {
-                        Some(load) => { @if found.stop != StopReason::Converged { "at least " } (load) }
+                        Some(load) => { @if found.stop != StopReason::Converged { "at least " } (found.tagged(*i, &load)) }
                         None => "none",
                     } }
                     td { (found.probes) }
@@ -147,12 +158,23 @@ mod tests {
         std::fs::write(base.path().join("a/one").join(PAGE), "").unwrap();
         super::super::write(base.path()).unwrap();
         let page = std::fs::read_to_string(base.path().join("index.html")).unwrap();
-        for words in [
-            "<a href=\"a/one/report.html\">chat</a>",
-            "<td>first token within 1.00 s by 99 % of the requests</td><td>2 /s</td>",
-            "<td>at least 3 /s</td>",
-            "<td>none</td>",
-        ] {
+        let tag = |i: usize, rate: f64| {
+            format!(
+                r#"<data data-key="searches.{i}.rate" data-of="index" value="{rate}">{rate} /s</data>"#
+            )
+        };
+        assert!(
+            page.contains(&format!(
+                "by 99 % of the requests</td><td>{}</td>",
+                tag(0, 2.0)
+            )),
+            "{page}"
+        );
+        assert!(
+            page.contains(&format!("<td>at least {}</td>", tag(1, 3.0))),
+            "{page}"
+        );
+        for words in ["<a href=\"a/one/report.html\">chat</a>", "<td>none</td>"] {
             assert!(page.contains(words), "{words}: {page}");
         }
         let text = std::fs::read_to_string(base.path().join("index.json")).unwrap();
