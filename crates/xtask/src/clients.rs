@@ -140,6 +140,8 @@ fn report_pages(python: &Path, clients: &Path, axe: &Path) -> Result<()> {
             .arg(&results)
             .arg("--suite")
             .arg(&suite)
+            .arg("--loadtest")
+            .arg(target_dir().join("release/loadtest"))
             .arg("--axe")
             .arg(axe)
             .env("PYTHONDONTWRITEBYTECODE", "1"),

@@ -2,8 +2,10 @@
 
 import argparse
 import pathlib
+import subprocess
 import time
 
+import report_fixtures
 from checks import check, equal, require
 from page import WAIT_S, Browser
 
@@ -46,9 +48,9 @@ def looks_right(browser, path, name):
     equal(f"{name}: scripts", browser.js("document.scripts.length"), 0)
 
 
-def is_accessible(browser, path, name, axe):
+def is_accessible(browser, path, name, axe, views=VIEWS):
     """No serious finding of axe-core, in any view."""
-    for width, height, scheme in VIEWS:
+    for width, height, scheme in views:
         browser.view(width, height, scheme)
         open_page(browser, path)
         unfold(browser)
@@ -84,6 +86,38 @@ def says(browser, path, selector, words):
     check(f"{path.name} says {words!r} on the first screen", words in text and top < 900, (text, top))
 
 
+def needs_no_scripts(browser, path, name):
+    """The same words and pictures where scripts are off."""
+    browser.view(1280, 900, "light")
+    seen = "[document.body.innerText, document.querySelectorAll('svg').length]"
+    open_page(browser, path)
+    expected = browser.js(seen)
+    browser.send("Emulation.setScriptExecutionDisabled", value=True)
+    open_page(browser, path)
+    equal(f"{name}: the same without scripts", browser.js(seen), expected)
+    browser.send("Emulation.setScriptExecutionDisabled", value=False)
+
+
+def check_fixtures(browser, run, folder, loadtest, axe):
+    """Pages of results that a real run seldom has."""
+    for name, file in report_fixtures.write(run, folder):
+        pages = [folder / f"{name}-{i}.html" for i in (1, 2)]
+        for page in pages:
+            subprocess.run([loadtest, "report", file, "-o", page], check=True)
+        equal(f"{name}: the same bytes again", pages[0].read_bytes() == pages[1].read_bytes(), True)
+        size = pages[0].stat().st_size
+        check(f"{name}: at most a megabyte", size <= MAX_BYTES, size)
+        looks_right(browser, pages[0], name)
+        is_accessible(browser, pages[0], name, axe, VIEWS[:1])
+    said = {"invalid": "not valid", "zero-successes": "no measured request succeeded", "no-metrics": "answers 404",
+            "hostile-name": report_fixtures.HOSTILE[:40], "a-million-requests": "1000000 of 1000000"}
+    for name, words in said.items():
+        open_page(browser, folder / f"{name}-1.html")
+        unfold(browser)
+        text = browser.js("document.body.innerText")
+        check(f"{name} says {words!r}", words in text, text[:2000])
+
+
 def check_links(browser, pages, least):
     """Every link of some pages leads to a file."""
     links = []
@@ -98,6 +132,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--results", required=True, type=pathlib.Path, help="folder with an index and one comparison")
     parser.add_argument("--suite", required=True, type=pathlib.Path, help="folder with the results of pages.toml")
+    parser.add_argument("--loadtest", required=True, type=pathlib.Path, help="the program that draws pages")
     parser.add_argument("--axe", required=True, type=pathlib.Path, help="axe.min.js of axe-core")
     parser.add_argument("--chromium", default="chromium", help="the browser to start")
     args = parser.parse_args()
@@ -116,6 +151,8 @@ def main():
             looks_right(browser, path, name)
             prints(browser, path, name)
             is_accessible(browser, path, name, args.axe.read_text())
+            needs_no_scripts(browser, path, name)
+        check_fixtures(browser, run.with_name("run.json"), results / "fixtures", args.loadtest, args.axe.read_text())
         says(browser, comparison, ".verdict", "2 pairs of runs made by turns")
         says(browser, comparison, ".verdict", "Too few runs")
         says(browser, run, ".verdict", "tokens/s")
