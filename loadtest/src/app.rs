@@ -304,7 +304,8 @@ impl Metrics {
         };
         let Watched { points, edges } = self.watched;
         let last = Point {
-            at: scraper.now(),
+            // Nothing is counted between the end of such a window and that scrape.
+            at: result.window.1,
             snapshot: Some(after.clone()),
         };
         let in_window = InWindow::new(kind, &edges, &last, result.window.0);

@@ -46,6 +46,13 @@ impl Choice {
     }
 }
 
+impl Choice {
+    /// Whether what a reader came for moves on: text, a refusal or a tool call, but no reasoning.
+    pub fn is_visible(&self) -> bool {
+        self.text.0 || self.delta.as_ref().is_some_and(Delta::is_visible)
+    }
+}
+
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct Delta {
@@ -58,14 +65,16 @@ struct Delta {
 
 impl Delta {
     fn bears_token(&self) -> bool {
+        self.reasoning_content.0 || self.reasoning.0 || self.is_visible()
+    }
+
+    fn is_visible(&self) -> bool {
         let call = |call: &ToolCall| {
             call.function
                 .as_ref()
                 .is_some_and(|f| f.name.0 || f.arguments.0)
         };
         self.content.0
-            || self.reasoning_content.0
-            || self.reasoning.0
             || self.refusal.0
             || self
                 .tool_calls
@@ -188,6 +197,8 @@ mod tests {
         for (json, expected) in cases {
             let choice: Choice = serde_json::from_str(json).unwrap();
             assert_eq!(choice.bears_token(), expected, "{json}");
+            let is_reasoning = json.contains("reasoning");
+            assert_eq!(choice.is_visible(), expected && !is_reasoning, "{json}");
         }
     }
 

@@ -52,6 +52,8 @@ impl Window {
 pub struct StreamFacts {
     /// First token-bearing event.
     pub t_first: Option<Nanos>,
+    /// First of them with more than reasoning.
+    pub t_visible: Option<Nanos>,
     /// Last token-bearing event.
     pub t_last: Option<Nanos>,
     /// The `[DONE]` terminator.
@@ -134,6 +136,9 @@ impl StreamFacts {
                 self.violate("a choice after its finish reason");
             }
             bears_token |= choice.bears_token();
+            if choice.is_visible() {
+                self.t_visible.get_or_insert(t);
+            }
             self.finish_reason = choice.finish_reason.or(self.finish_reason.take());
         }
         if chunk.usage.is_some() {
@@ -264,6 +269,7 @@ mod tests {
             (facts.t_first, facts.t_last, facts.t_done),
             (Some(20), Some(55), Some(70))
         );
+        assert_eq!(facts.t_visible, Some(20));
         assert_eq!(facts.gaps, [10, 25]);
         assert_eq!(
             (facts.events, facts.events_in_window, facts.first_in_window),
@@ -275,6 +281,16 @@ mod tests {
             (facts.error, facts.violation, facts.model.as_deref()),
             (None, None, Some("m"))
         );
+    }
+
+    #[test]
+    fn reasoning_is_a_token_but_nothing_that_is_seen() {
+        let thought = r#"{"choices":[{"index":0,"delta":{"reasoning_content":"hm"}}]}"#;
+        let facts = observe(
+            &[(1, ROLE), (2, thought), (5, &token("a"))],
+            &Window::default(),
+        );
+        assert_eq!((facts.t_first, facts.t_visible), (Some(2), Some(5)));
     }
 
     #[test]

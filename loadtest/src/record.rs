@@ -119,6 +119,11 @@ impl RequestRecord {
         Some(self.stream.t_first?.saturating_sub(self.t_plan))
     }
 
+    /// First output that a reader sees, from the planned start; without reasoning the same as TTFT.
+    pub fn ttfo(&self) -> Option<Nanos> {
+        Some(self.stream.t_visible?.saturating_sub(self.t_plan))
+    }
+
     /// TTFT from the first byte sent, the number other tools print.
     pub fn ttft_from_send(&self) -> Option<Nanos> {
         Some(self.stream.t_first?.saturating_sub(self.t_send?))
@@ -199,6 +204,7 @@ pub(crate) mod tests {
             text: None,
             stream: StreamFacts {
                 t_first: Some(t_plan + 100),
+                t_visible: Some(t_plan + 100),
                 t_last: Some(t_last),
                 t_done: Some(t_last + 3),
                 events: output,

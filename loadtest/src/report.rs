@@ -359,6 +359,9 @@ impl Report {
             scrapes: None,
             workload: String::new(),
         };
+        if let (Arrival::Closed { .. }, Some(e2e)) = (config.arrival, report.latency.e2e.mean) {
+            report.rates.users_by_little = Some(report.rates.completed_requests * e2e);
+        }
         let price = config.price.clone();
         report.cost = price.map(|price| Cost::new(price, report.goodput.as_ref(), &report.rates));
         report.judge();

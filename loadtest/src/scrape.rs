@@ -204,11 +204,6 @@ impl Scraper {
         }
     }
 
-    /// The time on the clock of the run.
-    pub fn now(&self) -> Nanos {
-        self.clock.now()
-    }
-
     /// Whose metrics these are: as was said, else by their names.
     pub fn kind_of(&self, snapshot: &Snapshot) -> Option<ServerKind> {
         self.kind.or_else(|| ServerKind::of(snapshot))

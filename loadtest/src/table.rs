@@ -2,6 +2,7 @@
 
 use std::fmt::{self, Display, Formatter};
 
+use crate::arrival::Arrival;
 use crate::parts::PartKind;
 use crate::reconcile::{Check, Verdict};
 use crate::report::{OutcomeCount, Report, RunVerdict};
@@ -158,8 +159,14 @@ fn latency(f: &mut Formatter<'_>, report: &Report) -> fmt::Result {
         _ => "gap between chunks".to_owned(),
     };
     let failed = report.requests.failed > 0;
-    let rows: [(&str, &Summary, bool); 12] = [
+    let ttfo = latency.ttfo.as_ref();
+    let rows: [(&str, &Summary, bool); 13] = [
         ("TTFT", &latency.ttft, true),
+        (
+            "  first but reasoning",
+            ttfo.unwrap_or(&latency.ttft),
+            ttfo.is_some(),
+        ),
         ("  from first byte", &latency.ttft_from_send, true),
         ("  with failures", &latency.ttft_with_failures, failed),
         ("TPOT", &latency.tpot, true),
@@ -271,6 +278,12 @@ fn throughput(f: &mut Formatter<'_>, report: &Report) -> fmt::Result {
         "  in flight    {:.2} mean, {} at most",
         rates.in_flight_mean, rates.in_flight_max
     )?;
+    if let (Some(found), Arrival::Closed { users }) = (rates.users_by_little, report.load.arrival) {
+        writeln!(
+            f,
+            "  Little's law {found:.2} users by answers per second and the time of one, of {users}"
+        )?;
+    }
     match report.client.cores {
         Some(cores) => writeln!(f, "  client       {cores:.2} cores"),
         None => Ok(()),

@@ -8,10 +8,13 @@ use crate::calibration::Calibration;
 use crate::gpu_watch::GpuLoad;
 use crate::outcome::Outcome;
 use crate::reconcile::Verdict;
-use crate::stats::min_samples;
+use crate::stats::{Percentile, min_samples};
 
 /// Above this many, the server splits tokens into several events.
 const MAX_EVENTS_PER_TOKEN: f64 = 1.02;
+
+/// How much longer than its slow answers a window should be.
+const MIN_ANSWERS_IN_WINDOW: f64 = 10.0;
 
 /// Whether the numbers of a run can be trusted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -126,11 +129,24 @@ impl Report {
         self.reasons = found.into_iter().map(|(_, reason)| reason).collect();
     }
 
-    /// Names what the sample is too small for, when that is more than the 99th percentile.
+    /// Names what the sample or its window is too small for, when that is more than the 99th percentile.
     fn too_short(&self) -> Option<String> {
         let n = self.latency.ttft.n;
         let least = min_samples(0.95);
-        (n > 0 && n < least)
-            .then(|| format!("{n} answers are too few for a 95th percentile, which takes {least}"))
+        if n > 0 && n < least {
+            return Some(format!(
+                "{n} answers are too few for a 95th percentile, which takes {least}"
+            ));
+        }
+        let Percentile::Seconds(slow) = self.latency.e2e.p95 else {
+            return None;
+        };
+        let window = self.window.seconds;
+        (window < MIN_ANSWERS_IN_WINDOW * slow).then(|| {
+            format!(
+                "a window of {window:.1} s is too short for a steady state: slow answers (p95) take {slow:.1} s, and it \
+                 should be ten times as long"
+            )
+        })
     }
 }

@@ -16,6 +16,9 @@ pub struct Latency {
     pub ttft: Summary,
     /// First token, from the first byte sent.
     pub ttft_from_send: Summary,
+    /// First output that is no reasoning, from the planned start; only where it came later than the first token.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ttfo: Option<Summary>,
     /// First token, with failures as infinitely slow.
     pub ttft_with_failures: Summary,
     /// Time per output token after the first, per request.
@@ -56,6 +59,10 @@ impl Latency {
         Self {
             ttft: ttft.summary(),
             ttft_from_send: sample(RequestRecord::ttft_from_send).summary(),
+            ttfo: good
+                .iter()
+                .any(|r| r.ttfo() != r.ttft())
+                .then(|| sample(RequestRecord::ttfo).summary()),
             ttft_with_failures: ttft.summary_with_failures(failures),
             tpot: sample(RequestRecord::tpot).summary(),
             chunk_gap: gaps.summary(),

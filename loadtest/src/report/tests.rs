@@ -144,6 +144,15 @@ fn verdicts() {
         "{text}"
     );
 
+    let mut slow = many(80);
+    slow.iter_mut()
+        .for_each(|r| r.stream.t_last = Some(r.t_plan + 200_000_000));
+    let (verdict, text) = reasons(report(slow, server()));
+    assert!(
+        verdict == RunVerdict::Warning && text.contains("window of 1.0 s is too short"),
+        "{text}"
+    );
+
     let mut late = many(80);
     late.iter_mut()
         .for_each(|r| r.t_send = Some(r.t_plan + 3_000_000));
@@ -295,4 +304,28 @@ fn more_events_than_in_the_self_test_are_a_reservation() {
     let beyond = of(Some(999.0));
     assert!(beyond.reasons.contains(&reason) && beyond.client.may_be_the_bottleneck());
     assert!(!of(None).reasons.contains(&reason));
+}
+
+/// Ten answers a second that take a fifth of one.
+#[test]
+fn a_closed_loop_tells_its_users_by_the_law_of_little() {
+    let mut records = many(10);
+    records
+        .iter_mut()
+        .for_each(|r| r.stream.t_last = Some(r.t_plan + 200_000_000));
+    let report = report(records, server());
+    assert_eq!(report.rates.users_by_little, Some(2.0));
+    let table = Table(&report).to_string();
+    assert!(table.contains("Little's law 2.00 users"), "{table}");
+}
+
+/// What is reasoned before the first visible text is a token, and nothing that a reader sees.
+#[test]
+fn the_first_visible_output_is_told_apart_where_it_comes_later() {
+    let mut records = many(3);
+    assert!(report(records.clone(), server()).latency.ttfo.is_none());
+    records[0].stream.t_visible = Some(records[0].t_plan + 900);
+    let found = report(records, server()).latency;
+    assert_eq!(found.ttft.max, Some(100e-9));
+    assert_eq!(found.ttfo.unwrap().max, Some(900e-9));
 }

@@ -118,6 +118,10 @@ pub struct Rates {
     pub in_flight_mean: f64,
     /// Most requests in flight at once.
     pub in_flight_max: u64,
+    /// Of a closed loop, answers per second times the mean time of one: by Little's law the users, if none pauses and
+    /// the window is long against an answer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub users_by_little: Option<f64>,
 }
 
 impl Rates {
@@ -148,6 +152,7 @@ impl Rates {
             total_tokens: output_tokens + prompt_tokens,
             in_flight_mean,
             in_flight_max,
+            users_by_little: None,
         }
     }
 }
