@@ -1,6 +1,8 @@
 //! What is asked: conversations, traces, workload files, several servers.
 
 use crate::fake::{Behaviour, FakeServer, MetricsPage};
+use loadtest::content::Prompts;
+use loadtest::dataset::Filtered;
 use loadtest::parts::PartKind;
 
 use crate::{count, exact_passes, measure};
@@ -170,4 +172,24 @@ async fn a_workload_file_describes_a_run() {
     )
     .await;
     assert_eq!(shorter.requests.measured, 4, "flags go before the file");
+}
+
+/// The set that ships, as the file beside it asks it: nothing of it is left out.
+#[tokio::test]
+async fn the_small_set_is_asked_whole() {
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/workloads/chat-small.toml");
+    let server = FakeServer::start(&[Behaviour::Ok], MetricsPage::Honest).await;
+    let line = format!("--workload {file} --users 3 --requests 30 --warmup 0");
+    let config = crate::config(&server, &line);
+    for content in &config.contents {
+        let Prompts::Dataset(set) = &content.prompts else {
+            panic!("{content:?}");
+        };
+        let turns: usize = set.conversations.iter().map(Vec::len).sum();
+        assert_eq!((set.conversations.len(), turns), (24, 36));
+        assert_eq!(set.filtered, Filtered::default());
+    }
+    let line = format!("--workload {file} --rate 300 --requests 20 --warmup 0");
+    let report = measure(&server, &line).await;
+    assert_eq!(report.requests.succeeded, 20, "{:?}", report.outcomes);
 }
