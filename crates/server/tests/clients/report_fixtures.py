@@ -3,7 +3,7 @@
 import copy
 import json
 
-HOSTILE = "</title><script>alert(1)</script>\"><img src=x onerror=alert(2)>"
+HOSTILE = "</title><script>alert(1)</script>\"><img src=x onerror=alert(2)>" + "long" * 60
 MILLION = 1_000_000
 
 
