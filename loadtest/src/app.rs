@@ -113,25 +113,27 @@ async fn drive(
     metrics: &mut Metrics,
     interrupted: impl Future<Output = ()>,
 ) -> RunResult {
-    let watched = metrics.watch(run);
-    tokio::pin!(watched);
-    let finished = run.run();
-    tokio::pin!(finished, interrupted);
-    let shown = progress::show(Arc::clone(run), config);
-    tokio::pin!(shown);
-    let (mut is_shown, mut is_running) = (true, true);
-    loop {
-        tokio::select! {
-            biased;
-            result = &mut finished => return result,
-            () = &mut interrupted, if is_running => {
-                is_running = false;
-                run.stop();
+    let result = {
+        let watched = metrics.watch(run);
+        let finished = run.run();
+        let shown = progress::show(Arc::clone(run), config);
+        tokio::pin!(watched, finished, interrupted, shown);
+        let (mut is_shown, mut is_running) = (true, true);
+        loop {
+            tokio::select! {
+                biased;
+                result = &mut finished => break result,
+                () = &mut interrupted, if is_running => {
+                    is_running = false;
+                    run.stop();
+                }
+                () = &mut shown, if is_shown => is_shown = false,
+                () = &mut watched => unreachable!("metrics are watched until the run ends"),
             }
-            () = &mut shown, if is_shown => is_shown = false,
-            () = &mut watched => unreachable!("metrics are watched until the run ends"),
         }
-    }
+    };
+    metrics.end_watch(run).await;
+    result
 }
 
 /// Finds out what the workload needs to know of the server.
@@ -269,6 +271,13 @@ impl Metrics {
         match &self.open {
             Ok(open) => timeline::watch(&open.scraper, run, &mut self.watched).await,
             Err(_) => std::future::pending().await,
+        }
+    }
+
+    /// Catches up on what the end of the run kept `watch` from.
+    async fn end_watch(&mut self, run: &Run) {
+        if let Ok(open) = &self.open {
+            timeline::end_watch(&open.scraper, run, &mut self.watched).await;
         }
     }
 

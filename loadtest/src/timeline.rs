@@ -59,6 +59,16 @@ pub async fn watch(scraper: &Scraper, run: &Run, watched: &mut Watched) {
     }
 }
 
+/// Scrapes at the end of the window if that came when the run was ending.
+pub async fn end_watch(scraper: &Scraper, run: &Run, watched: &mut Watched) {
+    let has_come = run.window().end().is_some_and(|end| end <= run.clock.now());
+    if has_come && watched.edges.len() == 1 {
+        let point = scrape(scraper, run).await;
+        watched.edges.push(point.clone());
+        watched.points.push(point);
+    }
+}
+
 async fn scrape(scraper: &Scraper, run: &Run) -> Point {
     let asked = run.clock.now();
     let mut snapshot = scraper.scrape(TIMEOUT).await.ok();
