@@ -57,7 +57,10 @@ async fn the_server_is_asked_at_both_ends_of_the_window() {
     let line = "--users 2 --warmup 30 --duration 50ms --output-tokens 4";
     let report = measure(&server, line).await;
     let counted = report.server.in_window.unwrap();
-    assert!(counted.from >= 0.0 && counted.to > 0.05 - 1e-6, "{counted:?}");
+    assert!(
+        counted.from >= 0.0 && counted.to > 0.05 - 1e-6,
+        "{counted:?}"
+    );
     let all = (report.requests.warmup + report.requests.measured + report.requests.background) * 4;
     let most = (all - 29 * 4) as f64;
     let grown = counted.grown["generation_tokens"];
