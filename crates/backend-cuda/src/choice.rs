@@ -2,7 +2,8 @@
 //! right and faster, else half precision, else a sentence why this device does not compute.
 //!
 //! The order: what the part is, whether its answers are known ones, whether 8 bits gain, what fits. Where half
-//! precision must run and does not fit, its products take weights of 8 bits. What somebody asked for is obeyed or fails with the reason. Nothing here touches a device.
+//! precision must run and does not fit, its products take weights of 8 bits. What
+//! somebody asked for is obeyed or fails with the reason. Nothing here touches a device.
 
 use std::time::Duration;
 
