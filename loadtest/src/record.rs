@@ -132,11 +132,16 @@ impl RequestRecord {
     /// Time per output token after the first, in nanoseconds:
     /// `(t_last - t_1) / (n_out - n_first)`. None for fewer than two tokens.
     pub fn tpot(&self) -> Option<Nanos> {
+        self.tpot_but_for(0)
+    }
+
+    /// The same of a last token that was stamped `late` nanoseconds too late.
+    pub fn tpot_but_for(&self, late: Nanos) -> Option<Nanos> {
         let rest = self
             .output_tokens()
             .checked_sub(self.stream.first_tokens.unwrap_or(1))?;
         let span = self.stream.t_last?.saturating_sub(self.stream.t_first?);
-        span.checked_div(rest)
+        span.saturating_sub(late).checked_div(rest)
     }
 
     /// End-to-end latency: `t_last - t_plan`, to the end of the text.

@@ -5,6 +5,7 @@ mod client;
 mod judge;
 mod latency;
 mod traffic;
+mod without_delay;
 
 use std::collections::BTreeMap;
 
@@ -37,6 +38,7 @@ pub use latency::{FailureSample, Latency, RequestSample};
 use latency::{failures, samples};
 pub(crate) use traffic::in_flight;
 pub use traffic::{LengthInfo, Rates, Requests};
+pub use without_delay::WithoutDelay;
 
 /// Version of the JSON file's schema.
 pub const SCHEMA: u32 = 1;
@@ -87,6 +89,9 @@ pub struct Report {
     /// How much of the load kept the limits that were given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub goodput: Option<Goodput>,
+    /// The same without the client's own delay, where that was too large.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub without_client_delay: Option<WithoutDelay>,
     /// What that costs, where the price of an hour was given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cost: Option<Cost>,
@@ -347,6 +352,12 @@ impl Report {
             goodput: config.slo.map(|slo| {
                 Goodput::new(slo, &measured, seconds(result.window.1 - result.window.0))
             }),
+            without_client_delay: config.slo.filter(|_| client.may_be_the_bottleneck()).map(
+                |slo| {
+                    let early = result.gave_up;
+                    WithoutDelay::new(slo, records, result.window, early, client.delays())
+                },
+            ),
             calibration: scene.calibration,
             gpus: scene.gpus,
             client,
@@ -433,4 +444,4 @@ fn outcomes(records: &[&RequestRecord]) -> BTreeMap<String, OutcomeCount> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -13,12 +13,12 @@ use crate::app;
 use crate::args::{SearchArgs, Warmup};
 use crate::arrival::Arrival;
 use crate::config::Config;
-use crate::report::{Report, RunVerdict};
-use crate::slo::{Goodput, Slo};
+use crate::report::{Report, RunVerdict, WithoutDelay};
+use crate::slo::{Share, Slo};
 use crate::stats::{Percentile, Summary};
-use hunt::{Hunt, Next};
+use hunt::{Found, Hunt, Next};
 pub use hunt::{Over, ProbeVerdict, StopReason};
-pub use report::{Probe, ProbeKind, SearchReport};
+pub use report::{Probe, ProbeKind, Rejudged, SearchReport};
 
 /// Length of a probe unless said otherwise.
 const PROBE: Duration = Duration::from_secs(60);
@@ -127,7 +127,10 @@ impl Searching<'_> {
             .await?;
         // One user alone is a small sample: only what fails beyond doubt ends the search.
         if solo.verdict == ProbeVerdict::Fail {
-            return Ok((StopReason::SoloFails, None));
+            return Ok(match solo.found() {
+                Found::Hidden => (StopReason::Ceiling, None),
+                _ => (StopReason::SoloFails, None),
+            });
         }
         let first = match self.config.first {
             Some(level) => level,
@@ -157,11 +160,7 @@ impl Searching<'_> {
                 return Ok((reason, hunt.level()));
             }
             let probe = self.decide(kind, level).await?;
-            hunt.record(
-                level,
-                probe.verdict == ProbeVerdict::Pass,
-                probe.client_was_late,
-            );
+            hunt.record(level, probe.found());
         }
     }
 
@@ -223,11 +222,7 @@ impl Searching<'_> {
             config.warmup = config.warmup.or(Some(early));
         }
         let report = app::measure(&config, std::future::pending()).await?;
-        let probe = Probe::new(
-            kind,
-            &report,
-            judge(kind, &report, self.config.slo.attainment),
-        );
+        let probe = probe(kind, &report, self.config.slo.attainment);
         (self.tell)(&probe);
         self.probes.push(probe.clone());
         tokio::time::sleep(rest(report.server.kind.is_some(), &report.latency.e2e)).await;
@@ -248,15 +243,47 @@ fn rest(has_metrics: bool, e2e: &Summary) -> Duration {
     Duration::from_secs_f64(2.0 * longest).min(REST)
 }
 
+/// What a run says, judged as it is and, of a late client, without its delay.
+fn probe(kind: ProbeKind, report: &Report, wanted: f64) -> Probe {
+    let again = report.without_client_delay.clone().map(|by| Rejudged {
+        verdict: judge_again(kind, report, &by, wanted),
+        by,
+    });
+    Probe::new(kind, report, judge(kind, report, wanted), again)
+}
+
 /// What a run says about the objectives: an overloaded server, a client that shed requests, or a run that gave up
 /// fails whatever the survivors look like.
 fn judge(kind: ProbeKind, report: &Report, wanted: f64) -> ProbeVerdict {
-    let Some(Goodput { attainment, .. }) = &report.goodput else {
+    let Some(goodput) = &report.goodput else {
         return ProbeVerdict::Undecided;
     };
-    // One user who waits for each answer cannot make a queue: growth there is the chance of few answers.
-    let is_overloaded = kind != ProbeKind::Solo && !report.window.growing.is_empty();
-    if report.verdict == RunVerdict::Invalid || is_overloaded || attainment.high < wanted {
+    let is_invalid = report.verdict == RunVerdict::Invalid;
+    let is_behind = falls_behind(kind, &report.window.growing);
+    by_share(is_invalid || is_behind, &goodput.attainment, wanted)
+}
+
+/// The same without the client's delay. A run that ended early is invalid for that alone; whether it would have ended
+/// so, too, is what counts.
+fn judge_again(kind: ProbeKind, report: &Report, by: &WithoutDelay, wanted: f64) -> ProbeVerdict {
+    let is_behind = falls_behind(kind, &by.growing);
+    match report.window.gave_up {
+        Some(_) if is_behind || by.out_of_reach.is_some() => ProbeVerdict::Fail,
+        Some(_) => ProbeVerdict::Undecided,
+        None => {
+            let is_invalid = report.verdict == RunVerdict::Invalid;
+            by_share(is_invalid || is_behind, &by.attainment, wanted)
+        }
+    }
+}
+
+/// One user who waits for each answer cannot make a queue: growth there is the chance of few answers.
+fn falls_behind<T>(kind: ProbeKind, growing: &[T]) -> bool {
+    kind != ProbeKind::Solo && !growing.is_empty()
+}
+
+fn by_share(fails: bool, attainment: &Share, wanted: f64) -> ProbeVerdict {
+    if fails || attainment.high < wanted {
         ProbeVerdict::Fail
     } else if attainment.low >= wanted {
         ProbeVerdict::Pass
@@ -266,20 +293,4 @@ fn judge(kind: ProbeKind, report: &Report, wanted: f64) -> ProbeVerdict {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::stats::Sample;
-
-    #[test]
-    fn a_server_without_metrics_is_left_alone_for_twice_the_time_of_its_slowest_answers() {
-        let answers = |n: u64| (1..=n).map(|i| i * 1_000_000).collect::<Sample>().summary();
-        let seconds = |n| rest(false, &answers(n)).as_secs_f64();
-        assert!(
-            (seconds(10) - 0.02).abs() < 1e-9,
-            "too few for a percentile"
-        );
-        assert!((seconds(1000) - 1.98).abs() < 1e-9, "{}", seconds(1000));
-        assert_eq!(rest(false, &answers(1_000_000)), REST);
-        assert_eq!(rest(true, &answers(1000)), Duration::ZERO);
-    }
-}
+mod tests;

@@ -5,7 +5,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Serialize, Serializer};
 
 use crate::args::duration;
 use crate::clock::Nanos;
@@ -34,6 +34,15 @@ pub struct Slo {
     pub attainment: f64,
 }
 
+/// How much of a request's times may be the client's own delay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Delay {
+    /// From the planned start to the first byte sent.
+    pub sending: Nanos,
+    /// How much later than it came a part of the answer may have been stamped.
+    pub stamping: Nanos,
+}
+
 fn as_seconds<S: Serializer>(limit: &Option<Duration>, s: S) -> Result<S::Ok, S::Error> {
     limit.map(|limit| limit.as_secs_f64()).serialize(s)
 }
@@ -42,17 +51,26 @@ impl Slo {
     /// Whether the request succeeded within every limit. A value that an answer of one token does not
     /// have cannot be too large.
     pub fn is_kept_by(&self, record: &RequestRecord) -> bool {
-        let within = |value: Option<Nanos>, limit: Option<Duration>| match (value, limit) {
-            (Some(value), Some(limit)) => u128::from(value) <= limit.as_nanos(),
-            _ => true,
+        self.is_kept_but_for(record, Delay::default())
+    }
+
+    /// Whether it would have been within every limit without the client's own delay.
+    pub fn is_kept_but_for(&self, record: &RequestRecord, delay: Delay) -> bool {
+        let within = |value: Option<Nanos>, late: Nanos, limit: Option<Duration>| {
+            let Some((value, limit)) = value.zip(limit) else {
+                return true;
+            };
+            u128::from(value.saturating_sub(late)) <= limit.as_nanos()
         };
+        let Delay { sending, stamping } = delay;
+        let late = sending + stamping;
         // An answer without text is known to be one when it ends.
         let ended = || Some(record.t_end.saturating_sub(record.t_plan));
         record.outcome.is_success()
-            && within(record.ttft().or_else(ended), self.ttft)
-            && within(record.tpot(), self.tpot)
-            && within(record.longest_stall(), self.stall)
-            && within(record.e2e().or_else(ended), self.e2e)
+            && within(record.ttft().or_else(ended), late, self.ttft)
+            && within(record.tpot_but_for(stamping), 0, self.tpot)
+            && within(record.longest_stall(), stamping, self.stall)
+            && within(record.e2e().or_else(ended), late, self.e2e)
     }
 }
 
@@ -137,7 +155,7 @@ pub struct Goodput {
 }
 
 /// A share and the interval in which it lies with 95 % confidence.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Share {
     /// As counted; none of nothing.
     pub value: Option<f64>,
@@ -147,21 +165,28 @@ pub struct Share {
     pub high: f64,
 }
 
+impl Share {
+    /// Of `good` among `n`.
+    pub fn new(good: u64, n: u64) -> Self {
+        let (low, high) = wilson(good, n);
+        Self {
+            value: (n > 0).then(|| good as f64 / n as f64),
+            low,
+            high,
+        }
+    }
+}
+
 impl Goodput {
     /// Counts among the requests planned inside a window of `seconds`.
     pub fn new(slo: Slo, measured: &[&RequestRecord], seconds: f64) -> Self {
         let planned = measured.len() as u64;
         let good = measured.iter().filter(|r| slo.is_kept_by(r)).count() as u64;
-        let (low, high) = wilson(good, planned);
         Self {
             slo,
             good,
             planned,
-            attainment: Share {
-                value: (planned > 0).then(|| good as f64 / planned as f64),
-                low,
-                high,
-            },
+            attainment: Share::new(good, planned),
             requests_per_second: if seconds > 0.0 {
                 good as f64 / seconds
             } else {
@@ -216,6 +241,33 @@ mod tests {
             assert!(at(exact), "{name}: the limit itself is kept");
             assert!(!at(exact - 1), "{name}");
         }
+    }
+
+    /// The same records with limits that only the client's delay breaks: by sending 5 ns late and stamping 20 ns late.
+    #[test]
+    fn what_the_client_took_itself_is_taken_off_each_limit() {
+        let record = success(0, 0, 7, 5);
+        let both = Delay {
+            sending: 5,
+            stamping: 20,
+        };
+        // 40 ns over four tokens, of which 20 ns may be a late stamp.
+        let limits = [("ttft", 75), ("tpot", 5), ("stall", 0), ("e2e", 115)];
+        for (name, exact) in limits {
+            let at = |nanos: u64, delay| {
+                let mut slo: Slo = format!("{name}=1s").parse().unwrap();
+                for limit in [&mut slo.ttft, &mut slo.tpot, &mut slo.stall, &mut slo.e2e] {
+                    *limit = limit.map(|_| Duration::from_nanos(nanos));
+                }
+                slo.is_kept_but_for(&record, delay)
+            };
+            assert!(at(exact, both), "{name}");
+            assert!(!at(exact, Delay::default()), "{name}");
+            assert!(exact == 0 || !at(exact - 1, both), "{name}");
+        }
+        let refused = failure(1, 0, 429, Outcome::Refused429);
+        let slo: Slo = "ttft=1s".parse().unwrap();
+        assert!(!slo.is_kept_but_for(&refused, both));
     }
 
     #[test]

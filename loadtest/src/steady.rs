@@ -17,7 +17,17 @@ const MIN_REQUESTS: usize = 100;
 /// `in_flight` gives the mean number of requests in flight in a part of the window.
 pub fn growing(
     records: &[RequestRecord],
+    window: (Nanos, Nanos),
+    in_flight: impl Fn((Nanos, Nanos)) -> f64,
+) -> Vec<&'static str> {
+    growing_by(records, window, RequestRecord::ttft, in_flight)
+}
+
+/// The same where `ttft` says what the time to the first token of a request is.
+pub fn growing_by(
+    records: &[RequestRecord],
     (start, end): (Nanos, Nanos),
+    ttft: impl Fn(&RequestRecord) -> Option<Nanos>,
     in_flight: impl Fn((Nanos, Nanos)) -> f64,
 ) -> Vec<&'static str> {
     let measured = || records.iter().filter(|r| r.phase == Phase::Measured);
@@ -26,7 +36,7 @@ pub fn growing(
     }
     let border = |block: usize| start + (end - start) / BLOCKS as Nanos * block as Nanos;
     let busy: [f64; BLOCKS] = std::array::from_fn(|i| in_flight((border(i), border(i + 1))));
-    let ttft = measured().filter_map(|r| Some((r.t_plan, seconds(r.ttft()?))));
+    let ttft = measured().filter_map(|r| Some((r.t_plan, seconds(ttft(r)?))));
     let mut found = Vec::new();
     if grows(&busy) {
         found.push("requests in flight");

@@ -18,7 +18,7 @@ use crate::cost::USES;
 use crate::give_up::Early;
 use crate::results::SEARCH;
 use crate::scene::Host;
-use crate::search::{Over, ProbeKind, ProbeVerdict, StopReason};
+use crate::search::{Over, ProbeKind, ProbeVerdict, Rejudged, StopReason};
 
 /// The schema this page reads.
 const SCHEMA: u32 = 1;
@@ -64,6 +64,8 @@ struct Probe {
     ended_early: Option<Early>,
     growing: Vec<String>,
     client_was_late: bool,
+    /// None of a search of an earlier version.
+    without_client_delay: Option<Rejudged>,
     offered_requests: Option<f64>,
     completed_requests: f64,
     ttft_p50: Option<f64>,
@@ -457,9 +459,12 @@ impl Probe {
             [] => None,
             _ => Some(format!("{} grew", self.growing.join(" and "))),
         };
-        let late = self
-            .client_was_late
-            .then(|| "the client sent late".to_owned());
+        let late = match &self.without_client_delay {
+            Some(again) => Some(again.words(self.verdict)),
+            None => self
+                .client_was_late
+                .then(|| "the client sent late".to_owned()),
+        };
         let all: Vec<String> = early.into_iter().chain(grew).chain(late).collect();
         all.join("; ")
     }

@@ -112,11 +112,21 @@ impl ClientQuality {
     /// Whether the client's own delay is more than a small share of what it measured: the 99th
     /// percentile of its send lag, or without one its maximum, exceeds the limit.
     pub fn is_late(&self) -> bool {
-        let worst = match self.send_lag.p99 {
-            Percentile::Seconds(p99) => Some(p99),
-            _ => self.send_lag.max,
-        };
-        worst.is_some_and(|worst| worst > self.send_lag_limit)
+        worst(&self.send_lag).is_some_and(|worst| worst > self.send_lag_limit)
+    }
+
+    /// How late requests were sent, and how late the client woke, in seconds.
+    pub(super) fn delays(&self) -> (f64, f64) {
+        let seconds = |lags| worst(lags).unwrap_or(0.0);
+        (seconds(&self.send_lag), seconds(&self.runtime_lag))
+    }
+}
+
+/// The 99th percentile, or the largest where there are too few for one.
+fn worst(lags: &Summary) -> Option<f64> {
+    match lags.p99 {
+        Percentile::Seconds(p99) => Some(p99),
+        _ => lags.max,
     }
 }
 

@@ -8,7 +8,7 @@ use crate::record::tests::{failure, success};
 use crate::scene::Scene;
 use crate::table::Table;
 
-fn server() -> ServerInfo {
+pub fn server() -> ServerInfo {
     ServerInfo {
         not_available: None,
         lost: false,
@@ -22,7 +22,7 @@ fn server() -> ServerInfo {
     }
 }
 
-fn workload() -> Workload {
+pub fn workload() -> Workload {
     Workload {
         api: crate::workload::Api::Chat,
         model: "m".into(),

@@ -55,16 +55,16 @@ const CONFIRMATIONS: u32 = 3;
 /// Steps down from a rate that is not confirmed.
 const MAX_STEPS_DOWN: u32 = 2;
 
-/// What a probe says about its level.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// What a probe says about its level, the worst first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ProbeVerdict {
-    /// The objectives are kept.
-    Pass,
-    /// They are not, or the server fell behind.
+    /// The objectives are not kept, or the server fell behind.
     Fail,
     /// The sample does not say; the search treats it as failed.
     Undecided,
+    /// They are kept.
+    Pass,
 }
 
 /// Why a search ended. Only `Converged` says what the highest rate is; otherwise it is at least the one
@@ -80,7 +80,7 @@ pub enum StopReason {
     MaxTime,
     /// One user alone does not get answers within the limits.
     SoloFails,
-    /// The client cannot send faster.
+    /// The limits were missed by no more than the client's own delay.
     Ceiling,
     /// The rate was not confirmed, nor were two lower ones.
     Unstable,
@@ -94,7 +94,7 @@ impl StopReason {
             Self::MaxProbes => "no probes were left",
             Self::MaxTime => "no time was left",
             Self::SoloFails => "not even one user alone is served within the limits",
-            Self::Ceiling => "the client cannot send faster",
+            Self::Ceiling => "the client was late, and the limits were missed by no more than that",
             Self::Unstable => "it was not confirmed, nor were two lower ones",
         }
     }
@@ -109,6 +109,17 @@ pub enum Next {
     Confirm(f64),
     /// End.
     Stop(StopReason),
+}
+
+/// What was found at a level.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Found {
+    /// The objectives are kept.
+    Kept,
+    /// They are not, by the server.
+    Missed,
+    /// They are not, but by the client's own delay: the server's part is hidden behind it.
+    Hidden,
 }
 
 /// A search in motion.
@@ -175,10 +186,10 @@ impl Hunt {
         }
     }
 
-    /// Takes the verdict on the level that `next` named.
-    pub fn record(&mut self, level: f64, passed: bool, client_was_late: bool) {
-        // A late client says nothing about the server: its delay is in the latencies.
-        if client_was_late && !passed {
+    /// Takes what was found at the level that `next` named.
+    pub fn record(&mut self, level: f64, found: Found) {
+        let passed = found == Found::Kept;
+        if found == Found::Hidden {
             self.is_at_ceiling = true;
             return;
         }
@@ -228,7 +239,11 @@ mod tests {
             match hunt.next() {
                 Next::Stop(reason) => return (hunt, reason, count),
                 Next::Probe(rate) | Next::Confirm(rate) => {
-                    hunt.record(rate, rate <= limit(count), false);
+                    let found = match rate <= limit(count) {
+                        true => Found::Kept,
+                        false => Found::Missed,
+                    };
+                    hunt.record(rate, found);
                 }
             }
         }
@@ -286,11 +301,11 @@ mod tests {
     }
 
     #[test]
-    fn a_client_that_is_late_ends_the_search_unless_the_server_passed() {
+    fn a_client_behind_whose_delay_the_server_is_hidden_ends_the_search() {
         let mut hunt = Hunt::new(Over::Rate, 5.0, 0.05);
-        hunt.record(5.0, true, true);
+        hunt.record(5.0, Found::Kept);
         assert_eq!(hunt.next(), Next::Probe(7.0));
-        hunt.record(7.0, false, true);
+        hunt.record(7.0, Found::Hidden);
         assert_eq!(hunt.next(), Next::Stop(StopReason::Ceiling));
         assert_eq!(hunt.level(), Some(5.0));
     }

@@ -4,11 +4,12 @@ use std::fmt::{self, Display, Formatter};
 
 use serde::{Deserialize, Serialize};
 
+use super::hunt::Found;
 use super::{Over, ProbeVerdict, SearchConfig, StopReason};
 use crate::arrival::Arrival;
 use crate::cost::Price;
 use crate::give_up::Early;
-use crate::report::{Report, SCHEMA, TargetInfo, Tool};
+use crate::report::{Report, SCHEMA, TargetInfo, Tool, WithoutDelay};
 use crate::scene::Host;
 use crate::slo::{Goodput, Slo};
 use crate::stats::Percentile;
@@ -73,6 +74,30 @@ pub enum ProbeKind {
     Confirmation,
 }
 
+/// A probe judged once more without the client's own delay.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Rejudged {
+    /// What it says then.
+    pub verdict: ProbeVerdict,
+    /// By what.
+    #[serde(flatten)]
+    pub by: WithoutDelay,
+}
+
+impl Rejudged {
+    /// For a sentence about a probe with `verdict`.
+    pub fn words(&self, verdict: ProbeVerdict) -> String {
+        let delay = self.by.words();
+        let then = match (verdict, self.verdict) {
+            (ProbeVerdict::Pass, _) => "passes all the same",
+            (_, again) if again > verdict => "misses the limits by no more than that",
+            (ProbeVerdict::Fail, _) => "fails also when counted from sending",
+            (ProbeVerdict::Undecided, _) => "is undecided also when counted from sending",
+        };
+        format!("{delay}; {then}")
+    }
+}
+
 /// One probe.
 #[derive(Debug, Clone, Serialize)]
 pub struct Probe {
@@ -95,6 +120,9 @@ pub struct Probe {
     pub growing: Vec<&'static str>,
     /// The client's own delay was too large, or it had too much to do.
     pub client_was_late: bool,
+    /// What it would say without that delay.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub without_client_delay: Option<Rejudged>,
     /// Requests per second that were planned.
     pub offered_requests: f64,
     /// Requests per second that ended well.
@@ -118,7 +146,12 @@ pub struct Probe {
 }
 
 impl Probe {
-    pub(super) fn new(kind: ProbeKind, report: &Report, verdict: ProbeVerdict) -> Self {
+    pub(super) fn new(
+        kind: ProbeKind,
+        report: &Report,
+        verdict: ProbeVerdict,
+        without_client_delay: Option<Rejudged>,
+    ) -> Self {
         Self {
             kind,
             arrival: report.load.arrival,
@@ -132,6 +165,7 @@ impl Probe {
             ended_early: report.window.gave_up,
             growing: report.window.growing.clone(),
             client_was_late: report.client.may_be_the_bottleneck(),
+            without_client_delay,
             offered_requests: report.rates.offered_requests,
             completed_requests: report.rates.completed_requests,
             output_tokens: report.rates.output_tokens,
@@ -151,6 +185,20 @@ impl Probe {
 }
 
 impl Probe {
+    /// What it says about its level. Passing with a late client is passing, since the delay is in the latencies; a
+    /// failure is the server's unless the verdict is better without that delay.
+    pub(super) fn found(&self) -> Found {
+        let again = self
+            .without_client_delay
+            .as_ref()
+            .map(|again| again.verdict);
+        match self.verdict {
+            ProbeVerdict::Pass => Found::Kept,
+            verdict if again.is_some_and(|again| again > verdict) => Found::Hidden,
+            _ => Found::Missed,
+        }
+    }
+
     /// Where on the way of a search it stands; none of those that prepare it.
     fn level(&self, over: Over) -> Option<f64> {
         let is_on_the_way = matches!(self.kind, ProbeKind::Probe | ProbeKind::Confirmation);
@@ -229,8 +277,8 @@ impl Display for Probe {
         if !self.growing.is_empty() {
             write!(f, ", {} grew", self.growing.join(" and "))?;
         }
-        if self.client_was_late {
-            write!(f, ", the client sent late")?;
+        if let Some(again) = &self.without_client_delay {
+            write!(f, ", {}", again.words(self.verdict))?;
         }
         Ok(())
     }
