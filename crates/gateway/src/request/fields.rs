@@ -20,6 +20,8 @@ pub(crate) type Table = &'static [&'static [(&'static str, Support)]];
 
 const LATER: &str = "this version does not have it yet";
 
+const CODE: &str = "requests bring no code";
+
 /// Fields that every generating route takes.
 const COMMON: &[(&str, Support)] = &[
     ("model", Supported),
@@ -99,6 +101,28 @@ const COMMON: &[(&str, Support)] = &[
     ("rid", Refused("use the x-request-id header")),
     ("n_predict", Refused("use max_tokens")),
     ("max_new_tokens", Refused("use max_tokens")),
+    ("max_output_tokens", Refused("use max_tokens")),
+    ("min_new_tokens", Refused("use min_tokens")),
+    ("stop_sequences", Refused("use stop")),
+    ("stop_regex", Refused(LATER)),
+    (
+        "no_stop_trim",
+        Only("false", "use include_stop_str_in_output"),
+    ),
+    ("spaces_between_special_tokens", Only("true", LATER)),
+    ("logits_processors", Refused(CODE)),
+    ("custom_logit_processor", Refused(CODE)),
+    ("prompt_embeds", Refused("prompts are texts or token ids")),
+    ("lora", Only("[]", LATER)),
+    ("lora_path", Refused(LATER)),
+    ("repetition_detection", Refused(LATER)),
+    ("thinking_token_budget", Refused(LATER)),
+    ("no_repeat_ngram_size", Only("0", LATER)),
+    ("n_probs", Only("0", "use logprobs")),
+    ("post_sampling_probs", Only("false", LATER)),
+    ("t_max_predict_ms", Only("0", LATER)),
+    ("min_keep", Only("0", LATER)),
+    ("samplers", Refused("the order of sampling steps is fixed")),
     ("stream_interval", Only("1", LATER)),
     ("typical_p", Only("1", LATER)),
     ("mirostat", Only("0", LATER)),
