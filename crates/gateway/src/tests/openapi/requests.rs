@@ -77,30 +77,21 @@ fn subjects() -> [Subject; 7] {
             },
             min_defaults: 2,
         },
-        Subject {
-            schema: "TokenizeCompletionRequest",
-            table: TOKENIZE_PROMPT,
-            minimal: json!({"prompt": "a"}),
-            roomy: json!({"prompt": "a"}),
-            read: read_tokenize,
-            min_defaults: 2,
-        },
-        Subject {
-            schema: "TokenizeContentRequest",
-            table: TOKENIZE_CONTENT,
-            minimal: json!({"content": "a"}),
-            roomy: json!({"content": "a"}),
-            read: read_tokenize,
-            min_defaults: 2,
-        },
-        Subject {
-            schema: "TokenizeChatRequest",
-            table: TOKENIZE_MESSAGES,
-            minimal: json!({"messages": messages}),
-            roomy: json!({"messages": messages}),
-            read: read_tokenize,
-            min_defaults: 2,
-        },
+        tokenize(
+            "TokenizeCompletionRequest",
+            TOKENIZE_PROMPT,
+            json!({"prompt": "a"}),
+        ),
+        tokenize(
+            "TokenizeContentRequest",
+            TOKENIZE_CONTENT,
+            json!({"content": "a"}),
+        ),
+        tokenize(
+            "TokenizeChatRequest",
+            TOKENIZE_MESSAGES,
+            json!({"messages": messages}),
+        ),
         Subject {
             schema: "DetokenizeRequest",
             table: DETOKENIZE,
@@ -114,6 +105,17 @@ fn subjects() -> [Subject; 7] {
             min_defaults: 0,
         },
     ]
+}
+
+fn tokenize(schema: &'static str, table: Table, body: Value) -> Subject {
+    Subject {
+        schema,
+        table,
+        minimal: body.clone(),
+        roomy: body,
+        read: read_tokenize,
+        min_defaults: 2,
+    }
 }
 
 fn read_tokenize(body: &Value) -> Result<Read, ApiError> {
