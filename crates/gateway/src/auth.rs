@@ -2,6 +2,7 @@
 //!
 //! The decision reads the parsed request that routing reads, nothing rebuilt from headers.
 
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -170,13 +171,25 @@ pub(crate) fn check_host<B>(config: &GatewayConfig, request: &Request<B>) -> Res
             Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
             _ => host,
         };
-        if !matches!(name, "localhost" | "127.0.0.1" | "[::1]") {
+        if !is_loopback_name(name) {
             return Err(ApiError::HostNotAllowed {
                 host: crate::routes::shorten(host, 128),
             });
         }
     }
     Ok(())
+}
+
+/// Addresses are safe: only a name can be made to lead elsewhere.
+fn is_loopback_name(name: &str) -> bool {
+    let bare = name
+        .strip_prefix('[')
+        .and_then(|rest| rest.strip_suffix(']'));
+    let is_loopback = match bare {
+        Some(v6) => v6.parse().is_ok_and(|ip: Ipv6Addr| ip.is_loopback()),
+        None => name.parse().is_ok_and(|ip: Ipv4Addr| ip.is_loopback()),
+    };
+    is_loopback || name.eq_ignore_ascii_case("localhost")
 }
 
 /// What the `Origin` header of a request allows.
@@ -306,6 +319,8 @@ mod tests {
             "127.0.0.1:1",
             "[::1]",
             "[::1]:80",
+            "LocalHost:8000",
+            "127.1.2.3:8000",
         ] {
             assert!(check(host, "/"), "{host}");
         }
@@ -317,6 +332,12 @@ mod tests {
             "",
             "localhost:8000@attacker.test",
             "127.0.0.1:x",
+            "128.0.0.1",
+            "127.1",
+            "[127.0.0.1]",
+            "::1",
+            "[::1",
+            "[::2]",
         ] {
             assert!(!check(host, "/"), "{host}");
         }

@@ -204,7 +204,7 @@ fn gateway_config(args: &ServeArgs, model: &ModelSource, problems: &mut Problems
             names.clone()
         },
         accept_any_model: args.accept_any_model,
-        api_keys: args.api_key.clone(),
+        api_keys: problems.keep(usable_keys("--api-key", &args.api_key)),
         replaceable_api_keys,
         max_num_reqs_per_key: args.max_num_reqs_per_key,
         allowed_origins: args.allowed_origins.clone(),
@@ -284,14 +284,37 @@ fn check_embedding_model(source: Option<&ModelSource>, problems: &mut Problems) 
 /// # Errors
 /// A file that cannot be read, that everybody may use, or that holds no key.
 pub fn keys_of_file(path: &Path) -> Result<Vec<String>> {
-    let text = secret(path).with_context(|| format!("--api-key-file {}", path.display()))?;
+    let origin = format!("--api-key-file {}", path.display());
+    let text = secret(path).with_context(|| origin.clone())?;
+    keys_of_text(&origin, &text)
+}
+
+fn keys_of_text(origin: &str, text: &str) -> Result<Vec<String>> {
+    // Some editors begin a file with a mark that is no part of its first line.
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let lines = text.lines().map(str::trim);
-    let keys = lines.filter(|line| !line.is_empty() && !line.starts_with('#'));
-    let keys: Vec<_> = keys.map(str::to_owned).collect();
+    let keys: Vec<_> = lines
+        .filter(|line| !line.is_empty() && !line.starts_with('#'))
+        .collect();
     if keys.is_empty() {
-        bail!("--api-key-file {} holds no key", path.display());
+        bail!("{origin} holds no key");
     }
-    Ok(keys)
+    usable_keys(origin, &keys)
+}
+
+/// Keys as clients send them: HTTP takes off the blanks around one, and lets none hold control characters.
+fn usable_keys(origin: &str, keys: &[impl AsRef<str>]) -> Result<Vec<String>> {
+    let keys = keys.iter().map(|key| key.as_ref().trim());
+    keys.map(|key| {
+        if key.is_empty() {
+            bail!("{origin} must not be empty");
+        }
+        if key.chars().any(char::is_control) {
+            bail!("{origin}: a key with control characters, which no client can send");
+        }
+        Ok(key.to_owned())
+    })
+    .collect()
 }
 
 /// The text of a file that only its owner and group may read.
@@ -310,10 +333,6 @@ fn has_keys(args: &ServeArgs) -> bool {
 fn check_access(args: &ServeArgs, problems: &mut Problems) {
     let host = &args.host;
     let has_keys = has_keys(args);
-    if args.api_key.iter().any(|key| key.trim().is_empty()) {
-        let problem = "--api-key must not be empty";
-        problems.0.push(problem.to_owned());
-    }
     if !is_loopback(host) && !has_keys && !args.allow_unauthenticated {
         problems.0.push(format!(
             "--host {host} is reachable from outside and no --api-key is set; set one or pass \
@@ -472,6 +491,19 @@ mod tests {
             assert!(resolve(&[flags, &["--api-key", "k"]].concat()).is_ok());
         }
         assert!(problem(&["--api-key", " "]).contains("must not be empty"));
+    }
+
+    /// A secret often ends in a line break, and lists have blanks after commas.
+    #[test]
+    fn keys_are_what_clients_can_send() {
+        let keys = |key: &str| resolve(&["--api-key", key]).map(|config| config.gateway.api_keys);
+        assert_eq!(keys("a\n").expect("valid"), ["a"]);
+        assert_eq!(keys("a, b c").expect("valid"), ["a", "b c"]);
+        assert!(problem(&["--api-key", "s3\u{0}t"]).contains("control characters"));
+        assert!(!problem(&["--api-key", "s3\u{0}t"]).contains("s3"));
+        let of_an_editor = keys_of_text("file", "\u{feff}a\r\n# b\r\n\tc \r\n");
+        assert_eq!(of_an_editor.expect("valid"), ["a", "c"]);
+        assert!(keys_of_text("file", "\u{feff}# b\n").is_err());
     }
 
     #[test]

@@ -39,11 +39,14 @@ pub fn run(args: ServeArgs) -> Result<()> {
     let config = Config::resolve(args)?;
     let _written_at_the_end = logging::init(&config.log_level, config.log_format)?;
     keep_memory_private();
-    tokio::runtime::Builder::new_multi_thread()
+    let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(HTTP_THREADS)
         .enable_all()
-        .build()?
-        .block_on(serve(config))
+        .build()?;
+    let result = runtime.block_on(serve(config));
+    // Whoever still reads a file of keys, a pipe perhaps that nobody writes to, is not waited for.
+    runtime.shutdown_background();
+    result
 }
 
 /// Memory holds keys and prompts: no core dump of it, and no look into it by processes of the same user.

@@ -3,12 +3,14 @@
 mod support;
 
 use std::io::{BufRead, BufReader};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::process::Command;
 
 use serde_json::{Value, json};
 use support::{Server, read_response};
 
+/// Linux's value.
+const O_NONBLOCK: i32 = 0o4000;
 const CANCELLED: &str = "octet_requests_finished_total{finish_reason=\"cancelled\"";
 
 fn chat(question: &str, extra: Value) -> String {
@@ -170,6 +172,33 @@ fn a_hangup_has_the_keys_read_again_and_running_requests_go_on() {
     assert_eq!(statuses(), [200, 401, 200, 200]);
     let rest = std::io::read_to_string(running).expect("text");
     assert!(rest.contains("\"finish_reason\":\"length\""), "{rest}");
+    server.signal("TERM");
+    assert!(server.wait().success());
+}
+
+/// A pipe that nobody writes to keeps a reader for ever, but not the process.
+#[test]
+fn keys_that_never_come_do_not_delay_the_end() {
+    let pipe = concat!(env!("CARGO_TARGET_TMPDIR"), "/pipe-of-keys");
+    let _ = std::fs::remove_file(pipe);
+    let made = Command::new("mkfifo").args(["-m", "600", pipe]).status();
+    assert!(made.expect("mkfifo runs").success());
+    // Opened without waiting, which fails until somebody is there to read.
+    let writer = || {
+        let mut options = std::fs::OpenOptions::new();
+        options.write(true).custom_flags(O_NONBLOCK);
+        options.open(pipe).ok()
+    };
+    let first = std::thread::spawn(move || std::fs::write(pipe, "key\n"));
+    let server = Server::start(&["--api-key-file", pipe]);
+    first.join().expect("no panic").expect("it was read");
+    assert_eq!(server.with_key("key", "GET", "/v1/models", "").0, 200);
+    server.signal("HUP");
+    let mut held = None;
+    server.wait_until("the pipe is read", |_| {
+        held = writer();
+        held.is_some()
+    });
     server.signal("TERM");
     assert!(server.wait().success());
 }
