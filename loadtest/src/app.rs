@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 
@@ -23,7 +24,7 @@ use crate::report::{self, LengthsBy, Report, ServerInfo};
 use crate::scene::{self, Scene};
 use crate::scrape::{Delta, Scraper, Snapshot, names};
 use crate::scrapes::Scrapes;
-use crate::self_test;
+use crate::self_test::{self, Known};
 use crate::server_times::ServerTimes;
 use crate::target::Target;
 use crate::timeline::{self, InWindow, Point, Timeline, Watched};
@@ -31,6 +32,8 @@ use crate::tokenizer;
 use crate::workload::{Nonce, TokensPerWord, Workload};
 use crate::workload_file::written;
 
+/// How long a server that says it is not ready yet is waited for.
+const READY: Duration = Duration::from_secs(120);
 /// One token per word, for servers that cannot be asked.
 const PLAIN_WORDS: TokensPerWord = TokensPerWord {
     per_word: 1.0,
@@ -46,10 +49,14 @@ pub async fn measure(config: &Config, interrupted: impl Future<Output = ()>) -> 
         let key = config.api_key.as_deref();
         targets.push(Target::resolve(url.clone(), key, config.protocol, clock).await?);
     }
+    for target in &targets {
+        probe::ready(target, READY, note).await?;
+    }
     note_left_out(config);
     let (workload, lengths_by, dropped) = prepare(config, &targets[0]).await?;
-    let is_watched = config.watches_machine && targets[0].address.ip().is_loopback();
-    let memory_before = is_watched.then(calibration::memory_read).flatten();
+    let is_here = targets[0].address.ip().is_loopback();
+    let is_read = config.watches_machine && is_here;
+    let memory_before = is_read.then(calibration::memory_read).flatten();
     let mut metrics = Metrics::open(config, clock).await;
     let mut scene = Scene {
         self_test,
@@ -70,6 +77,7 @@ pub async fn measure(config: &Config, interrupted: impl Future<Output = ()>) -> 
     };
     let first = targets[0].clone();
     let run = Run::new(plan, targets, workload.clone(), clock);
+    let is_watched = config.watches_gpus && is_here;
     let gpus = is_watched.then(|| GpuWatch::start("nvidia-smi", clock));
     let result = drive(&run, config, &mut metrics, interrupted).await;
     let gpus = gpus.flatten().map(|gpus| gpus.end(result.window));
@@ -98,8 +106,10 @@ pub async fn measure(config: &Config, interrupted: impl Future<Output = ()>) -> 
 
 /// The client alone, where it is to be tested.
 async fn self_test(config: &Config) -> Option<Option<f64>> {
-    if !config.self_test {
-        return None;
+    match config.self_test {
+        Known::Nothing => return None,
+        Known::TestedBefore => {}
+        Known::Events(sustained) => return Some(sustained),
     }
     let found = self_test::brief().await;
     found

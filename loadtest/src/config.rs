@@ -13,6 +13,8 @@ use crate::cost::Price;
 use crate::exchange::Timeouts;
 use crate::lengths::Lengths;
 use crate::metric_map::ServerKind;
+use crate::report::Cut;
+use crate::self_test::Known;
 use crate::slo::Slo;
 use crate::target::HttpUrl;
 use crate::trace::Trace;
@@ -89,10 +91,14 @@ pub struct Config {
     pub retries: u32,
     /// Time limits.
     pub timeouts: Timeouts,
-    /// Whether the client tests itself before the run.
-    pub self_test: bool,
-    /// Whether the machine is looked at before, after and during the run, where it is the server's.
+    /// What is known of what the client can do.
+    pub self_test: Known,
+    /// Whether memory is read before and after the run, where the machine is the server's.
     pub watches_machine: bool,
+    /// Whether its GPUs are looked at during the run.
+    pub watches_gpus: bool,
+    /// What the suite that the run is part of leaves out.
+    pub cut: Option<Cut>,
     /// Whether models are stand-ins, so that the numbers measure nothing.
     pub dry_run: bool,
     /// Show no progress.
@@ -156,7 +162,12 @@ impl TryFrom<Args> for Config {
                 gap: args.timeout_gap,
                 total: args.timeout_total,
             },
-            self_test: args.results.is_some() && !args.no_self_test,
+            self_test: match args.results.is_some() && !args.no_self_test {
+                true => Known::TestedBefore,
+                false => Known::Nothing,
+            },
+            watches_gpus: !args.no_calibration,
+            cut: None,
             watches_machine: args.results.is_some() && !args.no_calibration,
             dry_run: false,
             quiet: args.quiet,

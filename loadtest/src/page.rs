@@ -34,6 +34,7 @@ use anyhow::{Result, bail};
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use crate::interval::Interval;
+use crate::report::Cut;
 use crate::results::{PAGE, write_whole};
 use data::{milliseconds, number};
 use group::Group;
@@ -158,7 +159,9 @@ pub(crate) fn render(groups: &[Group]) -> String {
         [group] => format!("{}: load test", group.name),
         _ => format!("{}: load tests compared", names.join(" against ")),
     };
+    let cuts = groups.iter().flat_map(|group| &group.runs);
     let body = html! {
+        (cut(cuts.filter_map(|run| run.tool.cut.as_ref()).next()))
         @if groups.len() > 1 { (compare::verdicts(groups)) }
         @else { (single::verdict(&groups[0])) (single::tiles(&groups[0])) }
         @if groups.len() > 1 { (tables::side_by_side(groups)) (compare::differences(groups)) }
@@ -169,6 +172,11 @@ pub(crate) fn render(groups: &[Group]) -> String {
     };
     let mut runs = groups.iter().flat_map(|group| &group.runs);
     document(&title, runs.any(|run| run.tool.dry_run), &body)
+}
+
+/// What a suite's budget leaves out of it: a reader of one page would miss it.
+pub(crate) fn cut(cut: Option<&Cut>) -> Markup {
+    html! { @if let Some(cut) = cut { p class="verdict fair" { (cut.words()) } } }
 }
 
 fn ends(metric: Metric, interval: Interval) -> String {

@@ -1,7 +1,7 @@
 //! What is asked from the server before a run: which model it serves, and how many tokens it makes
 //! of a word. Both happen before the first scrape and are part of no count.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use hyper::Method;
@@ -11,10 +11,47 @@ use serde_json::Value;
 use crate::target::Target;
 use crate::workload::{TokensPerWord, Workload};
 
+/// Where octet and others say whether they are ready.
+const READY_PAGE: &str = "/health/ready";
 const PROBE_TIMEOUT: Duration = Duration::from_secs(60);
 /// Words of the two calibration prompts. Their difference is long enough to average over words, and
 /// the longer one fits into a context of 512 tokens at four tokens a word.
 const CALIBRATION_WORDS: (u32, u32) = (20, 100);
+
+/// Between two looks at a server that is not ready.
+const READY_POLL: Duration = Duration::from_millis(250);
+/// How long it may take to say whether it is.
+const READY_ANSWER: Duration = Duration::from_secs(10);
+
+/// Waits until `/health/ready` of a target answers something else than 503: a server that has no such page answers
+/// another status, or nothing, and is not waited for. `tell` gets a sentence before the wait.
+///
+/// # Errors
+/// A target that is still not ready after `limit`.
+pub async fn ready(target: &Target, limit: Duration, tell: impl Fn(&str)) -> Result<()> {
+    let begun = Instant::now();
+    let is_loading = async || {
+        let page = target.fetch(Method::GET, READY_PAGE, "*/*", Bytes::new(), READY_ANSWER);
+        matches!(page.await, Ok((503, _)))
+    };
+    if !is_loading().await {
+        return Ok(());
+    }
+    let seconds = limit.as_secs();
+    let url = &target.url;
+    tell(&format!(
+        "{url}{READY_PAGE} answers 503: waiting up to {seconds} s for the server to be ready"
+    ));
+    loop {
+        tokio::time::sleep(READY_POLL).await;
+        if !is_loading().await {
+            return Ok(());
+        }
+        if begun.elapsed() >= limit {
+            bail!("{url}{READY_PAGE} still answers 503 after {seconds} s: the server is not ready");
+        }
+    }
+}
 
 /// The first model that `/v1/models` lists.
 pub async fn first_model(target: &Target) -> Result<String> {
@@ -99,4 +136,60 @@ async fn prompt_tokens(
     let tokens = answer["usage"]["prompt_tokens"].as_u64();
     let tokens = tokens.context("the answer has no usage")?;
     Ok((prompt, u32::try_from(tokens)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::clock::Clock;
+    use crate::target::HttpUrl;
+    use crate::transport::Protocol;
+
+    /// A server that answers these statuses in turn, the last one for ever, each on a connection of its own.
+    async fn answering(statuses: &'static [u16]) -> Target {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        tokio::spawn(async move {
+            let last = statuses.last().unwrap();
+            for status in statuses.iter().chain(std::iter::repeat(last)) {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let _ = stream.read(&mut [0; 4096]).await;
+                let head = format!(
+                    "HTTP/1.1 {status} x\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+                );
+                let _ = stream.write_all(head.as_bytes()).await;
+            }
+        });
+        let url = HttpUrl::parse_base(&url).unwrap();
+        Target::resolve(url, None, Protocol::Http1, Clock::start())
+            .await
+            .unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_server_that_is_not_ready_is_waited_for_as_long_as_is_said() {
+        let cases: [(&[u16], _, _, _); 4] = [
+            (&[503, 503, 200], 60, true, 1),
+            (&[200], 60, true, 0),
+            (&[404], 60, true, 0),
+            (&[503], 0, false, 1),
+        ];
+        for (statuses, limit, is_ready, told) in cases {
+            let said = RefCell::new(Vec::new());
+            let tell = |text: &str| said.borrow_mut().push(text.to_owned());
+            let target = answering(statuses).await;
+            let found = ready(&target, Duration::from_secs(limit), tell).await;
+            assert_eq!(found.is_ok(), is_ready, "{statuses:?}: {found:?}");
+            assert_eq!(said.borrow().len(), told, "{statuses:?}: {said:?}");
+            if let Err(error) = found {
+                let words = "/health/ready still answers 503 after 0 s";
+                assert!(error.to_string().contains(words), "{error}");
+            }
+        }
+    }
 }

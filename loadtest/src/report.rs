@@ -138,13 +138,47 @@ pub struct Tool {
     /// Whether models were stand-ins, so that the numbers measure nothing.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub dry_run: bool,
+    /// What the suite that this is part of leaves out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cut: Option<Cut>,
+}
+
+/// What the budget of a suite leaves out of it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Cut {
+    /// The budget.
+    pub budget_seconds: f64,
+    /// The cells and comparisons for which it has no room.
+    pub left_out: Vec<String>,
+}
+
+impl Cut {
+    /// As a sentence.
+    pub fn words(&self) -> String {
+        let time = match self.budget_seconds {
+            short if short < 120.0 => format!("{short:.0} seconds"),
+            long => format!("{:.0} minutes", long / 60.0),
+        };
+        let left_out = self.left_out.join(", ");
+        format!("The suite was given {time}, which leave out: {left_out}.")
+    }
 }
 
 impl Tool {
-    /// This program, started by `command`.
-    pub(crate) fn this(command: &str, dry_run: bool) -> Self {
+    /// This program as a run was configured.
+    pub(crate) fn of(config: &Config) -> Self {
         Self {
-            dry_run,
+            dry_run: config.dry_run,
+            cut: config.cut.clone(),
+            ..Self::this(&config.command)
+        }
+    }
+
+    /// This program, started by `command`.
+    pub(crate) fn this(command: &str) -> Self {
+        Self {
+            dry_run: false,
+            cut: None,
             command: command.to_owned(),
             name: env!("CARGO_PKG_NAME"),
             version: env!("CARGO_PKG_VERSION"),
@@ -323,7 +357,7 @@ impl Report {
                 .unwrap_or_else(|| workload.model.clone()),
             started: scene.started,
             series: None,
-            tool: Tool::this(&config.command, config.dry_run),
+            tool: Tool::of(config),
             host: scene.host,
             target: TargetInfo {
                 url: config.urls[0].to_string(),

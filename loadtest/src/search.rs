@@ -14,6 +14,7 @@ use crate::args::{SearchArgs, Warmup};
 use crate::arrival::Arrival;
 use crate::config::Config;
 use crate::report::{Report, RunVerdict, WithoutDelay};
+use crate::self_test::Known;
 use crate::slo::{Share, Slo};
 use crate::stats::{Percentile, Summary};
 use hunt::{Found, Hunt, Next};
@@ -212,7 +213,10 @@ impl Searching<'_> {
         config.arrival = arrival;
         config.duration = Some(length);
         config.requests = None;
-        config.self_test = false;
+        // Nothing but the load between two probes.
+        if config.self_test == Known::TestedBefore {
+            config.self_test = Known::Nothing;
+        }
         config.watches_machine = false;
         // A rate that cannot pass any more takes no more time.
         config.may_give_up = matches!(kind, ProbeKind::Probe | ProbeKind::Confirmation);

@@ -50,6 +50,17 @@ const FEWEST_USERS: u32 = 4;
 /// No test waits for a limit.
 const LIMIT: Duration = Duration::from_secs(60);
 
+/// What a run knows of what its client can do.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Known {
+    /// Nothing.
+    Nothing,
+    /// It is tested just before the run.
+    TestedBefore,
+    /// It was tested: token events per second with which it kept up, none where it kept up with nothing.
+    Events(Option<f64>),
+}
+
 /// Which loads are tried.
 #[derive(Debug, Clone, Copy)]
 pub struct Ladder {
@@ -264,7 +275,7 @@ impl SelfTestReport {
         Self {
             schema: SCHEMA,
             kind: "self-test",
-            tool: Tool::this("", false),
+            tool: Tool::this(""),
             bias_limit: BIAS_LIMIT,
             sustained_events_per_second: sustained,
             found_bottleneck: levels.iter().any(|level| !level.passed),

@@ -23,7 +23,7 @@ use serde::Deserialize;
 pub use cell::run;
 pub use job::{Job, Side};
 pub use plan::{Fit, plan};
-pub use summary::{Cell, Figures, Found, SUMMARY, SideName, Summary};
+pub use summary::{Cell, Figures, Found, SUMMARY, SideName, Summary, Tested};
 
 /// The version of the format that is read.
 const SCHEMA: u32 = 1;

@@ -251,7 +251,7 @@ pub struct Args {
     /// Skip the short test of the client itself before each run of --results
     #[arg(long, help_heading = "Output")]
     pub no_self_test: bool,
-    /// Skip the readings of memory before and after each run of --results, and nvidia-smi during it
+    /// Skip the readings of memory before and after each run of --results, and nvidia-smi during every run
     #[arg(long, help_heading = "Output")]
     pub no_calibration: bool,
     /// What the run is called on pages [default: the model]

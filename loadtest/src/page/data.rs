@@ -9,6 +9,7 @@ use serde::Deserialize;
 use crate::arrival::RampShape;
 use crate::calibration::Calibration;
 use crate::gpu_watch::GpuLoad;
+use crate::report::Cut;
 use crate::report::{Lags, LengthsBy};
 use crate::results::RUN;
 use crate::scene::{Host, Series};
@@ -72,6 +73,7 @@ pub struct Tool {
     pub version: String,
     pub command: String,
     pub dry_run: bool,
+    pub cut: Option<Cut>,
 }
 
 #[derive(Debug, Clone, Deserialize)]

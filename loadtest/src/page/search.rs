@@ -11,11 +11,12 @@ use serde_json::Value;
 use super::axis::{Axis, Scale};
 use super::chart::{Chart, Form, Mark, Series};
 use super::data::{Arrival, Goodput, Limits, Price, Target, Tool, milliseconds, number};
-use super::document;
 use super::rates::{self, Ladder, Tried};
 use super::tagged::{Of, tagged};
+use super::{cut, document};
 use crate::cost::USES;
 use crate::give_up::Early;
+use crate::gpu_watch::GpuLoad;
 use crate::results::SEARCH;
 use crate::scene::Host;
 use crate::search::{Over, ProbeKind, ProbeVerdict, Rejudged, StopReason};
@@ -66,6 +67,8 @@ struct Probe {
     client_was_late: bool,
     /// None of a search of an earlier version.
     without_client_delay: Option<Rejudged>,
+    #[serde(default)]
+    gpus: Vec<GpuLoad>,
     offered_requests: Option<f64>,
     completed_requests: f64,
     ttft_p50: Option<f64>,
@@ -113,6 +116,7 @@ impl Search {
     /// The page.
     pub fn render(&self) -> String {
         let body = html! {
+            (cut(self.tool.cut.as_ref()))
             (self.verdict())
             @if self.probes.iter().any(|p| self.level(p).is_some()) {
                 section {
@@ -465,7 +469,9 @@ impl Probe {
                 .client_was_late
                 .then(|| "the client sent late".to_owned()),
         };
-        let all: Vec<String> = early.into_iter().chain(grew).chain(late).collect();
+        let held_back = self.gpus.iter().filter_map(GpuLoad::warning);
+        let all = early.into_iter().chain(grew).chain(late).chain(held_back);
+        let all: Vec<String> = all.collect();
         all.join("; ")
     }
 }

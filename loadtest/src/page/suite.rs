@@ -17,10 +17,11 @@ use super::metric::{Latency, Metric, Quantile};
 use super::rates;
 use super::search::Search;
 use super::tagged::{Of, below, tagged};
-use super::{compare, document};
+use super::{compare, cut, document};
 use crate::interval::Interval;
 use crate::results::PAGE;
-use crate::suite::{Cell, SUMMARY, Summary};
+use crate::search::Over;
+use crate::suite::{Cell, Found, SUMMARY, Summary};
 
 /// A job with the runs of each of its loads, or of each of its sides.
 struct Row {
@@ -92,6 +93,7 @@ fn render(summary: &Summary, rows: &[Row]) -> String {
         rows.iter().partition(|row| row.cell.sides.len() == 1);
     let body = html! {
         @if let Some(machine) = &summary.machine { p { "For: " (machine) } }
+        (cut(summary.cut.as_ref()))
         @for mixed in &summary.mixed { p class="verdict fair" { "Made with more than one version, so that cells may differ by more than their names: " (mixed) "." } }
         @for row in &compared { (comparison(row)) }
         @for (model, groups) in repeated(&cells, &compared) { h2 { (model) } (compare::finding(&groups)) }
@@ -99,7 +101,8 @@ fn render(summary: &Summary, rows: &[Row]) -> String {
         (table(&cells, "Output tokens per second", Metric::OutputTokens))
         (table(&cells, "Time to first token, median", Metric::Latency(Latency::Ttft, Quantile::P50)))
         (table(&cells, "Time per further token, median", Metric::Latency(Latency::Tpot, Quantile::P50)))
-        @if summary.left > 0 { p { (summary.left) " more were left out by the budget." } }
+        @if summary.left > 0 { p { (summary.left) " more have not been run." } }
+        (client(summary))
         p class="note" {
             "± is half of the 95 % interval of the mean over runs; a number without it is of one run. A number leads to its page."
         }
@@ -108,6 +111,18 @@ fn render(summary: &Summary, rows: &[Row]) -> String {
         (charts(&cells))
     };
     document(&format!("Suite {}", summary.name), summary.dry_run, &body)
+}
+
+/// What the client can do.
+fn client(summary: &Summary) -> Markup {
+    html! { @if let Some(test) = &summary.self_test { p class="note" {
+        "Before the first server was started the client tested itself, and kept up with "
+        @match test.sustained_events_per_second {
+            Some(most) => { (tagged(Of::Summary, "self_test.sustained_events_per_second", most, &number(most))) " token events a second." }
+            None => "no load: the machine was busy.",
+        }
+        " The page of a run says what it needed."
+    } } }
 }
 
 /// The finding of a comparison, and its page.
@@ -223,25 +238,47 @@ fn value(row: &Row, load: &str, metric: Metric) -> Markup {
     }
 }
 
-/// The highest rates within limits; one that was not confirmed is "at least".
+/// The level that a search found, of which the summary's `place` tells.
+fn highest(found: &Found, place: &str) -> Markup {
+    let level = match found.over {
+        Over::Rate => (
+            "rate",
+            " requests per second",
+            found.rate.map(|n| (n, number(n))),
+        ),
+        Over::Concurrency => (
+            "users",
+            " users",
+            found.users.map(|n| (n as f64, n.to_string())),
+        ),
+    };
+    html! { @match level {
+        (key, unit, Some((value, words))) => {
+            @if found.stop != "converged" { "at least " }
+            (tagged(Of::Summary, &format!("{place}.{key}"), value, &words)) (unit)
+        }
+        (.., None) => "none",
+    } }
+}
+
+/// The highest rates or most users within limits; what was not confirmed is "at least".
 fn rates(cells: &[&Row]) -> Markup {
     let has_some = |row: &&&Row| !row.cell.searches.is_empty();
     let rows: Vec<&&Row> = cells.iter().filter(has_some).collect();
+    let mut found = rows.iter().flat_map(|row| &row.cell.searches);
+    let title = match found.any(|found| found.over == Over::Concurrency) {
+        true => "Highest load within the limits",
+        false => "Highest rate within the limits",
+    };
     html! {
         @if !rows.is_empty() {
-            h3 { "Highest rate within the limits" }
+            h3 { (title) }
             div class="wide" tabindex="0" { table {
-                thead { tr { th { "model" } th { "precision" } th { "server" } th { "search" } th { "requests per second" } th { "ended" } } }
+                thead { tr { th { "model" } th { "precision" } th { "server" } th { "search" } th { "highest" } th { "ended" } } }
                 tbody { @for row in rows { @for (i, found) in row.cell.searches.iter().enumerate() { tr {
                     @let side = &row.cell.sides[0];
                     th { (side.model) } td { (side.precision) } td { (side.server) } td { @match &found.page { Some(page) => a href={ (row.cell.folder) "/" (page) } { (found.load) }, None => (found.load) } }
-                    td { @match found.rate {
-                        Some(rate) => {
-                            @if found.stop != "converged" { "at least " }
-                            (tagged(Of::Summary, &format!("cells.{}.searches.{i}.rate", row.number), rate, &number(rate)))
-                        }
-                        None => "none",
-                    } }
+                    td { (highest(found, &format!("cells.{}.searches.{i}", row.number))) }
                     td { (found.stop.replace('_', " ")) }
                 } } } }
             } }

@@ -9,6 +9,7 @@ use super::{Over, ProbeVerdict, SearchConfig, StopReason};
 use crate::arrival::Arrival;
 use crate::cost::Price;
 use crate::give_up::Early;
+use crate::gpu_watch::GpuLoad;
 use crate::report::{Report, SCHEMA, TargetInfo, Tool, WithoutDelay};
 use crate::scene::Host;
 use crate::slo::{Goodput, Slo};
@@ -139,6 +140,9 @@ pub struct Probe {
     /// limits, where the price of an hour was given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub per_million_output_tokens: Option<f64>,
+    /// The GPUs of the server's machine over its window.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub gpus: Vec<GpuLoad>,
     /// What speaks against the run.
     pub reasons: Vec<String>,
     #[serde(skip)]
@@ -173,6 +177,7 @@ impl Probe {
             ttft_p99: report.latency.ttft.p99,
             tpot_p50: report.latency.tpot.p50,
             per_million_output_tokens: per_million_output_tokens(verdict, report),
+            gpus: report.gpus.clone(),
             reasons: report.reasons.clone(),
             setting: Setting {
                 name: report.name.clone(),
@@ -238,7 +243,7 @@ impl SearchReport {
         Self {
             schema: SCHEMA,
             kind: "search",
-            tool: Tool::this(&config.probe.command, config.probe.dry_run),
+            tool: Tool::of(&config.probe),
             setting: probes.first().map(|probe| probe.setting.clone()),
             slo: config.slo,
             over,
@@ -279,6 +284,9 @@ impl Display for Probe {
         }
         if let Some(again) = &self.without_client_delay {
             write!(f, ", {}", again.words(self.verdict))?;
+        }
+        for held_back in self.gpus.iter().filter_map(GpuLoad::warning) {
+            write!(f, ", {held_back}")?;
         }
         Ok(())
     }

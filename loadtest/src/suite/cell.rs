@@ -8,16 +8,19 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 
 use super::halt::{Halt, Stop};
+use super::loads::Common;
 use super::quality::{quality_of, score};
 use super::room::lack;
 use super::serve::{Served, end_left_over, find};
-use super::summary::{Cell, SUMMARY, SideName, Summary, figures, searches};
+use super::summary::{Cell, SUMMARY, SideName, Summary, Tested, figures, searches};
 use super::versions::Versions;
 use super::{Job, Side, Suite, loads};
 use crate::args::SuiteArgs;
 use crate::page;
+use crate::report::Cut;
 use crate::results::{plain, write_json};
 use crate::scene;
+use crate::self_test::{self, Known};
 
 const POLL: Duration = Duration::from_millis(100);
 /// How long a killed suite may go on to hold its lock.
@@ -34,6 +37,7 @@ struct Here<'a> {
     stop: Stop,
     versions: Versions,
     may_mix: bool,
+    common: Common,
 }
 
 /// Does the jobs that are not finished, as far as the budget goes. True when every one was measured or
@@ -54,10 +58,13 @@ pub async fn run(suite: &Suite, args: &SuiteArgs, mut tell: impl FnMut(&str)) ->
         stop: Stop::at_interrupt(&lock)?,
         versions: Versions::read(&out)?,
         may_mix: args.allow_mixed,
+        common: Common {
+            client: Known::Nothing,
+            cut: cut(suite, &out, args.budget)?,
+        },
     };
     let driver = scene::driver().await;
     here.versions.saw_driver(&out, driver, here.may_mix)?;
-    let mut budget = args.budget;
     let (mut cells, mut left) = (Vec::new(), 0);
     for job in suite.jobs() {
         let folder = out.join(suite.folder_name(&job));
@@ -70,7 +77,7 @@ pub async fn run(suite: &Suite, args: &SuiteArgs, mut tell: impl FnMut(&str)) ->
             left += 1;
             continue;
         }
-        if !takes(&mut budget, suite, &job) {
+        if here.leaves_out(&job) {
             tell(&format!(
                 "{}: left out, it would exceed the budget",
                 job.name
@@ -105,10 +112,23 @@ pub async fn run(suite: &Suite, args: &SuiteArgs, mut tell: impl FnMut(&str)) ->
         mixed: here.versions.mixed(),
         cells,
         left,
+        self_test: match here.common.client {
+            Known::Events(sustained_events_per_second) => Some(Tested {
+                sustained_events_per_second,
+            }),
+            _ => tested_before(&out),
+        },
+        cut: here.common.cut,
     };
     write_json(&out.join(SUMMARY), &summary)?;
     page::index::write(&out)?;
     Ok(is_clean)
+}
+
+/// What an earlier call knew of the client, where this one had nothing to measure.
+fn tested_before(out: &Path) -> Option<Tested> {
+    let text = std::fs::read_to_string(out.join(SUMMARY)).ok()?;
+    serde_json::from_str::<Summary>(&text).ok()?.self_test
 }
 
 async fn lock(out: &Path) -> Result<File> {
@@ -126,16 +146,52 @@ async fn lock(out: &Path) -> Result<File> {
     Ok(lock)
 }
 
+impl Here<'_> {
+    /// Whether the budget has no room for a job.
+    fn leaves_out(&self, job: &Job<'_>) -> bool {
+        let cut = self.common.cut.as_ref();
+        cut.is_some_and(|cut| cut.left_out.contains(&job.name))
+    }
+
+    /// Tests the client once, before anything else takes the machine's time.
+    async fn test_client(&mut self, tell: &mut impl FnMut(&str)) {
+        if self.common.client != Known::Nothing {
+            return;
+        }
+        match self_test::brief().await {
+            Ok(sustained) => self.common.client = Known::Events(sustained),
+            Err(error) => tell(&format!("the client could not test itself: {error:#}")),
+        }
+    }
+}
+
+/// What of the jobs that are not finished the budget has no room for, if anything.
+fn cut(suite: &Suite, out: &Path, budget: Option<Duration>) -> Result<Option<Cut>> {
+    let Some(budget) = budget else {
+        return Ok(None);
+    };
+    let (mut left, mut left_out) = (budget, Vec::new());
+    for job in suite.jobs() {
+        let is_finished = finished(&out.join(suite.folder_name(&job)))?.is_some();
+        if !is_finished && !takes(&mut left, suite, &job) {
+            left_out.push(job.name);
+        }
+    }
+    Ok((!left_out.is_empty()).then_some(Cut {
+        budget_seconds: budget.as_secs_f64(),
+        left_out,
+    }))
+}
+
 /// Whether the budget has room for a job, whose time is then taken from it.
-fn takes(budget: &mut Option<Duration>, suite: &Suite, job: &Job<'_>) -> bool {
+fn takes(budget: &mut Duration, suite: &Suite, job: &Job<'_>) -> bool {
     let time = match suite.refusal(job) {
         Some(_) => Duration::ZERO,
         None => suite.expected(job),
     };
-    match budget {
-        Some(left) if time > *left => return false,
-        Some(left) => *left -= time,
-        None => {}
+    match budget.checked_sub(time) {
+        Some(left) => *budget = left,
+        None => return false,
     }
     true
 }
@@ -214,6 +270,7 @@ async fn all(
     served: &mut Vec<Served>,
     tell: &mut impl FnMut(&str),
 ) -> Result<()> {
+    here.test_client(tell).await;
     if let [side] = job.sides[..] {
         score(side, folder)?;
     }
@@ -231,5 +288,6 @@ async fn all(
         let version = served.version.clone();
         here.versions.saw(here.out, name, version, here.may_mix)?;
     }
-    loads::ask(here.suite, job, served, folder, &here.stop, tell).await
+    let common = &here.common;
+    loads::ask(here.suite, job, served, folder, common, &here.stop, tell).await
 }

@@ -12,9 +12,27 @@ use crate::args::{Args, SearchArgs};
 use crate::config::Config;
 use crate::cost::Price;
 use crate::repeat;
-use crate::report::Report;
+use crate::report::{Cut, Report};
 use crate::results::{SEARCH, plain, write_search};
 use crate::search::{SearchConfig, search};
+use crate::self_test::Known;
+
+/// What all runs of a suite say beside their own.
+#[derive(Debug, Clone)]
+pub struct Common {
+    /// What the client can do.
+    pub client: Known,
+    /// What the suite leaves out.
+    pub cut: Option<Cut>,
+}
+
+impl Common {
+    fn apply(&self, suite: &Suite, config: &mut Config) {
+        config.dry_run = suite.dry_run;
+        config.self_test = self.client;
+        config.cut.clone_from(&self.cut);
+    }
+}
 
 /// Every load in turn; what has its results is left as it is.
 pub async fn ask(
@@ -22,16 +40,17 @@ pub async fn ask(
     job: &Job<'_>,
     served: &[Served],
     folder: &Path,
+    common: &Common,
     stop: &Stop,
     tell: &mut impl FnMut(&str),
 ) -> Result<()> {
     for load in &job.loads {
         stop.check()?;
         if load.search {
-            search_once(suite, job, load, &served[0], folder, tell).await?;
+            search_once(suite, job, load, &served[0], folder, common, tell).await?;
             continue;
         }
-        let sides = configs(suite, job, load, served)?;
+        let sides = configs(suite, job, load, served, common)?;
         let id = format!("{}/{}", suite.folder_name(job), load.name);
         let place = place(job, folder, load);
         let told = |report: &Report| {
@@ -55,7 +74,13 @@ pub fn place(job: &Job<'_>, folder: &Path, load: &Load) -> PathBuf {
     }
 }
 
-fn configs(suite: &Suite, job: &Job<'_>, load: &Load, served: &[Served]) -> Result<Vec<Config>> {
+fn configs(
+    suite: &Suite,
+    job: &Job<'_>,
+    load: &Load,
+    served: &[Served],
+    common: &Common,
+) -> Result<Vec<Config>> {
     // A cost is stated only of a load that has limits to keep.
     let has_limits = load.flags.contains("--slo");
     let price = suite.price().filter(|_| has_limits);
@@ -80,7 +105,7 @@ fn configs(suite: &Suite, job: &Job<'_>, load: &Load, served: &[Served]) -> Resu
         let mut config = Config::try_from(args)?;
         config.price = config.price.or_else(|| price.clone());
         config.watches_machine = true;
-        config.dry_run = suite.dry_run;
+        common.apply(suite, &mut config);
         Ok(config)
     });
     each.collect::<Result<Vec<Config>>>()
@@ -94,6 +119,7 @@ async fn search_once(
     load: &Load,
     served: &Served,
     folder: &Path,
+    common: &Common,
     tell: &mut impl FnMut(&str),
 ) -> Result<()> {
     let place = place(job, folder, load);
@@ -107,7 +133,8 @@ async fn search_once(
         .map_err(anyhow::Error::from)
         .and_then(SearchConfig::try_from)
         .with_context(|| format!("the load {}", load.name))?;
-    config.probe.dry_run = suite.dry_run;
+    config.probe.command = format!("loadtest search {}", load.flags);
+    common.apply(suite, &mut config.probe);
     config.probe.price = config.probe.price.or_else(|| suite.price());
     let report = search(&config, |probe| tell(&format!("  {name}: {probe}"))).await?;
     write_search(&place, &report)

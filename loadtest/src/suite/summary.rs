@@ -9,7 +9,9 @@ use serde_json::Value;
 use super::loads::place;
 use super::{Fit, Job, Side};
 use crate::page;
+use crate::report::Cut;
 use crate::results::{PAGE, RUN, SEARCH};
+use crate::search::Over;
 
 /// Name of the file that says what became of every job.
 pub const SUMMARY: &str = "summary.json";
@@ -34,6 +36,19 @@ pub struct Summary {
     pub cells: Vec<Cell>,
     /// Jobs that have not been run.
     pub left: usize,
+    /// What the budget has no room for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cut: Option<Cut>,
+    /// What the client can do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub self_test: Option<Tested>,
+}
+
+/// What the client's test of itself showed, before the first server was started.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Tested {
+    /// Token events per second with which it kept up; none where it kept up with nothing.
+    pub sustained_events_per_second: Option<f64>,
 }
 
 /// How a job ended.
@@ -56,7 +71,7 @@ pub struct Cell {
     /// What its precision costs, as the command of the suite says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quality: Option<Value>,
-    /// The rates that were searched for.
+    /// The rates, or numbers of users, that were searched for.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub searches: Vec<Found>,
     /// Its runs.
@@ -68,8 +83,14 @@ pub struct Cell {
 pub struct Found {
     /// The load.
     pub load: String,
-    /// Requests per second; none when no rate passed.
+    /// What was raised.
+    #[serde(default)]
+    pub over: Over,
+    /// Requests per second; none when no rate passed, or users were raised.
     pub rate: Option<f64>,
+    /// Users; none when no number of them passed, or rates were raised.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub users: Option<u64>,
     /// Why it ended.
     pub stop: String,
     /// Its page, below the folder of the job.
@@ -135,7 +156,7 @@ impl Figures {
     }
 }
 
-/// The rates that were found.
+/// What was found by searches.
 pub fn searches(job: &Job<'_>, folder: &Path) -> Result<Vec<Found>> {
     let mut found = Vec::new();
     for load in job.loads.iter().filter(|load| load.search) {
@@ -147,7 +168,9 @@ pub fn searches(job: &Job<'_>, folder: &Path) -> Result<Vec<Found>> {
             let report: Value = serde_json::from_str(&std::fs::read_to_string(&path)?)?;
             found.push(Found {
                 load: load.name.clone(),
+                over: Over::deserialize(&report["over"]).unwrap_or_default(),
                 rate: report["rate"].as_f64(),
+                users: report["users"].as_u64(),
                 stop: report["stop"].as_str().unwrap_or_default().to_owned(),
                 page: page.is_file().then(|| below.display().to_string()),
             });

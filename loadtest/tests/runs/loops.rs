@@ -4,6 +4,7 @@ use crate::fake::{Behaviour, FakeServer, MetricsPage};
 use loadtest::app;
 use loadtest::give_up::Early;
 use loadtest::report::RunVerdict;
+use loadtest::self_test::Known;
 use loadtest::stats::Percentile;
 
 use crate::{config, count, exact_passes, failed_checks, measure};
@@ -190,8 +191,9 @@ async fn a_hopeless_run_ends_early() {
 async fn the_client_tests_itself_before_a_run_that_is_kept() {
     let server = FakeServer::start(&[Behaviour::Ok], MetricsPage::Honest).await;
     let line = "--requests 2 --output-tokens 2 --results unused";
-    assert!(!config(&server, "").self_test);
-    assert!(!config(&server, "--results unused --no-self-test").self_test);
+    assert_eq!(config(&server, "").self_test, Known::Nothing);
+    let without = config(&server, "--results unused --no-self-test");
+    assert_eq!(without.self_test, Known::Nothing);
     let report = measure(&server, line).await;
     let test = report.client.self_test.unwrap();
     assert!(test.used_events_per_second > 0.0, "{test:?}");

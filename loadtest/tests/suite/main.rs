@@ -1,4 +1,4 @@
-//! A suite over tiny stand-ins, killed in the middle and resumed.
+//! A suite over tiny stand-ins in the cells of the A10's, killed in the middle and resumed.
 
 mod stand_ins;
 #[path = "../tagged/mod.rs"]
@@ -38,17 +38,35 @@ server = "octet"
 precisions = ["bf16", "int8"]
 shape = { layers = 32, hidden = 2560, vocabulary = 50280 }
 [[model]]
-name = "stablelm-tuned-alpha-7b"
-source = "FOLDER/stablelm"
+name = "dolly-v2-7b"
+source = "FOLDER/dolly"
 server = "octet"
 precisions = ["bf16", "int8"]
-shape = { layers = 16, hidden = 6144, vocabulary = 50432 }
+shape = { layers = 32, hidden = 4096, vocabulary = 50280 }
+[[model]]
+name = "dolly-v2-12b"
+source = "FOLDER/dolly"
+server = "octet"
+precisions = ["f16", "int8"]
+shape = { layers = 36, hidden = 5120, vocabulary = 50280 }
 [[model]]
 name = "oasst-pythia-12b"
 source = "FOLDER/oasst"
 server = "octet"
 precisions = ["f16", "int8"]
 shape = { layers = 36, hidden = 5120, vocabulary = 50288 }
+[[model]]
+name = "stablelm-tuned-alpha-3b"
+source = "FOLDER/stablelm"
+server = "octet"
+precisions = ["bf16", "int8"]
+shape = { layers = 16, hidden = 4096, vocabulary = 50688 }
+[[model]]
+name = "stablelm-tuned-alpha-7b"
+source = "FOLDER/stablelm"
+server = "octet"
+precisions = ["bf16", "int8"]
+shape = { layers = 16, hidden = 6144, vocabulary = 50432 }
 [[model]]
 name = "broken"
 source = "nowhere/at/all"
@@ -77,8 +95,16 @@ repeats = 1
 expected_s = 1
 [[load]]
 name = "rate"
+models = ["dolly-v2-3b", "oasst-pythia-12b", "stablelm-tuned-alpha-7b"]
 search = true
 flags = "--slo ttft=10s --rate 20 --requests 3 --duration 200ms --max-probes 1 --prompt-tokens 8 --output-tokens 4 --ignore-eos"
+repeats = 1
+expected_s = 1
+[[load]]
+name = "most users"
+models = ["stablelm-tuned-alpha-7b"]
+search = true
+flags = "concurrency --slo ttft=10s --users 2 --requests 3 --duration 200ms --max-probes 1 --prompt-tokens 8 --output-tokens 4 --ignore-eos"
 repeats = 1
 expected_s = 1
 [[compare]]
@@ -131,7 +157,10 @@ fn a_suite_that_was_killed_goes_on_where_it_was() {
     let text = SUITE.replace("FOLDER", folder.path().to_str().unwrap());
     std::fs::write(&file, text).unwrap();
 
-    let mut first = suite(&file, &out).stdout(Stdio::piped()).spawn().unwrap();
+    // Time for the first five cells.
+    let mut first = suite(&file, &out);
+    let first = first.args(["--budget", "20s"]).stdout(Stdio::piped());
+    let mut first = first.spawn().unwrap();
     let mut lines = BufReader::new(first.stdout.take().unwrap()).lines();
     // The first of two runs of the second cell has been made.
     let second = "  dolly-v2-3b int8 on octet, solo: ";
@@ -174,44 +203,54 @@ fn a_suite_that_was_killed_goes_on_where_it_was() {
         .iter()
         .map(|cell| cell["status"].as_str().unwrap())
         .collect();
+    let (done, no) = ("done", "does_not_fit");
     let expected = [
-        "done",
-        "done",
-        "done",
-        "done",
-        "does_not_fit",
-        "done",
-        "failed",
-        "not_there",
-        "no_room",
-        "done",
+        [done, done, done, done],
+        [no, done, no, done],
+        [done, done, done, done],
+        ["failed", "not_there", "no_room", done],
     ];
-    assert_eq!(status, expected, "{told}");
+    assert_eq!(status, expected.as_flattened(), "{told}");
     let runs = |cell: &Value| cell["runs"].as_array().unwrap().len();
     let is_done = |cell: &&Value| cell["status"] == "done";
-    let done: Vec<&Value> = cells[..9].iter().filter(is_done).collect();
+    let done: Vec<&Value> = cells[..15].iter().filter(is_done).collect();
     let made: Vec<usize> = done.iter().map(|cell| runs(cell)).collect();
-    assert_eq!((made, runs(&cells[9])), (vec![2, 2, 3, 3, 2], 4));
-    for cell in &done {
-        let search = &cell["searches"][0];
-        assert_eq!(search["load"], "rate");
-        assert_eq!(search["page"], "rate/report.html");
-        // A client without a core of its own sends late, which ends a search, too.
+    assert_eq!(made, [2, 2, 2, 2, 2, 2, 2, 2, 3, 3], "ten cells");
+    assert_eq!(runs(&cells[15]), 4);
+    let searches = done.iter().filter_map(|cell| cell["searches"].as_array());
+    let searches: Vec<&Value> = searches.flatten().collect();
+    assert_eq!(searches.len(), 7);
+    for search in searches {
+        // A client without a core of its own may be late.
         let stop = search["stop"].as_str().unwrap();
         assert!(
             ["max_probes", "ceiling", "solo_fails"].contains(&stop),
             "{stop}"
         );
-        assert!(search["rate"].as_f64().is_none_or(|rate| rate == 20.0));
+        let (level, highest) = match search["load"].as_str().unwrap() {
+            "rate" => ("rate", 20.0),
+            _ => ("users", 2.0),
+        };
+        assert!(search[level].as_f64().is_none_or(|found| found == highest));
+        let load = search["load"].as_str().unwrap().replace(' ', "-");
+        assert_eq!(search["page"], format!("{load}/report.html"));
     }
     let refusal = "does not fit: 22.1 GiB + KV against 20.2 GiB";
-    assert_eq!(cells[4]["reason"], refusal);
-    assert!(!cells[6]["reason"].as_str().unwrap().is_empty());
-    let room = cells[8]["reason"].as_str().unwrap();
+    assert_eq!(
+        (&cells[4]["reason"], &cells[6]["reason"]),
+        (&refusal.into(), &refusal.into())
+    );
+    assert!(!cells[12]["reason"].as_str().unwrap().is_empty());
+    let room = cells[14]["reason"].as_str().unwrap();
     assert!(room.ends_with("8192.5 GiB are needed"), "{room}");
-    for (cell, stand_in) in done.iter().step_by(2).zip(&stand_ins::ALL) {
+    for cell in &done {
+        let name = cell["name"].as_str().unwrap();
+        let is_its = |stand_in: &&StandIn| name.starts_with(stand_in.name);
+        let stand_in = stand_ins::ALL.iter().find(is_its).unwrap();
         check_cell(&out.join(cell["folder"].as_str().unwrap()), stand_in);
     }
+    check_cut(&out.join(cells[0]["folder"].as_str().unwrap()));
+    assert_eq!(summary["cut"], Value::Null, "the last call had no budget");
     let page = std::fs::read_to_string(out.join("index.html")).unwrap();
     check_numbers(&page, &out, &summary);
     for words in [
@@ -220,7 +259,8 @@ fn a_suite_that_was_killed_goes_on_where_it_was() {
         "not run: ",
         "not possible here: no-such-server",
         "Too few runs to tell 16 bits from 8 bits",
-        "Highest rate within the limits",
+        "Highest load within the limits",
+        "the client tested itself, and kept up with",
         "Price of a million output tokens",
         "stablelm-tuned-alpha-7b, solo on octet",
         "failed: ",
@@ -295,8 +335,8 @@ fn check_numbers(page: &str, out: &Path, summary: &Value) {
     let of = |key: &str| tags.iter().filter(|tag| tag.key == key).count();
     assert_eq!(
         of("rates.output_tokens"),
-        7,
-        "five cells, two of them with two loads"
+        12,
+        "ten cells, two of them with two loads"
     );
     let rates = tags.iter().filter(|tag| tag.key.ends_with(".rate"));
     let cells = summary["cells"].as_array().unwrap().iter();
@@ -326,9 +366,26 @@ fn check_cell(folder: &Path, stand_in: &StandIn) {
     let told: Vec<&str> = reasons.map(|reason| reason.as_str().unwrap()).collect();
     let held_back = |reason: &&str| reason.starts_with("GPU 0 was held back");
     assert!(told.iter().any(held_back), "{told:?}");
-    for page in ["solo/1/report.html", "solo/report.html", "rate/report.html"] {
-        let page = std::fs::read_to_string(folder.join(page)).unwrap();
+    let test = &run["client"]["self_test"];
+    assert!(test["used_events_per_second"].is_number(), "{test}");
+    for page in files(folder, "report.html") {
+        let page = std::fs::read_to_string(page).unwrap();
         assert!(page.contains("<main class=\"dry\">"), "{}", stand_in.name);
+    }
+}
+
+/// Every page that was made under a budget says what that left out.
+fn check_cut(folder: &Path) {
+    let pages = files(folder, "report.html");
+    assert_eq!(pages.len(), 4, "{pages:?}");
+    for page in pages {
+        let text = std::fs::read_to_string(&page).unwrap();
+        let words = "The suite was given 20 seconds, which leave out: ";
+        let left_out = text.split(words).nth(1).expect("the page says so");
+        let left_out = left_out.split("</p>").next().unwrap();
+        assert!(!left_out.contains("dolly-v2-7b int8"), "{left_out}");
+        assert!(left_out.contains("stablelm-tuned-alpha-7b bf16 on octet"));
+        assert!(left_out.ends_with("8 bits against 16."), "{left_out}");
     }
 }
 
