@@ -24,6 +24,8 @@ pub struct GatewayConfig {
     pub loopback: bool,
     /// `/metrics` asks for a key like everything else.
     pub metrics_require_key: bool,
+    /// `/metrics` is not among the routes: [`serve_metrics`](crate::serve_metrics) has it.
+    pub metrics_apart: bool,
     /// Every series of `/metrics` again under the names vLLM gives them.
     pub vllm_metrics: bool,
     /// Unknown request fields are refused instead of reported.
@@ -184,6 +186,7 @@ impl GatewayConfig {
             allowed_origins: Vec::new(),
             loopback: true,
             metrics_require_key: false,
+            metrics_apart: false,
             vllm_metrics: true,
             strict_params: false,
             limits: RequestLimits::default(),

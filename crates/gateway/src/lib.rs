@@ -29,5 +29,5 @@ pub use config::{GatewayConfig, GenerationPolicy, RequestLimits, Timeouts, Versi
 pub use error::ApiError;
 pub use gateway::{Gateway, Readiness, ServedEncoder, ServedModel, ServedModelError};
 pub use routes::router;
-pub use serve::serve;
+pub use serve::{serve, serve_metrics};
 pub use text::{TextError, TextTokens};

@@ -163,10 +163,40 @@ impl Route {
     }
 }
 
-/// The whole HTTP interface.
+/// The whole HTTP interface, but for metrics that have an address of their own.
 pub fn router(gateway: Gateway) -> Router {
-    let mut router = Router::new();
     for route in ROUTES {
+        gateway.metrics.declare_endpoint(route.path);
+    }
+    let are_apart = gateway.config.metrics_apart;
+    let loopback = gateway.config.loopback;
+    let routes = ROUTES
+        .iter()
+        .filter(|route| !(are_apart && route.endpoint == Endpoint::Metrics));
+    router_of(routes, Door { gateway, loopback })
+}
+
+/// The interface of a loopback address for metrics alone.
+pub(crate) fn metrics_router(gateway: Gateway) -> Router {
+    let routes = ROUTES
+        .iter()
+        .filter(|route| route.endpoint == Endpoint::Metrics);
+    let loopback = true;
+    router_of(routes, Door { gateway, loopback })
+}
+
+/// Where requests come in.
+#[derive(Clone)]
+struct Door {
+    gateway: Gateway,
+    /// Its address is one of this machine only.
+    loopback: bool,
+}
+
+fn router_of<'a>(routes: impl Iterator<Item = &'a Route>, door: Door) -> Router {
+    let gateway = door.gateway.clone();
+    let mut router = Router::new();
+    for route in routes {
         let filter = if route.post {
             MethodFilter::POST
         } else {
@@ -183,12 +213,11 @@ pub fn router(gateway: Gateway) -> Router {
                 router = router.route(&format!("{path}/"), on(filter, handler));
             }
         }
-        gateway.metrics.declare_endpoint(route.path);
     }
     router
         .fallback(unknown_url)
         .method_not_allowed_fallback(method_not_allowed)
-        .layer(from_fn_with_state(gateway.clone(), guard))
+        .layer(from_fn_with_state(door, guard))
         .layer(from_fn_with_state(gateway.clone(), observe))
         .with_state(gateway)
 }
@@ -215,12 +244,13 @@ async fn answer(
 }
 
 /// Lets a request through to its route, or answers it.
-async fn guard(State(gateway): State<Gateway>, mut request: Request, next: Next) -> Response {
+async fn guard(State(door): State<Door>, mut request: Request, next: Next) -> Response {
+    let gateway = &door.gateway;
     let origin = auth::origin(&gateway.config, &request);
     let from = request.headers().get(header::ORIGIN).cloned();
-    let mut response = match check(&gateway, origin, &mut request) {
+    let mut response = match check(&door, origin, &mut request) {
         Err(error) => {
-            generate::count_rejection(&gateway, &error);
+            generate::count_rejection(gateway, &error);
             error.into_response()
         }
         Ok(_) if origin == Origin::Allowed && request.method() == Method::OPTIONS => {
@@ -238,7 +268,8 @@ async fn guard(State(gateway): State<Gateway>, mut request: Request, next: Next)
     response
 }
 
-fn check(gateway: &Gateway, origin: Origin, request: &mut Request) -> Result<Permit, ApiError> {
+fn check(door: &Door, origin: Origin, request: &mut Request) -> Result<Permit, ApiError> {
+    let Door { gateway, loopback } = door;
     let config = &gateway.config;
     let limit = config.limits.max_uri;
     let uri = request.uri();
@@ -249,7 +280,9 @@ fn check(gateway: &Gateway, origin: Origin, request: &mut Request) -> Result<Per
             limit,
         });
     }
-    auth::check_host(config, request)?;
+    if *loopback {
+        auth::check_host(request)?;
+    }
     let is_preflight = origin == Origin::Allowed && request.method() == Method::OPTIONS;
     if origin == Origin::Foreign && !request.method().is_safe() {
         let origin = request.headers().get(header::ORIGIN);

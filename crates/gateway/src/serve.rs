@@ -3,7 +3,6 @@
 
 mod socket;
 
-use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -19,7 +18,7 @@ use tokio::task::JoinSet;
 use tower::ServiceExt;
 
 use crate::gateway::Gateway;
-use crate::routes::router;
+use crate::routes::{metrics_router, router};
 use socket::Socket;
 pub(crate) use socket::{Answering, Turn};
 
@@ -29,61 +28,94 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const MIN_BUFFER: usize = 8 << 10;
 /// Time in which connections may write their last bytes.
 const CLOSE_TIME: Duration = Duration::from_secs(1);
+/// Connections to the address of metrics.
+const MAX_SCRAPES: usize = 64;
 /// Time that answers have beyond the engine's own deadline to reach their clients.
 const GRACE: Duration = Duration::from_secs(2);
 
 /// Serves until `shutdown` resolves, then drains: probes are still answered, with 503, until every
 /// running request has ended or the shutdown time is over.
-///
-/// # Errors
-/// When the listener cannot be used at all.
-pub async fn serve(
+pub async fn serve(gateway: Gateway, listener: TcpListener, shutdown: impl Future<Output = ()>) {
+    let max_connections = gateway.config.max_connections;
+    let router = router(gateway.clone());
+    let mut door = Listening::new(gateway.clone(), listener, router, max_connections);
+    tokio::select! {
+        () = door.accept() => {}
+        () = async {
+            shutdown.await;
+            gateway.drain();
+            let deadline = Instant::now() + gateway.config.timeouts.shutdown + GRACE;
+            gateway.idle(deadline).await;
+        } => {}
+    }
+    door.close().await;
+}
+
+/// Serves `/metrics` and nothing else on a loopback address, for as long as it is polled.
+pub async fn serve_metrics(gateway: Gateway, listener: TcpListener) {
+    let router = metrics_router(gateway.clone());
+    let mut door = Listening::new(gateway, listener, router, MAX_SCRAPES);
+    door.accept().await;
+}
+
+/// A listener with the connections that it accepted.
+struct Listening {
     gateway: Gateway,
     listener: TcpListener,
-    shutdown: impl Future<Output = ()>,
-) -> io::Result<()> {
-    let closing = watch::Sender::new(false);
-    let permits = Arc::new(Semaphore::new(gateway.config.max_connections));
-    let router = router(gateway.clone());
-    let mut connections = JoinSet::new();
-    let drained = async {
-        shutdown.await;
-        gateway.drain();
-        let deadline = Instant::now() + gateway.config.timeouts.shutdown + GRACE;
-        gateway.idle(deadline).await;
-    };
-    tokio::pin!(drained);
-    loop {
-        let accept = async {
-            let permit = Arc::clone(&permits).acquire_owned().await;
-            let accepted = listener.accept().await;
-            (permit.expect("nobody closes the semaphore"), accepted)
-        };
-        tokio::select! {
-            () = &mut drained => break,
-            Some(_) = connections.join_next() => {}
-            (permit, accepted) = accept => match accepted {
-                Ok((stream, _)) => {
-                    let connection = Connection {
-                        gateway: gateway.clone(),
-                        router: router.clone(),
-                        closing: closing.subscribe(),
-                        _permit: permit,
-                    };
-                    connections.spawn(connection.run(stream));
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "accepting a connection failed");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                }
-            },
+    router: Router,
+    /// One for each connection that may be open.
+    permits: Arc<Semaphore>,
+    connections: JoinSet<()>,
+    closing: watch::Sender<bool>,
+}
+
+impl Listening {
+    fn new(gateway: Gateway, listener: TcpListener, router: Router, max: usize) -> Self {
+        Self {
+            gateway,
+            listener,
+            router,
+            permits: Arc::new(Semaphore::new(max)),
+            connections: JoinSet::new(),
+            closing: watch::Sender::new(false),
         }
     }
-    closing.send_replace(true);
-    let close = async { while connections.join_next().await.is_some() {} };
-    // What is still open after that is cut.
-    let _ = tokio::time::timeout(CLOSE_TIME, close).await;
-    Ok(())
+
+    /// Accepts connections; never ends by itself.
+    async fn accept(&mut self) {
+        loop {
+            let accept = async {
+                let permit = Arc::clone(&self.permits).acquire_owned().await;
+                let accepted = self.listener.accept().await;
+                (permit.expect("nobody closes the semaphore"), accepted)
+            };
+            tokio::select! {
+                Some(_) = self.connections.join_next() => {}
+                (permit, accepted) = accept => match accepted {
+                    Ok((stream, _)) => {
+                        let connection = Connection {
+                            gateway: self.gateway.clone(),
+                            router: self.router.clone(),
+                            closing: self.closing.subscribe(),
+                            _permit: permit,
+                        };
+                        self.connections.spawn(connection.run(stream));
+                    }
+                    Err(error) => {
+                        tracing::warn!(%error, "accepting a connection failed");
+                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                    }
+                },
+            }
+        }
+    }
+
+    /// Lets connections write their last bytes; what is still open after that is cut.
+    async fn close(mut self) {
+        self.closing.send_replace(true);
+        let close = async { while self.connections.join_next().await.is_some() {} };
+        let _ = tokio::time::timeout(CLOSE_TIME, close).await;
+    }
 }
 
 /// Lets an answer say that nothing follows it on its connection, which closes once the answer is sent.

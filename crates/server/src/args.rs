@@ -513,6 +513,9 @@ pub struct ServeArgs {
     /// Ask for a key on /metrics too.
     #[arg(long, env = "OCTET_METRICS_REQUIRE_KEY", hide = true, action = ArgAction::SetTrue, value_parser = switch())]
     pub metrics_require_key: bool,
+    /// Port of 127.0.0.1 that answers /metrics, which the other port then does not; 0 picks a free one.
+    #[arg(long, env = "OCTET_METRICS_PORT", value_name = "PORT", hide = true)]
+    pub metrics_port: Option<u16>,
     /// Log filter, such as info or gateway=debug.
     #[arg(
         long,

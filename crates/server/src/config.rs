@@ -54,6 +54,8 @@ pub struct Config {
     pub host: String,
     /// Port to bind.
     pub port: u16,
+    /// Port for metrics alone.
+    pub metrics_port: Option<u16>,
     /// Where and how to compute.
     pub device: DeviceConfig,
     /// Bytes for cached keys and values; sized from free memory when absent.
@@ -156,6 +158,7 @@ impl Config {
             embedding_model,
             host: args.host,
             port: args.port,
+            metrics_port: args.metrics_port,
             device,
             kv_cache_memory: args.kv_cache_memory,
             gpu_memory_utilization: args.gpu_memory_utilization,
@@ -210,6 +213,7 @@ fn gateway_config(args: &ServeArgs, model: &ModelSource, problems: &mut Problems
         allowed_origins: args.allowed_origins.clone(),
         loopback: is_loopback(&args.host),
         metrics_require_key: args.metrics_require_key,
+        metrics_apart: args.metrics_port.is_some(),
         vllm_metrics: args.metrics_compat == MetricsCompatArg::Vllm,
         strict_params: args.strict_params,
         limits: RequestLimits {
@@ -346,6 +350,15 @@ fn check_access(args: &ServeArgs, problems: &mut Problems) {
             args.max_num_reqs_per_key.is_some(),
         ),
     ];
+    if args
+        .metrics_port
+        .is_some_and(|port| port != 0 && port == args.port)
+    {
+        let port = args.port;
+        problems
+            .0
+            .push(format!("--metrics-port {port} is that of --port"));
+    }
     for (flag, _) in needs_keys.iter().filter(|(_, is_set)| *is_set && !has_keys) {
         problems.0.push(format!("{flag} needs an --api-key"));
     }
@@ -491,6 +504,8 @@ mod tests {
             assert!(resolve(&[flags, &["--api-key", "k"]].concat()).is_ok());
         }
         assert!(problem(&["--api-key", " "]).contains("must not be empty"));
+        assert!(problem(&["--metrics-port", "8000"]).contains("that of --port"));
+        assert!(resolve(&["--metrics-port", "0", "--port", "0"]).is_ok());
     }
 
     /// A secret often ends in a line break, and lists have blanks after commas.

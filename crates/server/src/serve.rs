@@ -67,13 +67,12 @@ async fn serve(mut config: Config) -> Result<()> {
     let handed_over = supervisor::socket().context("cannot take the supervisor's socket")?;
     let listener = match handed_over {
         Some(listener) => TcpListener::from_std(listener)?,
-        None => bind(&config.host, config.port)
-            .await
-            .map_err(|error| bind_error(&config, &error))?,
+        None => bind(&config.host, config.port, "--port").await?,
     };
     let address = listener.local_addr()?;
     let version = env!("CARGO_PKG_VERSION");
     crate::say(&format!("octet {version} on http://{address}\n"))?;
+    let metrics_listener = bind_metrics(&config).await?;
     let metrics = Metrics::new(&config.gateway.served_model_names[0]);
     let gateway = Gateway::new(config.gateway.clone(), metrics.clone());
     // It has hashes of them, and nobody needs more.
@@ -83,6 +82,9 @@ async fn serve(mut config: Config) -> Result<()> {
     tokio::spawn(watch_signals(gateway.clone(), end.clone())?);
     if let Some(path) = config.api_key_file.clone() {
         tokio::spawn(watch_keys(gateway.clone(), path)?);
+    }
+    if let Some(listener) = metrics_listener {
+        tokio::spawn(gateway::serve_metrics(gateway.clone(), listener));
     }
     tokio::spawn(supervisor::feed_watchdog(gateway.clone()));
     tokio::spawn(watch_engine(gateway.clone(), end.clone()));
@@ -94,15 +96,38 @@ async fn serve(mut config: Config) -> Result<()> {
             let _ = ended.wait_for(Option::is_some).await;
         }
     };
-    gateway::serve(gateway, listener, shutdown).await?;
+    gateway::serve(gateway, listener, shutdown).await;
     match ended.borrow_and_update().clone() {
         Some(End::Failed(reason)) => bail!(reason),
         Some(End::Asked) | None => Ok(()),
     }
 }
 
-/// Listens on the first address that the host has.
-async fn bind(host: &str, port: u16) -> std::io::Result<TcpListener> {
+/// Listens where metrics are asked for on a port of their own, and says where that is.
+async fn bind_metrics(config: &Config) -> Result<Option<TcpListener>> {
+    let Some(port) = config.metrics_port else {
+        return Ok(None);
+    };
+    let listener = bind("127.0.0.1", port, "--metrics-port").await?;
+    let address = listener.local_addr()?;
+    crate::say(&format!("  metrics    http://{address}/metrics\n"))?;
+    Ok(Some(listener))
+}
+
+/// Listens on the first address that the host has, on the port that `flag` gave.
+async fn bind(host: &str, port: u16, flag: &str) -> Result<TcpListener> {
+    listen(host, port).await.map_err(|error| {
+        let address = format!("{host}:{port}");
+        match error.kind() {
+            std::io::ErrorKind::AddrInUse => {
+                anyhow!("{address} is in use; choose another port with {flag}, or 0 for a free one")
+            }
+            _ => anyhow!("cannot bind {address}: {error}"),
+        }
+    })
+}
+
+async fn listen(host: &str, port: u16) -> std::io::Result<TcpListener> {
     let mut addresses = lookup_host((host.trim_matches(['[', ']']), port)).await?;
     let address = addresses
         .next()
@@ -114,16 +139,6 @@ async fn bind(host: &str, port: u16) -> std::io::Result<TcpListener> {
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
     socket.listen(BACKLOG)
-}
-
-fn bind_error(config: &Config, error: &std::io::Error) -> anyhow::Error {
-    let address = format!("{}:{}", config.host, config.port);
-    match error.kind() {
-        std::io::ErrorKind::AddrInUse => {
-            anyhow!("{address} is in use; choose another port with --port, or 0 for a free one")
-        }
-        _ => anyhow!("cannot bind {address}: {error}"),
-    }
 }
 
 /// Loads on a thread of its own, then waits there for the engine's end.

@@ -2,7 +2,8 @@
 
 mod support;
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpStream;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::process::Command;
 
@@ -199,6 +200,27 @@ fn keys_that_never_come_do_not_delay_the_end() {
         held = writer();
         held.is_some()
     });
+    server.signal("TERM");
+    assert!(server.wait().success());
+}
+
+#[test]
+fn metrics_have_a_port_of_their_own_where_asked_for() {
+    let server = Server::start(&["--metrics-port", "0"]);
+    let port = server
+        .banner
+        .lines()
+        .find_map(|line| line.strip_prefix("  metrics    http://127.0.0.1:"))
+        .and_then(|rest| rest.strip_suffix("/metrics"))
+        .and_then(|port| port.parse().ok());
+    let port: u16 = port.expect("the banner says where");
+    assert_eq!(server.request("GET", "/metrics", "").status, 404);
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).expect("it listens");
+    let request = "GET /metrics HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n\r\n";
+    stream.write_all(request.as_bytes()).expect("sent");
+    let answer = read_response(stream);
+    assert_eq!(answer.status, 200, "{}", answer.body);
+    assert!(answer.body.contains("octet_build_info"), "{}", answer.body);
     server.signal("TERM");
     assert!(server.wait().success());
 }

@@ -2,9 +2,12 @@
 
 use axum::http::{Request, header};
 use serde_json::{Value, json};
+use tower::ServiceExt;
 
+use super::errors::check;
 use super::support::{Rig, engine_config, get, model, post};
 use crate::GatewayConfig;
+use crate::routes::metrics_router;
 
 #[tokio::test]
 async fn unknown_paths_and_methods_are_answered_in_the_envelope() {
@@ -123,6 +126,33 @@ async fn a_key_opens_what_is_behind_it_and_nothing_else_needs_one() {
     };
     assert_eq!(rig.call(with_key("secret")).await.status, 200);
     assert_eq!(rig.call(with_key("secret2")).await.status, 401);
+}
+
+#[tokio::test]
+async fn metrics_apart_are_at_their_own_address_and_nothing_else_is() {
+    let config = GatewayConfig {
+        metrics_apart: true,
+        loopback: false,
+        ..GatewayConfig::new("m")
+    };
+    let rig = Rig::with(config, engine_config(), model());
+    let answer = rig.get("/metrics").await;
+    check(&answer, 404, "unknown_url", None, "/metrics");
+    let apart = metrics_router(rig.gateway.clone());
+    for (path, host, status) in [
+        ("/metrics", "127.0.0.1:9100", 200),
+        ("/metrics/", "localhost:9100", 200),
+        ("/metrics", "rebound.example", 403),
+        ("/v1/models", "127.0.0.1:9100", 404),
+        ("/version", "127.0.0.1:9100", 404),
+        ("/", "127.0.0.1:9100", 404),
+    ] {
+        let request = Request::get(path).header(header::HOST, host);
+        let request = request.body(axum::body::Body::empty());
+        let Ok(answer) = apart.clone().oneshot(request.expect("valid")).await;
+        assert_eq!(answer.status(), status, "{path} of {host}");
+    }
+    assert_eq!(rig.get("/version").await.status, 200);
 }
 
 #[tokio::test]
