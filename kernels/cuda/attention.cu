@@ -135,6 +135,7 @@ DEV void attention_body(const float* q, const u8* cache, const QueryTile* tiles,
     SHARED_STATIC(float, weights, ROWS * SPLIT);
     SHARED_STATIC(float, stats, ROWS * 2);
     SHARED_STATIC(i32, visible, ROWS * 2);
+    after_earlier_kernels();
     QueryTile tile = tiles[block_x()];
     i32 share = a.num_heads / a.num_kv_heads;
     i32 kv_head = block_y() / share;
@@ -346,6 +347,7 @@ struct Combined {
 KERNEL(256, 4) attention_combine(const float* part_stats, const float* part_values, const i32* positions, float* out, i8* q,
                                  float* step, i32 num_heads, i32 head_dim, i32 window, i32 max_splits, i32 first_split,
                                  i32 q_pitch, i32 granularity) {
+    after_earlier_kernels();
     SHARED_STATIC(u32, memory, ROW_WARPS);
     i64 first_part = static_cast<i64>(block_x()) * num_heads * max_splits;
     i32 position = positions[block_x()];

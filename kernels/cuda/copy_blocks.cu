@@ -4,6 +4,7 @@
 
 // cache [layers][blocks][words of 16 bytes].
 KERNEL(256, 4) copy_block(Words4* cache, i32 from, i32 to, i32 num_blocks, i32 block_words) {
+    after_earlier_kernels();
     i64 layer = static_cast<i64>(block_y()) * num_blocks;
     const Words4* source = cache + (layer + from) * block_words;
     Words4* target = cache + (layer + to) * block_words;

@@ -6,6 +6,7 @@
 
 template <typename T>
 DEV void gather_body(const T* table, const i32* rows, float* out, i32 pitch, i32 columns) {
+    after_earlier_kernels();
     const T* from = table + static_cast<i64>(rows[block_x()]) * pitch;
     float* to = out + static_cast<i64>(block_x()) * columns;
     for (i32 i = thread_index(); i < columns; i += ROW_THREADS) to[i] = widen(from[i]);
@@ -30,6 +31,7 @@ REGISTER_KERNEL(embed_f16, 256)
 // where every sixteen bytes have eight of each half of their block.
 KERNEL(256, 4) embed_i8(const i8* packed, const float* scales, const i32* rows, float* out, i32 columns,
                         i32 num_rows, i32 k_bytes, i32 group_len, i32 halves) {
+    after_earlier_kernels();
     i32 row = rows[block_x()];
     const i8* panel = packed + static_cast<i64>(row / 16) * 16 * k_bytes + row % 16 / 8 * 512 + row % 8 * 64;
     float* to = out + static_cast<i64>(block_x()) * columns;

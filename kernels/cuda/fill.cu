@@ -3,6 +3,7 @@
 #include "common.cuh"
 
 KERNEL(256, 4) fill_random(u32* out, i32 words, u32 seed, u32 keep, u32 set) {
+    after_earlier_kernels();
     i32 i = block_x() * ROW_THREADS + thread_index();
     if (i >= words) return;
     u32 x = static_cast<u32>(i) * 0x9e3779b9u + seed;

@@ -15,6 +15,7 @@ struct Gated {
 
 KERNEL(256, 4) gated(const float* x, float* out, i8* q, float* step, i32 pitch, i32 columns, i32 kind, float cap,
                      i32 q_pitch, i32 granularity) {
+    after_earlier_kernels();
     SHARED_STATIC(u32, memory, ROW_WARPS);
     const float* gate = x + static_cast<i64>(block_x()) * pitch;
     Gated source = {gate, gate + columns, kind, cap};

@@ -8,6 +8,9 @@
 
 #define STREAM_WARPS 8
 #define CHUNK_GROUPS 32
+// What a block asks for of its weights before it waits for the kernel that makes its activations: some
+// microseconds of all blocks at the rate of the memory. Unmeasured.
+#define STREAM_PREFETCH 32768
 
 // Integer sums of blocks `first … end` of one panel, channels g, g + 8 by tokens; of each half of the
 // blocks apart where there are two.
@@ -111,6 +114,11 @@ DEV void stream_body(const i8* x, const i8* w, const Epilogue& e, i32 k_bytes) {
     // The thread's output; those behind the last take part with a token behind the last.
     i32 token = thread_index() < OUTPUTS ? thread_index() / PANEL_CHANNELS : e.m;
     i32 channel = block_x() * PANEL_CHANNELS + thread_index() % PANEL_CHANNELS;
+    if (thread_index() == 0) {
+        i32 bytes = k_bytes * PANEL_CHANNELS;
+        prefetch(panel, bytes < STREAM_PREFETCH ? bytes : STREAM_PREFETCH);  // G3
+    }
+    after_earlier_kernels();
     float t;
     if (is_one_sum(e)) {
         t = stream_row<TN>(sums, x, panel, e, k_bytes, token);

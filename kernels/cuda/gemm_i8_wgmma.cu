@@ -29,23 +29,40 @@ struct WarpgroupTile : Tile<BM, 128, BM / 16, 1, STAGES> {
 DEV i32 blocks_of(const Operands& from) { return from.k_bytes / BLOCK_BYTES; }
 DEV i32 stages_of(const Operands& from) { return (blocks_of(from) + 1) / STAGE_BLOCKS; }  // H16
 
-// Copies stage `s` of K; what lies behind the last token, panel or block becomes zero.
-template <typename T>
-DEV void fill_rows(i8* stage, const Operands& from, i32 s) {
+// Which sixteen bytes of a stage's rows a thread copies, and of which block of K they are.
+struct Share {
+    i32 chunk;
+    i32 block;
+    bool inside;
+};
+DEV Share share_of(const Operands& from, i32 s) {
     i32 chunk = thread_index() % 8;
     i32 block = s * STAGE_BLOCKS + chunk / 4;
-    bool inside = block < blocks_of(from);  // H3
+    return {chunk, block, block < blocks_of(from)};  // H3
+}
+
+// Copies the activations of stage `s` of K; what lies behind the last token or block becomes zero.
+template <typename T>
+DEV void fill_tokens_of(i8* stage, const Operands& from, i32 s) {
+    Share share = share_of(from, s);
     for (i32 row = thread_index() / 8; row < T::BM; row += T::THREADS / 8) {
         i32 token = block_y() * T::BM + row;
-        bool ok = inside && token < from.m;  // H4
-        i64 at = (static_cast<i64>(token) * blocks_of(from) + block) * BLOCK_BYTES + chunk % 4 * 16;
-        cp_async16(stage + swizzled(row, chunk), from.x + (ok ? at : 0), ok);
+        bool ok = share.inside && token < from.m;  // H4
+        i64 at = (static_cast<i64>(token) * blocks_of(from) + share.block) * BLOCK_BYTES + share.chunk % 4 * 16;
+        cp_async16(stage + swizzled(row, share.chunk), from.x + (ok ? at : 0), ok);
     }
+}
+
+// The same of the weights, and of panels.
+template <typename T>
+DEV void fill_weights_of(i8* stage, const Operands& from, i32 s) {
+    Share share = share_of(from, s);
     for (i32 row = thread_index() / 8; row < T::BN; row += T::THREADS / 8) {
         i32 panel = block_x() * (T::BN / PANEL_CHANNELS) + row / PANEL_CHANNELS;
-        bool ok = inside && panel < from.panels;  // H5
-        i64 at = (static_cast<i64>(panel) * blocks_of(from) + block) * PANEL_BYTES + row % PANEL_CHANNELS * BLOCK_BYTES + chunk % 4 * 16;
-        cp_async16(stage + T::X_BYTES + swizzled(row, chunk), from.w + (ok ? at : 0), ok);
+        bool ok = share.inside && panel < from.panels;  // H5
+        i64 at = (static_cast<i64>(panel) * blocks_of(from) + share.block) * PANEL_BYTES + row % PANEL_CHANNELS * BLOCK_BYTES +
+                 share.chunk % 4 * 16;
+        cp_async16(stage + T::X_BYTES + swizzled(row, share.chunk), from.w + (ok ? at : 0), ok);
     }
 }
 
@@ -55,7 +72,12 @@ template <typename T, bool FRESH, typename After>
 DEV void run_warpgroups(i32 (&c)[16][4], i8* ring, const Operands& from, i32 first, i32 end, After after) {
     UNROLL
     for (i32 s = 0; s < T::AHEAD; s++) {
-        if (first + s < end) fill_rows<T>(ring + s * T::STAGE_BYTES, from, first + s);
+        if (first + s < end) fill_weights_of<T>(ring + s * T::STAGE_BYTES, from, first + s);
+    }
+    after_earlier_kernels();
+    UNROLL
+    for (i32 s = 0; s < T::AHEAD; s++) {
+        if (first + s < end) fill_tokens_of<T>(ring + s * T::STAGE_BYTES, from, first + s);
         cp_commit();
     }
     i32 rows = thread_index() / 128 * 64 * STAGE_ROW;  // H6
@@ -64,7 +86,11 @@ DEV void run_warpgroups(i32 (&c)[16][4], i8* ring, const Operands& from, i32 fir
         proxy_fence();            // H8
         block_sync();             // H9
         i32 next = s + T::AHEAD;
-        if (next < end) fill_rows<T>(ring + (next - first) % T::STAGES * T::STAGE_BYTES, from, next);  // H10
+        if (next < end) {
+            i8* stage = ring + (next - first) % T::STAGES * T::STAGE_BYTES;  // H10
+            fill_tokens_of<T>(stage, from, next);
+            fill_weights_of<T>(stage, from, next);
+        }
         cp_commit();
         const i8* stage = ring + (s - first) % T::STAGES * T::STAGE_BYTES;
         u64 a = matrix_descriptor(stage + rows);

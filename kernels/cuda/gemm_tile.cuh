@@ -33,10 +33,9 @@ struct Operands {
     i32 k_bytes;  // of a row of weights
 };
 
-// Copies block `b` of K into stage memory.
+// Copies the activations of block `b` of K into stage memory.
 template <typename T>
-DEV void fill_stage(i8* stage, const Operands& o, i32 b) {
-    i32 blocks = o.k_bytes / BLOCK_BYTES;
+DEV void fill_tokens(i8* stage, const Operands& o, i32 b) {
     for (i32 i = thread_index(); i < T::X_BYTES / 16; i += T::THREADS) {
         i32 row = block_y() * T::BM + i / 4 % T::BM;
         i32 byte = (b * T::X_SLABS + i / (T::BM * 4)) * BLOCK_BYTES + i % 4 * 16;
@@ -44,6 +43,12 @@ DEV void fill_stage(i8* stage, const Operands& o, i32 b) {
         const i8* from = o.x + (ok ? static_cast<i64>(row) * o.x_bytes + byte : 0);  // C1
         cp_async16(stage + i * 16, from, ok);
     }
+}
+
+// The same of the weights.
+template <typename T>
+DEV void fill_weights(i8* stage, const Operands& o, i32 b) {
+    i32 blocks = o.k_bytes / BLOCK_BYTES;
     for (i32 i = thread_index(); i < T::BN * 4; i += T::THREADS) {
         i32 panel = block_x() * (T::BN / PANEL_CHANNELS) + i / 64;
         bool ok = panel < o.panels;
@@ -89,14 +94,20 @@ DEV void multiply_stage(typename Product::Sum (&c)[T::TM][T::TN][4], const i8* s
     }
 }
 
-// Runs blocks `first … end` of K; `between(b, i, s)` is called when row fragment `i` has made step `s` of
+// Runs blocks `first … end` of K; weights are no kernel's result, so that the first of them are asked for before
+// the kernels that make the activations have ended. `between(b, i, s)` is called when row fragment `i` has made step `s` of
 // block b, and `after(b)` when all have made both.
 template <typename T, typename Product, typename Between, typename After>
 DEV void run_tile(typename Product::Sum (&c)[T::TM][T::TN][4], i8* ring, const Operands& o, i32 first, i32 end,
                   Between between, After after) {
     UNROLL
     for (i32 s = 0; s < T::STAGES - 1; s++) {
-        if (first + s < end) fill_stage<T>(ring + s * T::STAGE_BYTES, o, first + s);
+        if (first + s < end) fill_weights<T>(ring + s * T::STAGE_BYTES, o, first + s);
+    }
+    after_earlier_kernels();  // G4
+    UNROLL
+    for (i32 s = 0; s < T::STAGES - 1; s++) {
+        if (first + s < end) fill_tokens<T>(ring + s * T::STAGE_BYTES, o, first + s);
         cp_commit();
     }
     for (i32 b = first; b < end; b++) {
@@ -104,7 +115,9 @@ DEV void run_tile(typename Product::Sum (&c)[T::TM][T::TN][4], i8* ring, const O
         block_sync();              // C4
         i32 next = b + T::STAGES - 1;
         if (next < end) {
-            fill_stage<T>(ring + (next - first) % T::STAGES * T::STAGE_BYTES, o, next);  // C5
+            i8* stage = ring + (next - first) % T::STAGES * T::STAGE_BYTES;  // C5
+            fill_tokens<T>(stage, o, next);
+            fill_weights<T>(stage, o, next);
         }
         cp_commit();
         const i8* stage = ring + (b - first) % T::STAGES * T::STAGE_BYTES;

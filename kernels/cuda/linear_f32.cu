@@ -9,6 +9,7 @@
 
 KERNEL(256, 4) linear_f32(const float* x, const float* w, const float* bias, float* y, i32 x_pitch, i32 inputs,
                           i32 outputs, i32 y_pitch) {
+    after_earlier_kernels();
     i32 n = block_y() * ROW_THREADS + thread_index();
     if (n >= outputs) return;
     const float* row = x + static_cast<i64>(block_x()) * x_pitch;

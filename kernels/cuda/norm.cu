@@ -22,6 +22,7 @@ struct Normalised {
 // `layer` is 1 for layer norm and 0 for RMS norm. `granularity` quantises runs that are whole rows.
 KERNEL(256, 4) norm_rows(const float* x, const float* weight, const float* bias, float* out, i8* q, float* step,
                     i32 pitch, i32 columns, i32 width, i32 layer, float eps, i32 q_pitch, i32 granularity) {
+    after_earlier_kernels();
     SHARED_STATIC(float, memory, ROW_WARPS);
     SHARED_STATIC(u32, max_memory, ROW_WARPS);
     i32 row = block_x();

@@ -110,6 +110,23 @@ DEV i32 ld_cg(const i32* at) {
     return x;
 }
 
+// A kernel may be launched while the one before it still runs (programmatic dependent launch, compute capability
+// 9.0 and newer). `griddep_wait` returns when that one has ended and what it wrote is visible; every thread of
+// every kernel calls it, before it reads what kernels write and before it writes anything. `griddep_launch` says
+// that the next kernel may begin; it promises nothing about what is written by then.
+#if PTX_ARCH >= 900
+DEV void griddep_wait() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+DEV void griddep_launch() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
+// Brings memory into the second cache, where a later write is seen: multiples of sixteen bytes.
+DEV void prefetch(const void* at, i32 bytes) {
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(at), "r"(bytes) : "memory");
+}
+#else
+DEV void griddep_wait() {}
+DEV void griddep_launch() {}
+DEV void prefetch(const void*, i32) {}
+#endif
+
 #if PTX_ARCH >= 800
 // Sixteen bytes from global to shared memory; zeros where not `ok`.
 DEV void cp_async16(void* to, const void* from, bool ok) {
@@ -218,6 +235,16 @@ DEV void widen_bytes(u32 (&h)[2], u32 x) {
 DEV Words4 ld_stream(const void* at) { return *static_cast<const Words4*>(at); }
 DEV i32 ld_cg(const i32* at) { return *at; }
 
+#if PTX_ARCH >= 900
+DEV void griddep_wait(SITE) { ::emu::griddep_wait(site); }
+DEV void griddep_launch() { ::emu::griddep_launch(); }
+DEV void prefetch(const void* at, i32 bytes, SITE) { ::emu::prefetch(at, bytes, site); }
+#else
+DEV void griddep_wait() {}
+DEV void griddep_launch() {}
+DEV void prefetch(const void*, i32) {}
+#endif
+
 #if PTX_ARCH >= 800
 DEV void cp_async16(void* to, const void* from, bool ok, SITE) { ::emu::cp_async16(to, from, ok, site); }
 DEV void cp_commit() { ::emu::cp_commit(); }
@@ -250,6 +277,13 @@ DEV void mma_f16_k8(float (&c)[4], u32 a0, u32 a1, u32 b, SITE) {
 #endif
 
 #endif  // common to both compilers from here on
+
+// How a kernel begins, or goes on when it has fetched weights. The next one begins behind the wait, not before,
+// so that no more than two run side by side.
+DEV void after_earlier_kernels() {
+    griddep_wait();    // G1
+    griddep_launch();  // G2
+}
 
 #if PTX_ARCH < 800
 // The same product in the pieces that Turing has: both have k = 4q… in the first word and k + 16 in

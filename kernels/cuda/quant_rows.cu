@@ -4,6 +4,7 @@
 
 // x [rows, pitch] → q [rows, q_pitch], step [rows, groups].
 KERNEL(256, 4) quant_rows(const float* x, i8* q, float* step, i32 pitch, i32 columns, i32 q_pitch, i32 granularity) {
+    after_earlier_kernels();
     SHARED_STATIC(u32, memory, ROW_WARPS);
     Plain source = {x + static_cast<i64>(block_x()) * pitch};
     produce_row(source, row_output(nullptr, q, step, block_x(), columns, q_pitch, granularity), memory);
@@ -12,6 +13,7 @@ REGISTER_KERNEL(quant_rows, 256)
 
 template <typename T>
 DEV void round_rows_body(const float* x, T* out, i32 pitch, i32 columns, i32 out_pitch) {
+    after_earlier_kernels();
     const float* from = x + static_cast<i64>(block_x()) * pitch;
     T* to = out + static_cast<i64>(block_x()) * out_pitch;
     for (i32 i = thread_index(); i < out_pitch; i += ROW_THREADS) store_as(to + i, i < columns ? from[i] : 0.0f);

@@ -25,6 +25,7 @@ DEV void rotate_row(float* row, const float* angles, i32 num_heads, i32 head_dim
 
 // x [rows, pitch], `num_heads` heads of `head_dim`, in place.
 KERNEL(256, 4) rope(float* x, const float* table, const i32* positions, i32 pitch, i32 num_heads, i32 head_dim, i32 half) {
+    after_earlier_kernels();
     const float* angles = table + static_cast<i64>(positions[block_x()]) * 2 * half;
     rotate_row(x + static_cast<i64>(block_x()) * pitch, angles, num_heads, head_dim, half);
 }
@@ -76,6 +77,7 @@ DEV void rope_store_kv_body(float* q, const float* k, const float* v, const floa
                             const i32* slots, u8* cache, i32 q_pitch, i32 k_pitch, i32 v_pitch, i32 num_heads,
                             i32 num_kv_heads, i32 head_dim, i32 half) {
     i32 row = block_x();
+    after_earlier_kernels();
     const float* angles = half > 0 ? table + static_cast<i64>(positions[row]) * 2 * half : nullptr;
     if (q && half > 0) rotate_row(q + static_cast<i64>(row) * q_pitch, angles, num_heads, head_dim, half);
     i32 slot = slots[row];

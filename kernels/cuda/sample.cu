@@ -277,6 +277,7 @@ DEV double sum_exp(const Row& row, float max, float* chunk, double* sums) {
 // logits [rows, pitch], masses [rows, size]; one block per row.
 KERNEL(512, 1) sample_rows(const float* logits, i32 pitch, i32 size, const SampleTask* tasks, const SampleEdit* edits,
                            u32* masses, SampleResult* results, i32* top_ids, float* top_logits) {
+    after_earlier_kernels();
     SHARED_STATIC(u64, totals, SAMPLE_WARPS);
     SHARED_STATIC(float, chunk, CHUNK);
     SHARED_STATIC(double, sums, LANES);

@@ -5,6 +5,7 @@
 // A lane's words of both operands and its four sums lie next to each other; c += a · bᵀ.
 template <typename Sum, int A, int B, typename F>
 DEV void wrapper_mma(const u32* a, const u32* b, Sum* c, F multiply) {
+    after_earlier_kernels();
     i32 lane = thread_index();
     u32 of_a[A];
     u32 of_b[B];
@@ -51,6 +52,7 @@ REGISTER_KERNEL(wrapper_mma_f16_k8, 32)
 // Two groups of copies, of which the first `count` are real: from [64][16 bytes] → to [64], each sixteen bytes
 // written by the neighbour of who asked for them.
 KERNEL(32, 1) wrapper_cp_async(const Words4* from, Words4* to, i32 count) {
+    after_earlier_kernels();
     SHARED_STATIC(Words4, stages, 64);
     i32 i = thread_index();
     for (i32 at = i; at < 64; at += 32) {
@@ -68,6 +70,7 @@ REGISTER_KERNEL(wrapper_cp_async, 32)
 
 // Every thread of every block adds its number, and notes what it found in the counter.
 KERNEL(32, 1) wrapper_atomics(i32* sum, u32* counter, u32* found) {
+    after_earlier_kernels();
     i32 i = block_x() * 32 + thread_index();
     red_add(sum, i - 20);
     found[i] = atomic_increment(counter);
@@ -76,6 +79,7 @@ REGISTER_KERNEL(wrapper_atomics, 32)
 
 // Sixteen bytes past the caches, and four.
 KERNEL(32, 1) wrapper_loads(const Words4* from, const i32* words, Words4* to, i32* words_to) {
+    after_earlier_kernels();
     to[thread_index()] = ld_stream(from + thread_index());
     words_to[thread_index()] = ld_cg(words + thread_index());
 }
@@ -84,6 +88,7 @@ REGISTER_KERNEL(wrapper_loads, 32)
 // Two words in, six out: the four products, the bytes as halves, the low half widened, the first word as a float
 // rounded to a half, and that of the lane whose number differs in `distance`.
 KERNEL(32, 1) wrapper_scalars(const u32* in, u32* out, i32 distance) {
+    after_earlier_kernels();
     i32 i = thread_index();
     u32 x = in[2 * i];
     u32 halves[2];

@@ -1,6 +1,8 @@
 //! The line between the backend and what runs kernels: memory, copies and launches, in one order.
 //!
-//! Everything a device is asked to do happens in the order it is asked; a download waits for it.
+//! Everything a device is asked to do happens as if in the order it is asked; a download waits for it. A kernel may
+//! begin before the one launched before it has ended, and then waits for it before it reads or writes anything
+//! but weights.
 
 use backend::Result;
 
@@ -17,6 +19,9 @@ pub struct Properties {
     pub shared_memory: u32,
     /// Whether it has the kernels for products of warpgroups, which compute capability 9.0 alone runs.
     pub warpgroups: bool,
+    /// Whether a kernel may be launched while the one before it still runs (programmatic dependent launch): its
+    /// kernels wait by themselves, as those for compute capability 9.0 and newer do.
+    pub dependent_launches: bool,
 }
 
 /// Bytes of a device's memory.

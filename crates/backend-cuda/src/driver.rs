@@ -25,7 +25,7 @@ type Result<T, E = BackendError> = std::result::Result<T, E>;
 pub struct Found {
     /// Its place in the driver's list.
     pub ordinal: i32,
-    /// Its capability and sizes; kernels that it shall not use may be taken away before it is opened.
+    /// Its capability and sizes; what it shall not use may be taken away before it is opened.
     pub properties: Properties,
     /// Bytes of its memory, used ones included.
     pub total_memory: u64,
@@ -76,9 +76,11 @@ fn describe(ordinal: i32, driver: u32) -> Result<Found, DriverError> {
         multiprocessors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
         shared_memory: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
         warpgroups: false,
+        dependent_launches: false,
     };
     let properties = Properties {
         warpgroups: images::have_warpgroups(properties.capability, driver),
+        dependent_launches: images::may_depend(properties.capability, driver),
         ..properties
     };
     // SAFETY: as above.
@@ -449,20 +451,33 @@ impl Device for Gpu {
             })
             .collect();
         let mut args: Vec<*mut c_void> = values.iter_mut().map(|v| (&raw mut *v).cast()).collect();
-        let [x, y, z] = launch.grid;
+        let mut attribute = may_begin_early();
+        let config = sys::CUlaunchConfig {
+            gridDimX: launch.grid[0],
+            gridDimY: launch.grid[1],
+            gridDimZ: launch.grid[2],
+            blockDimX: launch.threads,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: launch.dynamic_bytes,
+            hStream: self.context.stream,
+            attrs: &raw mut attribute,
+            numAttrs: u32::from(self.properties.dependent_launches),
+        };
         // SAFETY: the arguments are those of the kernel's signature, which the same calls prove on the
         // emulator, whose kernels come from the same files; pointers are to live memory, and memory is
-        // reused or freed behind this launch on the same stream.
+        // reused or freed behind this launch on the same stream. Where it may begin before the
+        // launch before it has ended, it is one of the kernels that wait for that before they read or write
+        // anything but weights, which the emulator proves of the same files.
         unsafe {
-            result::launch_kernel(
+            sys::cuLaunchKernelEx(
+                &raw const config,
                 function,
-                (x, y, z),
-                (launch.threads, 1, 1),
-                launch.dynamic_bytes,
-                self.context.stream,
-                &mut args,
+                args.as_mut_ptr(),
+                std::ptr::null_mut(),
             )
         }
+        .result()
         .map_err(|error| failed(launch.kernel, error))
     }
 
@@ -503,6 +518,18 @@ impl Device for Gpu {
         // the same model, columns and logits to the graph's owner, activations are never given back.
         unsafe { result::graph::launch(graph.executable, self.context.stream) }
             .map_err(|error| failed("replaying a step", error))
+    }
+}
+
+/// Lets a launch begin when every block of the launch before it has said so or has ended; in a capture, an edge
+/// that says the same.
+fn may_begin_early() -> sys::CUlaunchAttribute {
+    let mut value = sys::CUlaunchAttributeValue { pad: [0; 64] };
+    value.programmaticStreamSerializationAllowed = 1;
+    sys::CUlaunchAttribute {
+        id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+        pad: [0; 4],
+        value,
     }
 }
 

@@ -22,6 +22,9 @@ const WARPGROUPS: (Capability, &str) = ((9, 0), "gemm_i8_wgmma.sm_90a.cubin");
 /// PTX needs a driver at least as new as the compiler.
 const CUBIN_DRIVER: u32 = 12_000;
 const PTX_DRIVER: u32 = 12_080;
+/// From where on kernels wait for those launched before them, and drivers capture launches of such kernels.
+const DEPENDENT_CAPABILITY: Capability = (9, 0);
+const DEPENDENT_DRIVER: u32 = 12_030;
 /// What the PTX is made for.
 const PTX_CAPABILITY: Capability = (8, 0);
 
@@ -131,6 +134,14 @@ pub(crate) fn of(choice: &Images) -> impl Iterator<Item = &'static Image> {
     })
 }
 
+/// Whether the kernels that a device loads wait for those launched before them, and its driver captures such
+/// launches (CUDA 12.3). PTX is made for devices on which nothing has to wait.
+pub(crate) fn may_depend(capability: Capability, driver: u32) -> bool {
+    let waits =
+        |images| matches!(images, Ok(Images::Binary(known)) if known >= DEPENDENT_CAPABILITY);
+    driver >= DEPENDENT_DRIVER && waits(choose_built_in(capability, driver))
+}
+
 /// Whether a device has the kernels for products of warpgroups.
 pub(crate) fn have_warpgroups(capability: Capability, driver: u32) -> bool {
     capability == WARPGROUPS.0 && driver >= CUBIN_DRIVER && of_warpgroups().next().is_some()
@@ -181,6 +192,16 @@ mod tests {
         ] {
             let error = choose(built_in, has_ptx, capability, driver).expect_err("cannot run");
             assert!(error.contains(expected), "{error}");
+        }
+    }
+
+    /// Newer devices load the PTX, whose kernels wait for nothing.
+    #[test]
+    fn only_kernels_that_wait_are_launched_early() {
+        let has_any = !IMAGES.is_empty();
+        assert_eq!(may_depend((9, 0), 12_080), has_any);
+        for (capability, driver) in [((8, 9), 12_080), ((9, 0), 12_020), ((10, 0), 12_080)] {
+            assert!(!may_depend(capability, driver), "{capability:?} {driver}");
         }
     }
 

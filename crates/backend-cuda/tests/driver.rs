@@ -113,6 +113,35 @@ fn no_wait_of_the_device_can_be_left_out() {
     assert!(survivors.is_empty(), "waits {survivors:?} are not missed");
 }
 
+/// The quick ones of the tests above on compute capability 9.0, where the driver is asked to let every launch begin
+/// before the one before has ended, captured ones too.
+#[test]
+fn launches_begin_early_on_compute_capability_9_0() {
+    const QUICK: [&str; 5] = [
+        "what_is_copied_arrives",
+        "fusions_equal_primitives",
+        "linear_matches_reference",
+        "experts_match_reference",
+        "sampled_rows_do_not_depend_on_each_other",
+    ];
+    let noted = Path::new(env!("CARGO_TARGET_TMPDIR")).join("early");
+    let run = |capability: &str| {
+        std::fs::remove_file(&noted).ok();
+        let output = Command::new(std::env::current_exe().expect("this program"))
+            .arg("--exact")
+            .args(QUICK)
+            .env("OCTET_EMULATED_CAPABILITY", capability)
+            .env("OCTET_EMULATED_DEPENDENT", &noted)
+            .output()
+            .expect("it starts");
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{capability}: {text}");
+        std::fs::metadata(&noted).map_or(0, |file| file.len())
+    };
+    assert!(run("9.0") > 100, "launches were early");
+    assert_eq!(run("8.0"), 0, "no launch was early");
+}
+
 /// A process may have several streams, as this one has while its tests run.
 #[test]
 fn a_capture_holds_up_no_other_thread() {

@@ -21,6 +21,8 @@ const BINARIES: [&str; 5] = ["sm_75", "sm_80", "sm_86", "sm_89", "sm_90"];
 const HOPPER: (&str, &str, &str) = ("gemm_i8_wgmma.cu", "sm_90a", "compute_90a");
 /// What drivers compile for parts that are newer than these.
 const PTX: &str = "compute_80";
+/// From where on every kernel waits for those launched before it.
+const DEPENDENT: &str = "compute_90";
 /// Registers of a multiprocessor, and the most of one thread.
 const REGISTERS: u32 = 65_536;
 /// Static shared memory of any block.
@@ -134,7 +136,18 @@ pub fn run(update: bool) -> Result<()> {
         }
         let text = if is_hopper { HOPPER.2 } else { PTX };
         let compiled = compile(&nvrtc, name, source, &headers, text)?;
-        instructions(name, &String::from_utf8_lossy(&compiled.code))?;
+        let ptx = String::from_utf8_lossy(&compiled.code);
+        instructions(name, &ptx)?;
+        if is_hopper {
+            every_kernel_waits(name, &ptx)?;
+        } else {
+            ensure!(
+                !ptx.contains("griddepcontrol"),
+                "{name}: PTX for {PTX} waits"
+            );
+            let newer = compile(&nvrtc, name, source, &headers, DEPENDENT)?;
+            every_kernel_waits(name, &String::from_utf8_lossy(&newer.code))?;
+        }
         // Parts that are newer have none of these instructions: there is nothing to compile for them.
         if !is_hopper {
             let image = format!("{stem}.ptx");
@@ -317,6 +330,22 @@ fn instructions(file: &str, ptx: &str) -> Result<()> {
     Ok(())
 }
 
+/// Each entry point waits for the kernels before it, once, and lets the next one begin behind that.
+fn every_kernel_waits(file: &str, ptx: &str) -> Result<()> {
+    let kernels: Vec<&str> = ptx.split(".entry ").skip(1).collect();
+    ensure!(!kernels.is_empty(), "{file}: no entry point in its PTX");
+    for kernel in kernels {
+        let name = kernel.split('(').next().unwrap_or_default().trim();
+        let waits = kernel.find("griddepcontrol.wait");
+        let lets = kernel.find("griddepcontrol.launch_dependents");
+        ensure!(
+            waits.is_some() && lets > waits,
+            "{file}: {name} does not wait for the kernels before it and then let the next begin"
+        );
+    }
+    Ok(())
+}
+
 fn render(report: &BTreeMap<(String, &str), Resources>) -> String {
     let mut text = String::from(
         "# Registers of a thread and bytes of static shared memory; nothing spills. Written by\n\
@@ -361,6 +390,23 @@ ptxas info    : Used 16 registers, used 0 barriers, 376 bytes cmem[0]";
         assert!(check("a", "sm_80", &a).is_err());
         assert!(check("b", "sm_80", &found[1].1).is_ok());
         assert!(resources("").is_err());
+    }
+
+    #[test]
+    fn a_kernel_that_does_not_wait_is_refused() {
+        let waits =
+            ".visible .entry a(\n) {\ngriddepcontrol.wait;\ngriddepcontrol.launch_dependents;\n}\n";
+        assert!(every_kernel_waits("x.cu", waits).is_ok());
+        let early = waits
+            .replace("wait;", "x;")
+            .replace("launch_dependents", "wait");
+        for wrong in [
+            String::new(),
+            format!("{waits}.visible .entry b(\n) {{\n}}\n"),
+            early,
+        ] {
+            assert!(every_kernel_waits("x.cu", &wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! A mutant's kernels are compiled with the emulator into a library of their own, which the tests of
 //! `backend-cuda` open instead of what they were linked with.
 
+mod dependent;
 mod list;
 mod warpgroups;
 
@@ -58,6 +59,7 @@ enum Outcome {
 pub fn run(names: &[String]) -> Result<()> {
     let is_wanted = |m: &&Mutant| names.is_empty() || names.iter().any(|name| name == m.name);
     let all = MUTANTS.iter().chain(warpgroups::MUTANTS);
+    let all = all.chain(dependent::MUTANTS);
     let mutants: Vec<&Mutant> = all.filter(is_wanted).collect();
     let start = Instant::now();
     let work = target_dir().join("mutants");
@@ -73,6 +75,7 @@ pub fn run(names: &[String]) -> Result<()> {
         Suite::Tables,
         Suite::Wide,
         Suite::Warpgroups,
+        Suite::Dependent,
     ];
     let is_met = |suite: &Suite| mutants.iter().any(|mutant| mutant.suite == *suite);
     for suite in suites.into_iter().filter(is_met) {

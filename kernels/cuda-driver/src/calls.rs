@@ -7,9 +7,7 @@ use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 
 use cuda_emulation::Arg;
 
-use crate::state::{
-    Failure, INVALID_VALUE, NOT_FOUND, Noted, Result, SHARED_MEMORY_OPT_IN, State, with,
-};
+use crate::state::{Failure, INVALID_VALUE, NOT_FOUND, Noted, Result, State, with};
 
 /// The name under which the device is found.
 const NAME: &CStr = c"emulated";
@@ -81,7 +79,7 @@ giving! {
     cuDeviceGetCount(c_int) => |_| Ok(1);
     cuDeviceGet(c_int, ordinal: c_int) => |_, ordinal| Ok(ordinal);
     cuDeviceTotalMem_v2(usize, device: c_int) => |state, _| Ok(state.total_memory);
-    cuDeviceGetAttribute(c_int, which: c_int, device: c_int) => |_, which, _| attribute(which);
+    cuDeviceGetAttribute(c_int, which: c_int, device: c_int) => |state, which, _| attribute(state, which);
     cuDevicePrimaryCtxRetain(*mut c_void, device: c_int) => |_, _| Ok(ONE);
     cuStreamCreate(*mut c_void, flags: c_uint) => |_, _| Ok(ONE);
     cuModuleLoadData(*mut c_void, image: *const c_void) => |_, image| is_image(image);
@@ -92,13 +90,13 @@ giving! {
         |state, graph, _| state.instantiate(number(graph)?).map(handle);
 }
 
-/// Compute capability 8.0 and four multiprocessors.
-fn attribute(which: c_int) -> Result<c_int> {
+/// Four multiprocessors of the part.
+fn attribute(state: &State, which: c_int) -> Result<c_int> {
     match which {
         16 => Ok(4),
-        75 => Ok(8),
-        76 => Ok(0),
-        97 => Ok(SHARED_MEMORY_OPT_IN.cast_signed()),
+        75 => Ok(state.part.capability.0),
+        76 => Ok(state.part.capability.1),
+        97 => Ok(state.part.shared_memory.cast_signed()),
         _ => Err(INVALID_VALUE),
     }
 }
@@ -203,24 +201,58 @@ extern "C" fn cuFuncSetAttribute(function: *mut c_void, which: c_int, value: c_i
     }))
 }
 
-#[unsafe(no_mangle)]
-unsafe extern "C" fn cuLaunchKernel(
-    function: *mut c_void,
-    grid_x: c_uint,
-    grid_y: c_uint,
-    grid_z: c_uint,
-    threads: c_uint,
-    threads_y: c_uint,
-    threads_z: c_uint,
+/// `CUlaunchAttribute`.
+#[repr(C)]
+struct LaunchAttribute {
+    id: c_uint,
+    pad: c_uint,
+    value: [u64; 8],
+}
+
+/// `CUlaunchConfig`.
+#[repr(C)]
+struct LaunchConfig {
+    grid: [c_uint; 3],
+    threads: [c_uint; 3],
     dynamic_bytes: c_uint,
-    _: *mut c_void,
+    stream: *mut c_void,
+    attributes: *const LaunchAttribute,
+    num_attributes: c_uint,
+}
+
+/// Whether a launch may begin before the one before it has ended.
+fn is_dependent(attributes: &[LaunchAttribute], state: &State) -> Result<bool> {
+    /// `CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION`.
+    const PROGRAMMATIC: c_uint = 6;
+    match attributes {
+        [] => Ok(false),
+        [only] if only.id == PROGRAMMATIC && state.part.dependent_launches => {
+            Ok(only.value[0] as u32 != 0)
+        }
+        _ => Err(INVALID_VALUE),
+    }
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn cuLaunchKernelEx(
+    config: *const LaunchConfig,
+    function: *mut c_void,
     args: *mut *mut c_void,
     _: *mut *mut c_void,
 ) -> c_int {
     code(with(|state| {
         let function = number(function)?;
         let (sizes, expected) = state.signature(function)?;
-        if [threads, threads_y, threads_z] != [expected, 1, 1] {
+        // SAFETY: the interface asks for a place to read from, and as many attributes as it says.
+        let (config, attributes) = unsafe {
+            let config = &*config;
+            let attributes = match config.num_attributes {
+                0 => &[],
+                count => std::slice::from_raw_parts(config.attributes, count as usize),
+            };
+            (config, attributes)
+        };
+        if config.threads != [expected, 1, 1] {
             return Err(INVALID_VALUE);
         }
         let arg = |(index, size): (usize, &u8)| {
@@ -235,8 +267,9 @@ unsafe extern "C" fn cuLaunchKernel(
         };
         state.launch(Noted {
             function,
-            grid: [grid_x, grid_y, grid_z],
-            dynamic_bytes,
+            grid: config.grid,
+            dynamic_bytes: config.dynamic_bytes,
+            is_dependent: is_dependent(attributes, state)?,
             args: sizes.iter().enumerate().map(arg).collect(),
         })
     }))

@@ -5,6 +5,9 @@
 //! a copy to pinned memory leaves garbage there until somebody waits for the stream. Dynamic shared memory
 //! above 48 KB has to be asked for, and a capture takes launches only.
 //!
+//! It is compute capability 8.0, or 9.0 where `OCTET_EMULATED_CAPABILITY` says so; that one runs every kernel under
+//! the emulator's checks and takes launches that may begin before the one before has ended.
+//!
 //! cuBLASLt's 8-bit product is there too, by the slow loop, for the shapes, layouts and addresses that NVIDIA's
 //! documentation allows it.
 //!

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fs::OpenOptions;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::{self, ThreadId};
 
@@ -11,13 +11,10 @@ use cuda_emulation::{Arg, Kernel, Launch, Memory, Profile, SwappedLanes};
 
 use crate::cublaslt::Product;
 
-/// The kernels that run.
-const PROFILE: Profile = Profile::Fast80;
 /// Bytes of the device, unless `OCTET_EMULATED_MEMORY` says another number.
 const TOTAL_MEMORY: usize = 4 << 30;
-/// Shared memory of a block: by itself, and when asked for (compute capability 8.0).
+/// Shared memory of a block by itself.
 const SHARED_MEMORY: u32 = 49_152;
-pub(crate) const SHARED_MEMORY_OPT_IN: u32 = 166_912;
 /// What lies in pinned memory to which a copy is under way.
 const GARBAGE: u8 = 0xa5;
 
@@ -34,6 +31,34 @@ pub(crate) const CAPTURE_UNSUPPORTED: Failure = Failure(900);
 
 pub(crate) type Result<T> = std::result::Result<T, Failure>;
 
+/// The device that is stood in for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Part {
+    /// Compute capability.
+    pub capability: (i32, i32),
+    /// The kernels that run.
+    profile: Profile,
+    /// Shared memory of a block when asked for.
+    pub shared_memory: u32,
+    /// Whether a launch may begin before the one before it has ended.
+    pub dependent_launches: bool,
+}
+
+/// Unless `OCTET_EMULATED_CAPABILITY` is 9.0.
+const AMPERE: Part = Part {
+    capability: (8, 0),
+    profile: Profile::Fast80,
+    shared_memory: 166_912,
+    dependent_launches: false,
+};
+/// Under every check: what a launch does too early is one of them.
+const HOPPER: Part = Part {
+    capability: (9, 0),
+    profile: Profile::Checked90,
+    shared_memory: 232_448,
+    dependent_launches: true,
+};
+
 /// An entry point, and the dynamic shared memory that was asked for.
 struct Function {
     kernel: Kernel,
@@ -45,6 +70,8 @@ pub(crate) struct Noted {
     pub function: usize,
     pub grid: [u32; 3],
     pub dynamic_bytes: u32,
+    /// Whether it may begin before the launch before it has ended.
+    pub is_dependent: bool,
     pub args: Vec<Arg>,
 }
 
@@ -76,6 +103,7 @@ enum Plain {
 }
 
 pub(crate) struct State {
+    pub part: Part,
     pub total_memory: usize,
     swapped_lanes: SwappedLanes,
     memory: BTreeMap<u64, Memory>,
@@ -91,6 +119,8 @@ pub(crate) struct State {
     plain: HashMap<ThreadId, Plain>,
     has_failed: bool,
     waits: Waits,
+    /// A file that gets a byte for each launch that may begin early.
+    dependent_noted_in: Option<PathBuf>,
 }
 
 /// Which waits count, for tests of what misses one.
@@ -107,11 +137,16 @@ impl Waits {
     /// Counts one; whether it is to be ignored.
     fn next(&mut self) -> bool {
         self.count += 1;
-        if let Some(path) = &self.noted_in {
-            let file = OpenOptions::new().create(true).append(true).open(path);
-            file.and_then(|mut file| file.write_all(b".")).ok();
-        }
+        note(self.noted_in.as_deref());
         self.ignored == Some(self.count)
+    }
+}
+
+/// Adds a byte to a file.
+fn note(path: Option<&Path>) {
+    if let Some(path) = path {
+        let file = OpenOptions::new().create(true).append(true).open(path);
+        file.and_then(|mut file| file.write_all(b".")).ok();
     }
 }
 
@@ -135,6 +170,11 @@ impl State {
         let wanted = |name: &str| std::env::var(name).ok();
         let memory = wanted("OCTET_EMULATED_MEMORY").and_then(|bytes| bytes.parse().ok());
         Self {
+            part: match wanted("OCTET_EMULATED_CAPABILITY").as_deref() {
+                Some("9.0") => HOPPER,
+                _ => AMPERE,
+            },
+            dependent_noted_in: wanted("OCTET_EMULATED_DEPENDENT").map(PathBuf::from),
             total_memory: memory.unwrap_or(TOTAL_MEMORY),
             swapped_lanes: match wanted("OCTET_EMULATED_SWAPPED_LANES").as_deref() {
                 Some("int8") => SwappedLanes::Int8,
@@ -309,6 +349,7 @@ impl State {
         }
         self.begin_operation()?;
         self.deliver();
+        cuda_emulation::complete();
         match plain {
             Some(Plain::ToDevice { to, data }) => {
                 let (memory, offset) = self.memory_at(to, data.len())?;
@@ -329,7 +370,12 @@ impl State {
         if let Some(known) = known {
             return Ok(known);
         }
-        let kernel = PROFILE.kernels().into_iter().find(|k| k.name == name);
+        let kernel = self
+            .part
+            .profile
+            .kernels()
+            .into_iter()
+            .find(|k| k.name == name);
         self.functions.push(Function {
             kernel: kernel.ok_or(NOT_FOUND)?,
             dynamic_bytes: SHARED_MEMORY,
@@ -340,7 +386,7 @@ impl State {
     /// Asks for dynamic shared memory.
     pub fn allow_dynamic(&mut self, function: usize, bytes: u32) -> Result<()> {
         let function = self.functions.get_mut(function).ok_or(INVALID_VALUE)?;
-        if bytes > SHARED_MEMORY_OPT_IN {
+        if bytes > self.part.shared_memory {
             return Err(INVALID_VALUE);
         }
         function.dynamic_bytes = function.dynamic_bytes.max(bytes);
@@ -357,6 +403,9 @@ impl State {
         let function = self.functions.get(launch.function).ok_or(INVALID_VALUE)?;
         if launch.dynamic_bytes > function.dynamic_bytes || launch.grid.contains(&0) {
             return Err(INVALID_VALUE);
+        }
+        if launch.is_dependent {
+            note(self.dependent_noted_in.as_deref());
         }
         self.work(Work::Launch(launch))
     }
@@ -380,13 +429,14 @@ impl State {
 
     fn run_kernel(&self, launch: &Noted) -> Result<()> {
         let function = self.functions.get(launch.function).ok_or(INVALID_VALUE)?;
-        let outcome = PROFILE.launch(&Launch {
+        let outcome = self.part.profile.launch(&Launch {
             kernel: function.kernel.name,
             grid: launch.grid,
             dynamic_bytes: launch.dynamic_bytes,
-            shared_limit: SHARED_MEMORY_OPT_IN,
+            shared_limit: self.part.shared_memory,
             order: 0,
             swapped_lanes: self.swapped_lanes,
+            dependent: launch.is_dependent,
             args: &launch.args,
         });
         outcome.map_err(|_| LAUNCH_FAILED)
@@ -419,7 +469,11 @@ impl State {
     pub fn run_graph(&mut self, graph: usize) -> Result<()> {
         self.begin_operation()?;
         let launches = self.graphs.get(&graph).ok_or(INVALID_VALUE)?;
-        launches.iter().try_for_each(|work| self.run(work))
+        // Early launches are edges inside the graph; the whole begins and ends in order.
+        cuda_emulation::complete();
+        launches.iter().try_for_each(|work| self.run(work))?;
+        cuda_emulation::complete();
+        Ok(())
     }
 
     pub fn drop_graph(&mut self, graph: usize) -> Result<()> {

@@ -41,6 +41,7 @@ struct Fibre {
     std::deque<std::vector<Copy>> groups;
     bool unfenced;
     bool acquired;
+    bool waited;  // for earlier kernels
 };
 
 struct Run {
@@ -55,6 +56,8 @@ struct Run {
     size_t static_bytes;
     size_t shared_limit;
     int swapped_lanes;  // 0: none, 1: of 8-bit products, 2: of all, 3: of warpgroups
+    bool dependent;       // may begin before earlier kernels end
+    bool lets_early;      // lets the next kernel begin before it has waited itself
     int live;
     int at_barrier;
     Site barrier{"", 0};
@@ -234,6 +237,21 @@ void warpgroup(WarpgroupStep step, int* sums, WarpgroupOperands operands, Site s
 
 void proxy_fence() { shadow.proxy_fence(current); }
 
+void griddep_wait(Site site) {
+    fibres[current].site = site;
+    fibres[current].waited = true;
+}
+
+void griddep_launch() {
+    if (run.dependent && !fibres[current].waited) run.lets_early = true;
+}
+
+void prefetch(const void* at, int bytes, Site site) {
+    fibres[current].site = site;
+    if (uintptr_t(at) % 16 || bytes <= 0 || bytes % 16) fail("prefetch of %d bytes at %p, not multiples of sixteen", bytes, at);
+    shadow.check_prefetch(at, bytes);
+}
+
 void warp_sync(Site site) { warp_op(OP_SYNC, nullptr, nullptr, nullptr, site); }
 
 uint32_t shfl_xor(uint32_t x, int distance, Site site) {
@@ -362,6 +380,7 @@ void fence() {
 }
 
 bool has_acquired(int thread) { return fibres[thread].acquired; }
+bool is_early(int thread) { return run.dependent && !fibres[thread].waited; }
 
 void note_global_write(int thread) {
     if (!fibres[thread].unfenced) {
@@ -449,6 +468,9 @@ static void fibre_main() {
     for (const auto& group : self.groups) pending |= !group.empty();
     if (pending) fail("returned with asynchronous copies outstanding");
     if (has_products(current / WARPGROUP_THREADS)) fail("returned with warpgroup products outstanding");
+    // Stricter than devices are, where one thread is enough: who waits for this kernel would know nothing of
+    // those before it.
+    if (is_early(current)) fail("returned without a wait for earlier kernels");
     self.state = DONE;
     run.live--;
     release_barrier();
@@ -465,7 +487,7 @@ static void start(int thread) {
     f.site = Site("start", 0);
     f.open.clear();
     f.groups.clear();
-    f.unfenced = f.acquired = false;
+    f.unfenced = f.acquired = f.waited = false;
     queue.push_back(thread);
 }
 
@@ -525,6 +547,7 @@ struct EmuLaunch {
     uint32_t order;
     uint32_t checked;
     uint32_t swapped_lanes;
+    uint32_t dependent;
 };
 
 const char* emu_entry_name(const Entry* entry) { return entry->name; }
@@ -538,6 +561,7 @@ uint32_t emu_entry_args(const Entry* entry, const uint8_t** sizes) {
 void* emu_alloc(size_t bytes, uint32_t initialised) { return shadow.alloc(bytes, initialised != 0); }
 void emu_free(void* at) { shadow.free(at); }
 void emu_mark(void* at, size_t bytes) { shadow.mark(at, bytes); }
+void emu_complete() { shadow.complete(); }
 
 // Null when the launch was clean, else the report, valid until the next launch.
 const char* emu_launch(const EmuLaunch* launch) {
@@ -555,6 +579,9 @@ const char* emu_launch(const EmuLaunch* launch) {
     run.swapped_lanes = int(launch->swapped_lanes);
     swap_sums(run.swapped_lanes > 1);
     if (launch->dynamic_bytes > DYNAMIC_BYTES) fail("%u bytes of dynamic shared memory", launch->dynamic_bytes);
+    run.dependent = launch->dependent != 0;
+    run.lets_early = false;
+    if (!run.dependent) shadow.complete();
     shadow.start_launch(launch->checked != 0);
     uint32_t blocks = launch->grid[0] * launch->grid[1] * launch->grid[2];
     for (int axis = 0; axis < 3; axis++) run.grid[axis] = launch->grid[axis];
@@ -570,6 +597,7 @@ const char* emu_launch(const EmuLaunch* launch) {
         const char* guard = shadow.broken_guard();
         if (guard) fail("%s", guard);
     }
+    shadow.end_launch(run.entry->name, run.lets_early);
     shadow.checked = false;
     return report.empty() ? nullptr : report.c_str();
 }

@@ -28,6 +28,9 @@ void cp_async16(void* to, const void* from, bool ok, Site site);
 void cp_commit();
 void cp_wait(int newest);
 void mma(Mma kind, void* c, const uint32_t* a, const uint32_t* b, Site site);
+void griddep_wait(Site site);
+void griddep_launch();
+void prefetch(const void* at, int bytes, Site site);
 
 // What a warpgroup does together; the value of a wait is how many groups may be left.
 enum WarpgroupStep { WARPGROUP_FENCE, WARPGROUP_COMMIT, WARPGROUP_WAIT, WARPGROUP_S8_N128 };

@@ -83,6 +83,15 @@ void Shadow::start_launch(bool checks) {
     if (checked && cells.empty()) cells.assign(DYNAMIC_BYTES + STATIC_BYTES, SharedCell{});
 }
 
+// When the next launch begins, every block of this one has let it or has ended. If they waited before they let
+// it, whatever came before this launch has ended too.
+void Shadow::end_launch(const char* kernel, bool lets_early) {
+    if (!lets_early) running.clear();
+    running.push_back({first_block, kernel});
+}
+
+void Shadow::complete() { running.clear(); }
+
 void Shadow::start_block(size_t dynamic_bytes) {
     block++;
     block_interval = ++interval;
@@ -199,6 +208,14 @@ void Shadow::check_order(const GlobalCell& cell, int thread, const void* at, con
     }
 }
 
+// A thread that has not waited sees nothing of launches that may still run.
+void Shadow::check_early_read(const GlobalCell& cell, int thread, const char* what) const {
+    if (running.empty() || !is_early(thread) || cell.block >= first_block) return;
+    for (size_t i = running.size(); i-- > 0;) {
+        if (cell.block >= running[i].first_block) fail("global %s, without a wait for earlier kernels, of what %s writes", what, running[i].kernel);
+    }
+}
+
 void Shadow::read(const void* at, size_t bytes) {
     if (!checked || current_thread() < 0) return;
     if (in_stacks(at)) {
@@ -211,6 +228,7 @@ void Shadow::read(const void* at, size_t bytes) {
     GlobalCell* c = global_cells(at, bytes, "read");
     for (size_t i = 0; i < bytes; i++) {
         if (!c[i].initialised) fail("global read of uninitialised memory");
+        check_early_read(c[i], current_thread(), "read");
         check_order(c[i], current_thread(), at, "read", false);
     }
 }
@@ -224,6 +242,8 @@ void Shadow::write(void* at, size_t bytes) {
     if (bytes <= 16 && uintptr_t(at) % bytes) fail("misaligned write of %zu bytes", bytes);
     if (in_shared(at)) return write_shared(at, bytes, false);
     GlobalCell* c = global_cells(at, bytes, "write");
+    // Whatever lies there may be what an earlier kernel still reads: memory of activations is used again.
+    if (is_early(current_thread())) fail("global write without a wait for earlier kernels");
     note_global_write(current_thread());
     for (size_t i = 0; i < bytes; i++) {
         check_order(c[i], current_thread(), at, "write", false);
@@ -235,6 +255,7 @@ void Shadow::check_atomic(int thread, void* at, size_t bytes) {
     if (!checked) return;
     if (uintptr_t(at) % bytes) fail("misaligned atomic");
     GlobalCell* c = global_cells(at, bytes, "atomic");
+    if (is_early(thread)) fail("global atomic without a wait for earlier kernels");
     note_global_write(thread);
     for (size_t i = 0; i < bytes; i++) {
         if (!c[i].initialised) fail("atomic on uninitialised memory");
@@ -254,10 +275,16 @@ void Shadow::check_copy(int, const void* to, const void* from, bool ok) {
     GlobalCell* c = global_cells(from, 16, "copy");
     for (int i = 0; ok && i < 16; i++) {
         if (!c[i].initialised) fail("copy of uninitialised global memory");
+        check_early_read(c[i], current_thread(), "copy");
         check_order(c[i], current_thread(), from, "copy", false);
     }
     if (!in_shared(to)) fail("asynchronous copy to what is not shared memory");
     write_shared(to, 16, true);
+}
+
+// A prefetch reads nothing: only the addresses must be good.
+void Shadow::check_prefetch(const void* at, size_t bytes) {
+    if (checked) global_cells(at, bytes, "prefetch");
 }
 
 void Shadow::copied(int thread, void* at) {

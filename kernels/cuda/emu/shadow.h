@@ -37,6 +37,12 @@ struct GlobalCell {
     bool atomic, initialised;
 };
 
+// A launch that may still run when the next one begins, and the number of its first block.
+struct Running {
+    uint32_t first_block;
+    const char* kernel;
+};
+
 struct Allocation {
     uint8_t* base;  // behind the first guard zone
     size_t bytes;
@@ -59,11 +65,14 @@ struct Shadow {
     void next_interval();
     void add_shared(uint8_t* at, size_t bytes);
     const char* broken_guard();
+    void end_launch(const char* kernel, bool lets_early);
+    void complete();
 
     void read(const void* at, size_t bytes);
     void write(void* at, size_t bytes);
     void check_atomic(int thread, void* at, size_t bytes);
     void check_copy(int thread, const void* to, const void* from, bool ok);
+    void check_prefetch(const void* at, size_t bytes);
     void copied(int thread, void* at);
     void proxy_fence(int thread);
     void begin_async_read(int thread, const void* at, size_t bytes);
@@ -80,6 +89,7 @@ struct Shadow {
     std::vector<SharedCell> cells;
     ProxyFences proxy_fences[1024] = {};
     std::map<uintptr_t, Past> published;
+    std::vector<Running> running;  // oldest first
     Past pending;
     int pending_thread = -1;
     uint32_t pending_interval = 0;
@@ -93,6 +103,7 @@ struct Shadow {
     void write_shared(const void* at, size_t bytes, bool pending);
     GlobalCell* global_cells(const void* at, size_t bytes, const char* what);
     bool sees(uint32_t writer, uint32_t written, int thread) const;
+    void check_early_read(const GlobalCell& cell, int thread, const char* what) const;
     void check_order(const GlobalCell& cell, int thread, const void* at, const char* what, bool atomic);
 };
 
@@ -102,6 +113,7 @@ bool in_stacks(const void* at);
 bool is_asked_for(const void* at);
 int current_thread();
 bool has_acquired(int thread);
+bool is_early(int thread);
 void note_global_write(int thread);
 
 }  // namespace emu

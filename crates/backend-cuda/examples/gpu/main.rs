@@ -53,8 +53,16 @@ fn main() -> ExitCode {
         Err(reason) => return none(&reason),
     };
     let open = || Gpu::open(&gpu);
+    // The same with every launch behind the end of the one before.
+    let mut plain = gpu.clone();
+    plain.properties.dependent_launches = false;
+    let in_order = || Gpu::open(&plain);
+    let in_order: Option<&dyn Fn() -> Result<Gpu>> = match gpu.properties.dependent_launches {
+        true => Some(&in_order),
+        false => None,
+    };
     let say = &mut |line: String| println!("{line}");
-    match run(&command, &open, say) {
+    match run(&command, &open, in_order, say) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
@@ -67,6 +75,7 @@ fn main() -> ExitCode {
 fn run(
     command: &str,
     open: &(dyn Fn() -> Result<Gpu> + Sync),
+    in_order: Option<&dyn Fn() -> Result<Gpu>>,
     say: &mut dyn FnMut(String),
 ) -> Result<bool> {
     match command {
@@ -86,6 +95,7 @@ fn run(
         _ => {
             step::steps(
                 open,
+                in_order,
                 &Clock::watch(),
                 &decoder::MODELS,
                 &step::Sizes::REAL,

@@ -55,6 +55,8 @@ impl<D: Device> CudaLinear<D> {
             dynamic_bytes: 0,
             args: &args,
         })?;
+        // Products may read weights before they wait for kernels.
+        device.synchronize()?;
         let weights_by = match precision {
             Precision::Int8Blocks => Granularity::Groups(BLOCK),
             _ => Granularity::Row,

@@ -553,7 +553,7 @@ fn row_kernels_pass_every_check() {
     }
 }
 
-fn rows(target: &mut Target, columns: usize) {
+pub fn rows(target: &mut Target, columns: usize) {
     let step = target.begin_step(&tokens(3, 2, &[1, 0])).expect("a step");
     let weight = target
         .load_tensor(HostTensor::vector(numbers(8, columns)))

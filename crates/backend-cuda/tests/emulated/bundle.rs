@@ -14,7 +14,7 @@ mod check;
 )]
 mod clock;
 #[path = "../../examples/gpu/decoder.rs"]
-mod decoder;
+pub mod decoder;
 #[path = "../../examples/gpu/graphs.rs"]
 #[expect(
     dead_code,
@@ -40,7 +40,7 @@ mod step;
 #[path = "../../examples/gpu/time.rs"]
 mod time;
 #[path = "../../examples/gpu/wrappers.rs"]
-mod wrappers;
+pub mod wrappers;
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -254,12 +254,24 @@ fn whole_steps_are_timed_with_weights_made_on_the_device() {
         prompt: 20,
         memory: &MEMORY,
     };
+    let early = || Ok(Emulated::new(Profile::Fast90, 0));
+    let in_order = || {
+        let mut device = early()?;
+        device.properties.dependent_launches = false;
+        Ok(device)
+    };
     let (_, found) = lines(|say| {
-        step::steps(&open, &clock::Clock::none(), &models, &sizes, say)?;
+        let clock = clock::Clock::none();
+        step::steps(&open, None, &clock, &models, &sizes, say)?;
+        step::steps(&early, Some(&in_order), &clock, &models[..1], &sizes, say)?;
         Ok(true)
     });
     let of = |word: &str| found.iter().filter(|line| line.contains(word)).count();
-    assert_eq!((of("ms a step"), of("prompt of 20")), (12, 6), "{found:#?}");
+    assert_eq!(
+        (of("ms a step"), of("prompt of 20"), of("launches in order")),
+        (12 + 4 + 2, 6 + 2, 2),
+        "{found:#?}"
+    );
 }
 
 #[test]
@@ -301,6 +313,7 @@ fn what_the_drivers_tool_prints_is_read() {
         multiprocessors: 72,
         shared_memory: 101_376,
         warpgroups: false,
+        dependent_launches: false,
     };
     let peak = |part, precision| clock::peak(part, 1.695e9, precision) * 1e-12;
     assert!((peak(&a10, Precision::Int8) - 250.0).abs() < 1.0);

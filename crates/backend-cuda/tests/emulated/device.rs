@@ -12,7 +12,8 @@ use cuda_emulation::{Memory, Profile, SwappedLanes};
 pub struct Emulated {
     profile: Profile,
     order: u32,
-    properties: Properties,
+    /// What it says of itself.
+    pub properties: Properties,
     /// Which matrix instructions are wired wrongly.
     pub swapped_lanes: SwappedLanes,
     /// Launches until the wiring of [`Self::swapped_lanes`] counts.
@@ -64,6 +65,7 @@ impl Emulated {
                     _ => 101_376,
                 },
                 warpgroups: capability == (9, 0),
+                dependent_launches: capability == (9, 0),
             },
         }
     }
@@ -109,6 +111,7 @@ impl Emulated {
                     0 => self.swapped_lanes,
                     _ => SwappedLanes::None,
                 },
+                dependent: self.properties.dependent_launches,
                 args: &noted.args,
             })
             .map_err(BackendError::Device)
@@ -216,6 +219,7 @@ impl Device for Emulated {
     }
 
     fn synchronize(&self) -> Result<()> {
+        cuda_emulation::complete();
         Ok(())
     }
 
@@ -231,7 +235,11 @@ impl Device for Emulated {
 
     fn replay(&self, graph: &Vec<Noted>) -> Result<()> {
         self.replays.set(self.replays.get() + 1);
-        graph.iter().try_for_each(|noted| self.run(noted))
+        // The edges inside are as of the launches; before and behind the whole everything is in order.
+        cuda_emulation::complete();
+        graph.iter().try_for_each(|noted| self.run(noted))?;
+        cuda_emulation::complete();
+        Ok(())
     }
 }
 

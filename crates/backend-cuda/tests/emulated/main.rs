@@ -5,6 +5,7 @@ mod bits;
 mod bundle;
 mod choice;
 mod conformance;
+mod dependent;
 mod device;
 mod model;
 mod sampler;

@@ -26,6 +26,8 @@ pub enum Suite {
     Wide,
     /// Products of warpgroups, on the one architecture that has them.
     Warpgroups,
+    /// Launches that may begin before the one before has ended, from that architecture on.
+    Dependent,
 }
 
 impl Suite {
@@ -44,6 +46,18 @@ impl Suite {
             Self::Sampler => &["sample"],
             Self::Wide => &["quant_rows", "gemm_w8a16_"],
             Self::Warpgroups => &["quant_rows", "gemm_i8_wgmma"],
+            Self::Dependent => &[
+                "attention",
+                "elementwise",
+                "embed",
+                "fill",
+                "gated",
+                "gemm_i8_",
+                "norm",
+                "quant_rows",
+                "rope_store_kv",
+                "sample",
+            ],
             Self::Tables => &["elementwise", "embed", "linear_f32", "quant_rows", "gemm_"],
         }
     }
@@ -51,7 +65,7 @@ impl Suite {
     /// What its kernels are compiled for.
     pub fn arch(self) -> &'static str {
         match self {
-            Self::Warpgroups => "-DPTX_ARCH=900",
+            Self::Warpgroups | Self::Dependent => "-DPTX_ARCH=900",
             _ => "-DPTX_ARCH=800",
         }
     }
@@ -74,6 +88,7 @@ impl Suite {
             ],
             Self::Wide => &["bits::products_of_whole_numbers_with_8_bit_weights_are_exact"],
             Self::Warpgroups => &["warpgroups::products_pass_every_check"],
+            Self::Dependent => &["dependent::a_step_passes_every_check"],
             Self::Padding => &["model::replayed_steps_give_the_bits_of_computed_ones"],
         }
     }

@@ -129,20 +129,20 @@ pub const MUTANTS: &[Mutant] = &[
     wrong(
         "wgmma-block-behind-the-last",
         FILE,
-        "bool inside = block < blocks_of(from);  // H3",
-        "bool inside = true;",
+        "return {chunk, block, block < blocks_of(from)};  // H3",
+        "return {chunk, block, true};",
     ),
     wrong(
         "wgmma-token-behind-the-last",
         FILE,
-        "bool ok = inside && token < from.m;  // H4",
-        "bool ok = inside;",
+        "bool ok = share.inside && token < from.m;  // H4",
+        "bool ok = share.inside;",
     ),
     wrong(
         "wgmma-panel-behind-the-last",
         FILE,
-        "bool ok = inside && panel < from.panels;  // H5",
-        "bool ok = inside;",
+        "bool ok = share.inside && panel < from.panels;  // H5",
+        "bool ok = share.inside;",
     ),
     wrong(
         "wgmma-scale-of-the-other-row",

@@ -65,6 +65,9 @@ pub struct Launch<'a> {
     pub order: u32,
     /// Which matrix instructions leave their results in other lanes than they should.
     pub swapped_lanes: SwappedLanes,
+    /// Whether it may begin before the launch before it has ended (programmatic dependent launch). It has to wait
+    /// by itself then, and may not read before that what kernels that still run write, nor write anything.
+    pub dependent: bool,
     /// As the signature says.
     pub args: &'a [Arg],
 }
@@ -80,6 +83,7 @@ struct RawLaunch {
     order: u32,
     checked: u32,
     swapped_lanes: u32,
+    dependent: u32,
 }
 
 type Kernels = unsafe extern "C" fn() -> *const c_void;
@@ -95,6 +99,7 @@ struct Emulator {
     alloc: unsafe extern "C" fn(usize, u32) -> *mut u8,
     free: unsafe extern "C" fn(*mut u8),
     mark: unsafe extern "C" fn(*mut u8, usize),
+    complete: unsafe extern "C" fn(),
     launch: unsafe extern "C" fn(*const RawLaunch) -> *const c_char,
 }
 
@@ -112,6 +117,7 @@ unsafe extern "C" {
     fn emu_alloc(bytes: usize, initialised: u32) -> *mut u8;
     fn emu_free(at: *mut u8);
     fn emu_mark(at: *mut u8, bytes: usize);
+    fn emu_complete();
     fn emu_launch(launch: *const RawLaunch) -> *const c_char;
 }
 
@@ -137,6 +143,7 @@ fn emulator() -> &'static Emulator {
             alloc: emu_alloc,
             free: emu_free,
             mark: emu_mark,
+            complete: emu_complete,
             launch: emu_launch,
         },
     })
@@ -157,6 +164,7 @@ fn open(path: &OsStr) -> Result<Emulator, libloading::Error> {
             alloc: *library.get(b"emu_alloc")?,
             free: *library.get(b"emu_free")?,
             mark: *library.get(b"emu_mark")?,
+            complete: *library.get(b"emu_complete")?,
             launch: *library.get(b"emu_launch")?,
         })
     }
@@ -166,6 +174,13 @@ static STATE: Mutex<()> = Mutex::new(());
 
 fn lock() -> MutexGuard<'static, ()> {
     STATE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// All launches have ended: whoever asks has waited for them, or what comes next is no launch.
+pub fn complete() {
+    let _guard = lock();
+    // SAFETY: the lock is held.
+    unsafe { (emulator().complete)() };
 }
 
 /// One entry point.
@@ -253,6 +268,7 @@ impl Profile {
             order: launch.order,
             checked: u32::from(self.is_checked()),
             swapped_lanes: launch.swapped_lanes as u32,
+            dependent: u32::from(launch.dependent),
         };
         let _guard = lock();
         // SAFETY: arguments have the sizes of the signature; the lock is held; the report is copied
@@ -298,7 +314,7 @@ impl Memory {
         self.bytes
     }
 
-    /// Writes from the host.
+    /// Writes from the host, behind all launches.
     ///
     /// # Panics
     /// When the range does not lie inside.
@@ -310,10 +326,11 @@ impl Memory {
             let at = self.at.add(offset);
             std::ptr::copy_nonoverlapping(data.as_ptr(), at, data.len());
             (emulator().mark)(at, data.len());
+            (emulator().complete)();
         }
     }
 
-    /// Reads to the host.
+    /// Reads to the host, behind all launches.
     ///
     /// # Panics
     /// When the range does not lie inside.
@@ -322,8 +339,9 @@ impl Memory {
         let _guard = lock();
         // SAFETY: checked just now; kernels run under the same lock.
         unsafe {
-            std::ptr::copy_nonoverlapping(self.at.add(offset), data.as_mut_ptr(), data.len())
-        };
+            std::ptr::copy_nonoverlapping(self.at.add(offset), data.as_mut_ptr(), data.len());
+            (emulator().complete)();
+        }
     }
 }
 
