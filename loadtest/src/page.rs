@@ -17,6 +17,7 @@ mod percentiles;
 mod plots;
 mod rates;
 mod ratio;
+mod reasons;
 pub mod search;
 mod shares;
 mod single;
@@ -27,8 +28,10 @@ mod tagged;
 #[cfg(test)]
 mod tests;
 mod trade;
+mod traffic;
 
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
 use anyhow::{Result, bail};
 use maud::{DOCTYPE, Markup, PreEscaped, html};
@@ -46,7 +49,11 @@ use search::Search;
 const MAX_GROUPS: usize = 6;
 /// Points of one chart, of all configurations together: more hide each other.
 const MAX_POINTS: usize = 2000;
-const STYLE: &str = include_str!("page/style.css");
+/// Every page has it in itself.
+static STYLE: LazyLock<String> = LazyLock::new(|| {
+    let style = include_str!("page/style.css");
+    minifier::css::minify(style).map_or(style.to_owned(), |small| small.to_string())
+});
 
 /// Reads result files and folders and writes their page.
 ///
@@ -140,7 +147,7 @@ pub(crate) fn document(title: &str, dry_run: bool, body: &Markup) -> String {
                 meta http-equiv="Content-Security-Policy"
                     content="default-src 'none'; style-src 'unsafe-inline'";
                 title { (title) }
-                style { (PreEscaped(STYLE)) }
+                style { (PreEscaped(STYLE.as_str())) }
             }
             body { main class=[dry_run.then_some("dry")] {
                 h1 { (title) }
@@ -163,7 +170,7 @@ pub(crate) fn render(groups: &[Group]) -> String {
     let body = html! {
         (cut(cuts.filter_map(|run| run.tool.cut.as_ref()).next()))
         @if groups.len() > 1 { (compare::verdicts(groups)) }
-        @else { (single::verdict(&groups[0])) (single::tiles(&groups[0])) }
+        @else { (single::verdict(&groups[0])) (single::tiles(&groups[0])) (traffic::note(1, &groups[0], false)) }
         @if groups.len() > 1 { (tables::side_by_side(groups)) (compare::differences(groups)) }
         @for (i, group) in groups.iter().enumerate() { @if group.runs.len() > 1 { (tables::run_table(i + 1, group)) } }
         @if groups.len() > 1 { (trade::all(groups)) }

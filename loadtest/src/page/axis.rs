@@ -21,8 +21,12 @@ pub struct Axis {
     high: f64,
     /// What lies beyond stands at the edge.
     cap: f64,
+    /// Whether so little lies on a logarithmic axis that it takes closer ticks.
+    is_short: bool,
 }
 
+/// The greatest ratio of what lies on a logarithmic axis that takes closer ticks.
+const SHORT: f64 = 4.0;
 /// Ticks of a percentile axis.
 const SHARES: [f64; 7] = [0.0, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999];
 
@@ -36,6 +40,7 @@ impl Axis {
             low: f64::INFINITY,
             high: f64::NEG_INFINITY,
             cap: f64::INFINITY,
+            is_short: false,
         }
     }
 
@@ -63,8 +68,11 @@ impl Axis {
         }
     }
 
-    /// A value beside its tick, which is as round as it looks.
+    /// A value for people, without digits that say nothing: beside its tick, which is as round as it looks.
     fn label(&self, value: f64) -> String {
+        if value == 0.0 && self.is_time {
+            return "0".to_owned();
+        }
         let words = self.words(value);
         let (number, unit) = words.split_once(' ').unwrap_or((&words, ""));
         let number = match number.contains('.') {
@@ -96,7 +104,8 @@ impl Axis {
                 self.high = (high / step).ceil() * step;
             }
             Scale::Log => {
-                let ticks = one_two_five(self.low, self.high);
+                self.is_short = self.high / self.low <= SHORT;
+                let ticks = round_values(self.low, self.high, self.is_short);
                 self.low = ticks
                     .iter()
                     .rev()
@@ -131,8 +140,8 @@ impl Axis {
         }
     }
 
-    /// Values with their labels.
-    pub fn ticks(&self) -> Vec<(f64, String)> {
+    /// Values with their labels; of a logarithmic axis powers of ten alone if there were more than `most`.
+    pub fn ticks(&self, most: usize) -> Vec<(f64, String)> {
         match self.scale {
             Scale::Linear => {
                 let step = linear_step(self.high);
@@ -142,12 +151,17 @@ impl Axis {
                     .map(|value| (value, self.label(value)))
                     .collect()
             }
-            Scale::Log => one_two_five(self.low, self.high)
-                .into_iter()
-                .filter(|value| (self.low * 0.999..=self.high * 1.001).contains(value))
-                .filter(|value| self.high / self.low < 100.0 || is_power_of_ten(*value))
-                .map(|value| (value, self.label(value)))
-                .collect(),
+            Scale::Log => {
+                let mut ticks = round_values(self.low, self.high, self.is_short);
+                ticks.retain(|tick| (self.low * 0.999..=self.high * 1.001).contains(tick));
+                if ticks.len() > most {
+                    ticks.retain(|tick| is_power_of_ten(*tick));
+                }
+                ticks
+                    .into_iter()
+                    .map(|value| (value, self.label(value)))
+                    .collect()
+            }
             Scale::Percentile => SHARES
                 .into_iter()
                 .filter(|share| *share <= self.high)
@@ -161,11 +175,15 @@ fn percent(share: f64) -> String {
     format!("{} %", (share * 1000.0).round() / 10.0)
 }
 
-/// 1, 2 and 5 times powers of ten around a range.
-fn one_two_five(low: f64, high: f64) -> Vec<f64> {
+/// 1, 2 and 5 times powers of ten around a range, and what is round between them around a short one.
+fn round_values(low: f64, high: f64, is_short: bool) -> Vec<f64> {
+    let digits: &[f64] = match is_short {
+        true => &[1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0],
+        false => &[1.0, 2.0, 5.0],
+    };
     let (first, last) = (low.log10().floor() as i32, high.log10().ceil() as i32);
     (first..=last)
-        .flat_map(|power| [1.0, 2.0, 5.0].map(|digit| digit * 10f64.powi(power)))
+        .flat_map(|power| digits.iter().map(move |digit| digit * 10f64.powi(power)))
         .collect()
 }
 
@@ -190,7 +208,7 @@ mod tests {
     fn labels(mut axis: Axis, values: [f64; 2]) -> Vec<String> {
         values.into_iter().for_each(|value| axis.include(value));
         axis.finish();
-        axis.ticks().into_iter().map(|(_, label)| label).collect()
+        axis.ticks(10).into_iter().map(|(_, label)| label).collect()
     }
 
     #[test]
@@ -215,6 +233,11 @@ mod tests {
             labels(Axis::seconds(Scale::Log), [1.0, 10.0])[..2],
             ["1 s", "2 s"]
         );
+        let short = ["20 ms", "30 ms", "40 ms"];
+        assert_eq!(labels(Axis::seconds(Scale::Log), [0.02, 0.036]), short);
+        assert_eq!(labels(Axis::seconds(Scale::Linear), [0.0, 0.01])[0], "0");
+        let long = ["10 ms", "100 ms", "1 s", "10 s", "100 s"];
+        assert_eq!(labels(Axis::seconds(Scale::Log), [0.01, 100.0]), long);
         let shares = ["0 %", "50 %", "75 %", "90 %", "95 %", "99 %"];
         assert_eq!(labels(plain(Scale::Percentile), [0.2, 0.995]), shares);
     }

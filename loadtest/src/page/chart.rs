@@ -14,6 +14,8 @@ const LEFT: f64 = 64.0;
 const RIGHT: f64 = 26.0;
 const TOP: f64 = 12.0;
 const BOTTOM: f64 = 44.0;
+/// Ticks of a logarithmic axis for which there is room, below and at the side.
+const MAX_TICKS: (usize, usize) = (7, 10);
 
 /// A chart.
 #[derive(Debug, Clone)]
@@ -40,7 +42,7 @@ impl Chart {
                 @if self.series.len() > 1 {
                     p class="legend" {
                         @for series in &self.series {
-                            span class={ "key " (class(series)) } { (series.name) } " "
+                            span class={ "key " (key(series)) } { (series.name) } " "
                         }
                     }
                 }
@@ -97,18 +99,26 @@ impl Chart {
 
     fn grid(&self) -> Markup {
         let (bottom, right) = (HEIGHT - BOTTOM, WIDTH - RIGHT);
+        let rows: Vec<_> = self.y.ticks(MAX_TICKS.1);
+        let rows: Vec<_> = rows
+            .into_iter()
+            .map(|(value, label)| (coordinate(self.place_y(value)), label))
+            .collect();
+        let columns: Vec<_> = self.x.ticks(MAX_TICKS.0);
+        let columns: Vec<_> = columns
+            .into_iter()
+            .map(|(value, label)| (coordinate(self.place_x(value)), label))
+            .collect();
+        let across = rows.iter().map(|(y, _)| format!("M{LEFT} {y}H{right}"));
+        let down = columns.iter().map(|(x, _)| format!("M{x} {TOP}V{bottom}"));
+        let lines: String = across.chain(down).collect();
         html! {
-            @for (value, label) in self.y.ticks() {
-                @let y = coordinate(self.place_y(value));
-                line class="grid" x1=(LEFT) x2=(right) y1=(y) y2=(y) {}
-                text x=(LEFT - 8.0) y=(y) class="tick end" { (label) }
+            path class="grid" d=(lines) {}
+            g class="tick end" { @for (y, label) in &rows { text x=(LEFT - 8.0) y=(y) { (label) } } }
+            g class="tick middle" {
+                @for (x, label) in &columns { text x=(x) y=(bottom + 16.0) { (label) } }
+                text x=((LEFT + right) / 2.0) y=(HEIGHT - 8.0) { (self.x.label) }
             }
-            @for (value, label) in self.x.ticks() {
-                @let x = coordinate(self.place_x(value));
-                line class="grid" x1=(x) x2=(x) y1=(TOP) y2=(bottom) {}
-                text x=(x) y=(bottom + 16.0) class="tick middle" { (label) }
-            }
-            text x=((LEFT + right) / 2.0) y=(HEIGHT - 6.0) class="label middle" { (self.x.label) }
         }
     }
 
@@ -129,11 +139,14 @@ impl Chart {
                 g class={ "dots " (class) } {
                     (self.intervals(series))
                     (self.arrows(series))
-                    @for (x, y) in places() { circle cx=(coordinate(x)) cy=(coordinate(y)) r="4" {} }
+                    @for (x, y) in places() { (shape(series.colour, x, y)) }
                     @for ((x, y), label) in places().zip(&series.labels) {
-                        text class="tick" x=(coordinate(x + 7.0)) y=(coordinate(y - 9.0)) { (label) }
+                        text x=(coordinate(x + 7.0)) y=(coordinate(y - 6.0)) { (label) }
                     }
                 }
+            },
+            Form::Apart => html! {
+                g class={ "dots " (class) } { @for (x, y) in places() { (shape(series.colour, x, y)) } }
             },
             Form::Verdict(mark) => html! {
                 g class={ "dots " (class) } {
@@ -147,7 +160,7 @@ impl Chart {
                 }
             },
             Form::Rings => html! {
-                (polyline(&format!("line outline {class}"), places()))
+                (polyline(&format!("line {class}"), places()))
                 g class={ "dots " (class) } {
                     @for (x, y) in places() { circle class="stroke" cx=(coordinate(x)) cy=(coordinate(y)) r="3.2" {} }
                 }
@@ -157,10 +170,9 @@ impl Chart {
                     @for (x, _) in places() { path class="stroke" d=(cross(x, TOP, 3.5)) {} }
                 }
             },
+            // A line of no length with round ends is a dot, and the shortest way to write thousands.
             Form::Dots => html! {
-                g class={ "dots " (class) } {
-                    @for (x, y) in places() { circle cx=(coordinate(x)) cy=(coordinate(y)) r="2.2" {} }
-                }
+                path class={ "many " (class) } d=(places().map(|(x, y)| format!("M{} {}h0", coordinate(x), coordinate(y))).collect::<String>()) {}
             },
         }
     }
@@ -227,6 +239,47 @@ fn class(series: &Series) -> String {
         Form::Rings => format!("rings s{}", series.colour),
         Form::AtTop => format!("at-top s{}", series.colour),
         _ => format!("s{}", series.colour),
+    }
+}
+
+/// The class of a series in a legend: what its mark or its line looks like.
+fn key(series: &Series) -> String {
+    let class = class(series);
+    match series.form {
+        Form::Marked | Form::Apart => format!("m{} {class}", series.colour),
+        Form::Line => format!("drawn {class}"),
+        _ => class,
+    }
+}
+
+/// The mark of a colour, which tells it from others without it.
+fn shape(colour: usize, x: f64, y: f64) -> Markup {
+    const SIZE: f64 = 4.4;
+    let at = |corners: &[(f64, f64)]| {
+        let corner = |(dx, dy): &(f64, f64)| {
+            format!(
+                "{} {}",
+                coordinate(x + dx * SIZE),
+                coordinate(y + dy * SIZE)
+            )
+        };
+        let corners: Vec<String> = corners.iter().map(corner).collect();
+        html! { path d={ "M" (corners.join("L")) "Z" } {} }
+    };
+    match colour {
+        0 => html! { circle cx=(coordinate(x)) cy=(coordinate(y)) r=(SIZE) {} },
+        1 => at(&[(-0.9, -0.9), (0.9, -0.9), (0.9, 0.9), (-0.9, 0.9)]),
+        2 => at(&[(0.0, -1.1), (1.1, 0.9), (-1.1, 0.9)]),
+        3 => at(&[(0.0, -1.2), (1.2, 0.0), (0.0, 1.2), (-1.2, 0.0)]),
+        4 => at(&[(0.0, 1.1), (1.1, -0.9), (-1.1, -0.9)]),
+        _ => at(&[
+            (-1.1, 0.0),
+            (1.1, 0.0),
+            (0.0, 0.0),
+            (0.0, -1.1),
+            (0.0, 1.1),
+            (0.0, 0.0),
+        ]),
     }
 }
 

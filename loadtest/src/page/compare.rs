@@ -9,6 +9,7 @@ use super::facts;
 use super::group::Group;
 use super::metric::Metric;
 use super::ratio::{self, Bar};
+use super::reasons;
 use super::tagged::Of;
 use crate::contrast::{Contrast, Finding, MIN_PAIRS, MIN_RUNS, holm, paired, unpaired};
 use crate::interval::Interval;
@@ -69,6 +70,18 @@ impl<'a> Duel<'a> {
             found,
             obstacles,
         }
+    }
+
+    fn counted(&self) -> impl Iterator<Item = &Run> {
+        [self.first, self.second]
+            .into_iter()
+            .flat_map(Group::counted)
+    }
+
+    fn warned(&self) -> usize {
+        self.counted()
+            .filter(|run| run.verdict == "warning")
+            .count()
     }
 
     fn main(&self) -> Option<Contrast> {
@@ -187,6 +200,7 @@ fn verdict(duel: &Duel) -> Markup {
     let (a, b) = (&duel.first.name, &duel.second.name);
     let class = match duel.finding() {
         _ if !duel.obstacles.is_empty() => "bad",
+        _ if duel.warned() > 0 => "fair",
         Finding::Different | Finding::Same => "good",
         Finding::NotShown | Finding::TooFew => "fair",
     };
@@ -198,6 +212,7 @@ fn verdict(duel: &Duel) -> Markup {
             }
             @for obstacle in &duel.obstacles { p { (obstacle) "." } }
             p { (believe(duel)) }
+            (reasons::of_all(&[duel.first, duel.second]))
         }
     }
 }
@@ -234,11 +249,7 @@ fn sentence(duel: &Duel) -> Markup {
 
 /// Whether to believe it.
 fn believe(duel: &Duel) -> Markup {
-    let warned = [duel.first, duel.second]
-        .iter()
-        .flat_map(|group| group.counted())
-        .filter(|run| run.verdict == "warning")
-        .count();
+    let (warned, counted) = (duel.warned(), duel.counted().count());
     let runs = duel.first.runs.iter().chain(&duel.second.runs);
     let failed: u64 = runs.map(|run| run.requests.failed).sum();
     let failed = usize::try_from(failed).unwrap_or(usize::MAX);
@@ -250,7 +261,11 @@ fn believe(duel: &Duel) -> Markup {
         Design::Apart(n, m) => format!("{n} and {m} runs, not made by turns"),
     };
     html! {
-        "From " strong { (basis) } " with " (plural(warned, "warning")) "."
+        "From " strong { (basis) } @match warned {
+            0 => " with no warnings.",
+            _ if warned == counted => { ", " strong { "all with warnings" } "." },
+            _ => { ", " strong { (warned) " of " (counted) " runs with warnings" } "." },
+        }
         @if failed > 0 { " " strong { (plural(failed, "request")) " failed" } "." }
         @if excluded > 0 { " " (plural(excluded, "invalid run")) " left out." }
         @if duel.finding() == Finding::TooFew && duel.obstacles.is_empty() {
@@ -340,16 +355,23 @@ pub fn differences(groups: &[Group]) -> Markup {
     let (same, different): (Vec<_>, Vec<_>) = rows
         .iter()
         .partition(|(_, values)| values.windows(2).all(|v| v[0] == v[1]));
+    let (partial, different): (Vec<_>, Vec<_>) = different
+        .into_iter()
+        .partition(|(_, values)| values.iter().any(|value| value == "–"));
+    let several = |rows: &[&(String, Vec<String>)]| {
+        html! {
+            div class="wide" tabindex="0" { table class="facts" {
+                thead { tr { th {} @for group in groups { th { (group.name) } } } }
+                tbody { @for (name, values) in rows { tr { th { (name) } @for value in values { td { (value) } } } } }
+            } }
+        }
+    };
     html! {
         section {
             h2 { "What differs between them" }
             @if different.is_empty() { p { "Nothing that is known." } }
-            @else {
-                div class="wide" tabindex="0" { table class="facts" {
-                    thead { tr { th {} @for group in groups { th { (group.name) } } } }
-                    tbody { @for (name, values) in &different { tr { th { (name) } @for value in values { td { (value) } } } } }
-                } }
-            }
+            @else { (several(&different)) }
+            @if !partial.is_empty() { details { summary { "What only some of them say" } (several(&partial)) } }
             details {
                 summary { "What is the same" }
                 div class="wide" tabindex="0" { table class="facts" { tbody { @for (name, values) in &same { tr { th { (name) } td { (values[0]) } } } } } }

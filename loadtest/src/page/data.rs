@@ -197,15 +197,23 @@ pub struct Lengths {
 
 #[derive(Debug, Clone, Deserialize)]
 pub struct Rates {
-    #[serde(default)]
     pub offered_requests: Option<f64>,
     pub completed_requests: f64,
     pub output_tokens: f64,
+    /// None of a run of an earlier version, as the next.
+    pub sent_requests: Option<f64>,
+    pub prompt_tokens: Option<f64>,
+    pub cached_prompt_tokens: Option<f64>,
+    pub in_flight_mean: Option<f64>,
+    pub in_flight_max: Option<f64>,
+    pub users_by_little: Option<f64>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
 pub struct Latency {
     pub ttft: Summary,
+    /// Where it is later than that.
+    pub ttfo: Option<Summary>,
     pub tpot: Summary,
     pub chunk_gap: Summary,
     /// Microseconds and counts.
@@ -272,8 +280,18 @@ pub struct Server {
     #[serde(default)]
     pub checks: Vec<Check>,
     pub timeline: Option<Timeline>,
+    pub in_window: Option<InWindow>,
     #[serde(default)]
     pub times: Times,
+}
+
+/// What the server counted between two scrapes, and the means of what its histograms observed.
+#[derive(Debug, Clone, Deserialize)]
+pub struct InWindow {
+    pub from: f64,
+    pub to: f64,
+    pub grown: BTreeMap<String, f64>,
+    pub means: BTreeMap<String, f64>,
 }
 
 /// What the server's own histograms said; a run of an earlier version has none.

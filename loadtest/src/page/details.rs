@@ -7,6 +7,7 @@ use super::facts;
 use super::group::Group;
 use super::machine;
 use super::tagged::{Of, count, tagged};
+use super::traffic;
 use crate::report::LengthsBy;
 use crate::stats::Percentile;
 
@@ -18,8 +19,35 @@ pub fn details(place: usize, group: &Group, named: bool) -> Markup {
         section {
             h2 { "What was run" @if named { ": " (group.name) } }
             @if !first.tool.command.is_empty() { pre { (first.tool.command) } }
-            dl { @for (name, value) in facts::of_run(first) { dt { (name) } dd { (value) } } }
+            @if named { details { summary { "Model, load, machine and server" } (known(of, first)) } } @else { (known(of, first)) }
+            (cost(place, group))
+            @if let [run] = &group.runs[..] {
+                (of_run(of, run))
+            } @else {
+                (all_gaps(group))
+                @for (i, run) in group.runs.iter().enumerate() {
+                    details { summary { "Run " (i + 1) } (of_run(Of::Run(place, i + 1), run)) }
+                }
+            }
+        }
+    }
+}
+
+/// The tables of a run.
+fn of_run(of: Of, run: &Run) -> Markup {
+    html! {
+        (latency_table(of, run)) (traffic::table(of, run)) (outcome_table(of, run)) (checks_table(of, run)) (traffic::in_window(of, run))
+    }
+}
+
+/// All that is known of the first run apart from its speed.
+fn known(of: Of, first: &Run) -> Markup {
+    let facts = facts::of_run(first);
+    // The command stands above.
+    let facts = facts.iter().filter(|(name, _)| name != facts::COMMAND);
+    html! {
             dl {
+                @for (name, value) in facts { dt { (name) } dd { (value) } }
                 dt { "started" } dd { (first.started) }
                 dt { "window" } dd { (tagged(of, "window.seconds", first.window.seconds, &format!("{} s", number(first.window.seconds)))) }
                 dt { "lengths" } dd {
@@ -37,21 +65,7 @@ pub fn details(place: usize, group: &Group, named: bool) -> Markup {
                     (count(of, "lengths.retokenised.of_text", again.of_text)) "; no number rests on it"
                 } }
                 @if let Some(test) = &first.client.self_test { dt { "the client" } dd { (test.words()) } }
-                dt { "digest of the requests" } dd { code { (first.load.workload_sha256) } }
             }
-            (cost(place, group))
-            @if let [run] = &group.runs[..] {
-                (latency_table(of, run))
-                (outcome_table(of, run))
-                (checks_table(of, run))
-            } @else {
-                (all_gaps(group))
-                @for (i, run) in group.runs.iter().enumerate() {
-                    @let of = Of::Run(place, i + 1);
-                    details { summary { "Run " (i + 1) } (latency_table(of, run)) (outcome_table(of, run)) (checks_table(of, run)) }
-                }
-            }
-        }
     }
 }
 
@@ -142,8 +156,15 @@ fn all_gaps(group: &Group) -> Markup {
 
 fn latency_table(of: Of, run: &Run) -> Markup {
     let l = &run.latency;
+    let ttfo = l.ttfo.as_ref();
+    let ttfo = ttfo.map(|ttfo| {
+        (
+            "time to first output, after any reasoning",
+            "latency.ttfo",
+            ttfo,
+        )
+    });
     let rows = [
-        ("time to first token", "latency.ttft", &l.ttft),
         ("time per output token", "latency.tpot", &l.tpot),
         ("gap between events", "latency.chunk_gap", &l.chunk_gap),
         ("longest stall", "latency.longest_stall", &l.longest_stall),
@@ -164,7 +185,7 @@ fn latency_table(of: Of, run: &Run) -> Markup {
             table {
                 thead { tr { th { "" } @for name in ["n", "mean", "p50", "p90", "p95", "p99", "max"] { th { (name) } } } }
                 tbody {
-                    @for (name, key, s) in rows {
+                    @for (name, key, s) in [("time to first token", "latency.ttft", &l.ttft)].into_iter().chain(ttfo).chain(rows) {
                         tr {
                             th { (name) } td { (count(of, &format!("{key}.n"), s.n)) }
                             @for (part, value) in [("mean", s.mean), ("p50", s.p50), ("p90", s.p90), ("p95", s.p95), ("p99", s.p99), ("max", s.max)] {
@@ -216,6 +237,7 @@ fn checks_table(of: Of, run: &Run) -> Markup {
         }
         div class="wide" tabindex="0" {
             table {
+                thead { tr { th { "check" } th { "client" } th { "server" } th { "verdict" } } }
                 tbody {
                     @for (i, check) in run.server.checks.iter().enumerate() {
                         tr class=(check.verdict) {
@@ -225,7 +247,7 @@ fn checks_table(of: Of, run: &Run) -> Markup {
                                 Some(value) => (tagged(of, &format!("server.checks.{i}.server"), value, &number(value))),
                                 None => "–",
                             } }
-                            td { (check.verdict) }
+                            td { (check.verdict.replace('_', " ")) }
                         }
                     }
                 }

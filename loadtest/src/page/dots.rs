@@ -1,5 +1,7 @@
 //! First tokens one by one: over the run, with the failures at the upper edge, and by the length of the prompt.
 
+use std::collections::BTreeSet;
+
 use maud::{Markup, html};
 
 use super::MAX_POINTS;
@@ -25,10 +27,17 @@ pub fn all(groups: &[Group]) -> Markup {
     });
     let medians: Vec<Series> = medians.collect();
     let failed = failures(groups);
+    let lengths: BTreeSet<u64> = groups
+        .iter()
+        .flat_map(Group::counted)
+        .flat_map(|run| &run.samples)
+        .map(|sample| sample.prompt_tokens)
+        .collect();
     html! {
         div class="charts" {
             (chart(groups, "Time to first token, by start", "seconds since the window began", |s| s.t, &failed))
-            (chart(groups, "Time to first token, by prompt", "prompt tokens", by_prompt, &medians))
+            // Prompts of one length stand above each other and show nothing.
+            @if lengths.len() > 1 { (chart(groups, "Time to first token, by prompt", "prompt tokens", by_prompt, &medians)) }
         }
         @if !failed.is_empty() || !medians.is_empty() {
             p class="note" {

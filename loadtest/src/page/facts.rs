@@ -8,6 +8,9 @@ use super::data::{Run, number, plain};
 use super::group::Group;
 use crate::scene::Gpu;
 
+/// The fact that is the command.
+pub const COMMAND: &str = "loadtest: command";
+
 /// Every known fact with the value of each group, `–` where one has none.
 pub fn table(groups: &[Group]) -> Vec<(String, Vec<String>)> {
     let known: Vec<BTreeMap<String, String>> = groups.iter().map(of_group).collect();
@@ -56,7 +59,7 @@ pub fn of_run(run: &Run) -> Vec<(String, String)> {
         ("load: seed".into(), load.seed.to_string()),
         ("load: digest".into(), load.workload_sha256.clone()),
         ("loadtest".into(), run.tool.version.clone()),
-        ("loadtest: command".into(), run.tool.command.clone()),
+        (COMMAND.into(), run.tool.command.clone()),
     ];
     facts.extend(machine(run));
     let build = run.server.build.iter();

@@ -17,14 +17,15 @@ pub fn all(groups: &[Group]) -> Markup {
             section {
                 h2 { "Was the client in time?" }
                 div class="charts" {
-                    (over_time(groups, &runs, "Sent later than planned (the largest of each moment)", |lags| &lags.send_lag_max))
-                    (over_time(groups, &runs, "Woke later than asked (the largest of each moment)", |lags| &lags.runtime_lag_max))
+                    (over_time(groups, &runs, "How late requests were sent (the latest of each moment)", |lags| &lags.send_lag_max))
+                    (over_time(groups, &runs, "How late the client woke (the latest of each moment)", |lags| &lags.runtime_lag_max))
                 }
                 p class="note" {
                     @for (group, run) in groups.iter().zip(&runs) {
                         @if groups.len() > 1 { (group.name) ": " }
-                        "99 % were sent within " (worst(&run.client.send_lag)) " (allowed: " (milliseconds(run.client.send_lag_limit)) ") and 99 % of its looks came within "
-                        (run.client.runtime_lag.as_ref().map_or("–".to_owned(), worst)) " (allowed: " (milliseconds(run.client.runtime_lag_limit)) "). "
+                        "99 % of the requests were sent at most " (worst(&run.client.send_lag)) " after their time (allowed: " (milliseconds(run.client.send_lag_limit))
+                        "), and 99 % of its wake-ups, one every 10 ms, were at most " (run.client.runtime_lag.as_ref().map_or("–".to_owned(), worst))
+                        " late (allowed: " (milliseconds(run.client.runtime_lag_limit)) "). "
                     }
                     @if groups.iter().any(|group| group.runs.len() > 1) { "Of the first run that counts." }
                 }

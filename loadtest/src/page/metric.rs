@@ -32,6 +32,8 @@ pub enum Quantile {
 pub enum Metric {
     /// Output tokens per second.
     OutputTokens,
+    /// Requests per second that were planned.
+    OfferedRequests,
     /// Requests per second that ended well.
     CompletedRequests,
     /// Requests per second that kept the limits.
@@ -114,6 +116,7 @@ impl Metric {
     pub fn of(self, run: &Run) -> Option<f64> {
         match self {
             Self::OutputTokens => Some(run.rates.output_tokens),
+            Self::OfferedRequests => run.rates.offered_requests,
             Self::CompletedRequests => Some(run.rates.completed_requests),
             Self::Goodput => run.goodput.as_ref().map(|g| g.requests_per_second),
             Self::Latency(latency, quantile) => quantile.of(latency.of(run)),
@@ -123,6 +126,7 @@ impl Metric {
     pub fn name(self) -> String {
         match self {
             Self::OutputTokens => "Output".to_owned(),
+            Self::OfferedRequests => "Asked for".to_owned(),
             Self::CompletedRequests => "Answers".to_owned(),
             Self::Goodput => "Answers within the limits".to_owned(),
             Self::Latency(latency, quantile) => format!("{}, {}", latency.name(), quantile.name()),
@@ -133,6 +137,7 @@ impl Metric {
     pub fn key(self) -> String {
         match self {
             Self::OutputTokens => "rates.output_tokens".to_owned(),
+            Self::OfferedRequests => "rates.offered_requests".to_owned(),
             Self::CompletedRequests => "rates.completed_requests".to_owned(),
             Self::Goodput => "goodput.requests_per_second".to_owned(),
             Self::Latency(latency, quantile) => {
@@ -166,20 +171,30 @@ impl Metric {
         !matches!(self, Self::Latency(..))
     }
 
-    /// A value and half of its interval, with the unit once where both have the same.
+    /// A value and half of its interval, in the unit and with the digits of the value.
     pub fn plus_minus(self, value: f64, half: f64) -> String {
-        let (value, half) = (self.words(value), self.words(half));
-        match (value.split_once(' '), half.split_once(' ')) {
-            (Some((number, unit)), Some((_, same))) if unit == same => format!("{number} ± {half}"),
-            _ => format!("{value} ± {half}"),
-        }
+        let words = self.words(value);
+        let (number, unit) = words.split_once(' ').unwrap_or((&words, ""));
+        let half = half
+            * match unit {
+                "ms" => 1e3,
+                "µs" => 1e6,
+                _ => 1.0,
+            };
+        let own = number.split_once('.').map_or(0, |(_, digits)| digits.len());
+        // Half of an interval is never told as nothing.
+        let is_seen = |digits: &usize| half * 10f64.powi(*digits as i32) >= 0.5;
+        let digits = (own..=own + 3).find(is_seen).unwrap_or(own);
+        format!("{number} ± {half:.digits$} {unit}")
     }
 
     /// A value with its unit.
     pub fn words(self, value: f64) -> String {
         match self {
             Self::OutputTokens => format!("{} tokens/s", number(value)),
-            Self::CompletedRequests | Self::Goodput => format!("{} /s", number(value)),
+            Self::OfferedRequests | Self::CompletedRequests | Self::Goodput => {
+                format!("{} /s", number(value))
+            }
             Self::Latency(..) => milliseconds(Some(value)),
         }
     }

@@ -50,6 +50,7 @@ pub fn charts(ladders: &[Ladder], ttft_limit: Option<f64>) -> Markup {
                 @if has_cost { (cost(ladders)) }
             }
             p class="note" {
+                @if has_tails(ladders) { "Rings are the 99th percentile. " }
                 @if over(ladders) == Over::Rate {
                     "Dashed from corner to corner: everything that is asked for. Arrows lead from the answers that came to those that were asked for. "
                 }
@@ -58,6 +59,11 @@ pub fn charts(ladders: &[Ladder], ttft_limit: Option<f64>) -> Markup {
             }
         }
     }
+}
+
+fn has_tails(ladders: &[Ladder]) -> bool {
+    let mut tried = ladders.iter().flat_map(|ladder| &ladder.tried);
+    tried.any(|tried| tried.ttft_p99.is_some())
 }
 
 /// What is raised: searches are drawn together only where it is the same.

@@ -58,11 +58,19 @@ fn chart(
     for (i, group) in groups.iter().enumerate() {
         let runs = group.counted();
         let seen: Counted = runs.iter().flat_map(|run| values(run)).collect();
-        series.push(Series::new(&group.name, Form::Line, i, steps(&seen)));
+        let of = |side: &str| match groups.len() {
+            1 => side.to_owned(),
+            _ => format!("{}, {side}", group.name),
+        };
+        let name = match groups.len() {
+            1 => "by the client",
+            _ => &group.name,
+        };
+        series.push(Series::new(name, Form::Line, i, steps(&seen)));
         let servers: Option<Vec<&Buckets>> = runs.iter().map(|run| buckets(run)).collect();
         let outline = outline(&servers.unwrap_or_default(), &seen);
         if !outline.is_empty() {
-            let name = format!("{}, by the server", group.name);
+            let name = of("by the server");
             series.push(Series::new(name, Form::Outline, i, outline));
         }
     }

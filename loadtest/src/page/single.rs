@@ -6,6 +6,7 @@ use super::data::{Run, Sample};
 use super::ends;
 use super::group::Group;
 use super::metric::{Latency, Metric, Quantile};
+use super::reasons;
 use super::tagged::{Of, count, tagged};
 use crate::interval::{Interval, within_run};
 
@@ -45,27 +46,7 @@ pub fn verdict(group: &Group) -> Markup {
                 @else { ": one run, which says nothing about the next one (" code { "--repeats 5" } " does)" }
                 "."
             }
-            (reasons(group))
-        }
-    }
-}
-
-/// What speaks against runs, each reason once.
-fn reasons(group: &Group) -> Markup {
-    let mut seen: Vec<(&str, Vec<String>)> = Vec::new();
-    for (i, run) in group.runs.iter().enumerate() {
-        for reason in &run.reasons {
-            match seen.iter_mut().find(|(known, _)| known == reason) {
-                Some((_, runs)) => runs.push((i + 1).to_string()),
-                None => seen.push((reason, vec![(i + 1).to_string()])),
-            }
-        }
-    }
-    html! {
-        @if !seen.is_empty() {
-            ul { @for (reason, runs) in &seen {
-                li { (reason) @if group.runs.len() > 1 { " (run " (runs.join(", ")) ")" } }
-            } }
+            (reasons::of_group(group))
         }
     }
 }
@@ -92,10 +73,12 @@ fn tile(group: &Group, metric: Metric, tail: Option<Metric>) -> Markup {
     };
     let interval = match group.summary(metric) {
         Some((_, Some(interval))) => html! {
-            (metric.tagged_ends(1, interval)) ", 95 % over " (group.counted().len()) " runs"
+            (metric.tagged_ends(1, interval)) ", 95 % over " (group.counted().len()) " runs (t)"
         },
         _ => match median_within(group, metric) {
-            Some(interval) => html! { (ends(metric, interval)) ", 95 % within this run only" },
+            Some(interval) => {
+                html! { (ends(metric, interval)) ", 95 % within this run only (bootstrap of blocks)" }
+            }
             None => html! { "one run, no interval" },
         },
     };
@@ -124,7 +107,7 @@ fn kept(run: &Run) -> Markup {
     };
     html! {
         "limits kept by " @match share.value { Some(value) => (percent("value", value)), None => "–" }
-        " (" (percent("low", share.low)) " to " (percent("high", share.high)) ")"
+        " (" (percent("low", share.low)) " to " (percent("high", share.high)) ", Wilson)"
     }
 }
 

@@ -16,6 +16,11 @@ pub fn all(groups: &[Group]) -> Markup {
         .iter()
         .filter_map(|group| Some((group.name.as_str(), parts(group)?)))
         .collect();
+    let silent: Vec<&str> = groups
+        .iter()
+        .map(|group| group.name.as_str())
+        .filter(|name| bars.iter().all(|(known, _)| known != name))
+        .collect();
     let longest = bars.iter().map(|(_, parts)| drawn(parts).sum::<f64>());
     let longest = longest.fold(0.0, f64::max);
     html! {
@@ -31,6 +36,7 @@ pub fn all(groups: &[Group]) -> Markup {
                     p class="note" {
                         "Queue, prefill and decode are means of the server's histograms, warm-up included. Not explained is what the server's "
                         "whole time has beyond these three, such as reading the request; on the way is what the client waited beyond that."
+                        @if !silent.is_empty() { " No such times are known of " (silent.join(", ")) "." }
                     }
                 }
             }

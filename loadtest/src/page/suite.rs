@@ -20,7 +20,7 @@ use super::tagged::{Of, below, tagged};
 use super::{compare, cut, document};
 use crate::interval::Interval;
 use crate::results::PAGE;
-use crate::search::Over;
+use crate::search::{Over, StopReason};
 use crate::suite::{Cell, Found, SUMMARY, Summary};
 
 /// A job with the runs of each of its loads, or of each of its sides.
@@ -191,11 +191,11 @@ fn table(cells: &[&Row], title: &str, metric: Metric) -> Markup {
     html! {
         h3 { (title) }
         div class="wide" tabindex="0" { table {
-            thead { tr { th { "model" } th { "precision" } th { "server" } @for load in &loads { th { (load) } } } }
+            thead { tr { th { "model" } th class="words" { "precision" } th class="words" { "server" } @for load in &loads { th { (load) } } } }
             tbody { @for row in cells {
                 @let side = &row.cell.sides[0];
                 tr class=(if row.cell.status == "failed" { "fail" } else { "" }) {
-                    th { (side.model) } td { (side.precision) } td { (side.server) }
+                    th { (side.model) } td class="words" { (precision(row)) } td class="words" { (side.server) }
                     @if row.loads.is_empty() {
                         td class="why" colspan=(loads.len().max(1)) { (status(&row.cell)) }
                     } @else {
@@ -238,6 +238,25 @@ fn value(row: &Row, load: &str, metric: Metric) -> Markup {
     }
 }
 
+/// The precision that was asked for, and what the server made of it where that is another word.
+fn precision(row: &Row) -> String {
+    let asked = &row.cell.sides[0].precision;
+    let mut made = row.loads.iter().flat_map(|group| &group.runs);
+    let made = made.find_map(|run| run.server.build.get("quantization"));
+    match made {
+        Some(made) if made != asked => format!("{asked} ({made})"),
+        _ => asked.clone(),
+    }
+}
+
+/// Why a search ended, in words.
+fn stopped(stop: &str) -> String {
+    match serde_json::from_value::<StopReason>(stop.into()) {
+        Ok(reason) => reason.words().to_owned(),
+        Err(_) => stop.replace('_', " "),
+    }
+}
+
 /// The level that a search found, of which the summary's `place` tells.
 fn highest(found: &Found, place: &str) -> Markup {
     let level = match found.over {
@@ -274,12 +293,12 @@ fn rates(cells: &[&Row]) -> Markup {
         @if !rows.is_empty() {
             h3 { (title) }
             div class="wide" tabindex="0" { table {
-                thead { tr { th { "model" } th { "precision" } th { "server" } th { "search" } th { "highest" } th { "ended" } } }
+                thead { tr { th { "model" } th class="words" { "precision" } th class="words" { "server" } th class="words" { "search" } th { "highest" } th class="words" { "why it ended" } } }
                 tbody { @for row in rows { @for (i, found) in row.cell.searches.iter().enumerate() { tr {
                     @let side = &row.cell.sides[0];
-                    th { (side.model) } td { (side.precision) } td { (side.server) } td { @match &found.page { Some(page) => a href={ (row.cell.folder) "/" (page) } { (found.load) }, None => (found.load) } }
+                    th { (side.model) } td class="words" { (precision(row)) } td class="words" { (side.server) } td class="words" { @match &found.page { Some(page) => a href={ (row.cell.folder) "/" (page) } { (found.load) }, None => (found.load) } }
                     td { (highest(found, &format!("cells.{}.searches.{i}", row.number))) }
-                    td { (found.stop.replace('_', " ")) }
+                    td class="why" { (stopped(&found.stop)) }
                 } } } }
             } }
         }
@@ -297,6 +316,9 @@ fn quality(cells: &[&Row]) -> Markup {
         match (part["value"].as_f64(), part["standard_error"].as_f64()) {
             (Some(value), Some(error)) => {
                 let key = format!("cells.{}.quality.summary.{path}.value", row.number);
+                // An error is never told as nothing.
+                let is_seen = |digits: &usize| error * 10f64.powi(*digits as i32) >= 0.5;
+                let digits = (digits..8).find(is_seen).unwrap_or(digits);
                 let words = format!("{value:.digits$} ± {error:.digits$}");
                 tagged(Of::Summary, &key, value, &words)
             }
@@ -307,9 +329,9 @@ fn quality(cells: &[&Row]) -> Markup {
         @if !known.is_empty() {
             h3 { "Quality against the model's 32-bit form" }
             div class="wide" tabindex="0" { table {
-                thead { tr { th { "model" } th { "precision" } th { "perplexity ratio" } th { "KL divergence, nats" } th { "same first choice" } th { "tokens" } } }
+                thead { tr { th { "model" } th class="words" { "precision" } th { "perplexity ratio" } th { "KL divergence, nats" } th { "same first choice" } th { "tokens" } } }
                 tbody { @for (row, summary) in &known { tr {
-                    th { (row.cell.sides[0].model) } td { (row.cell.sides[0].precision) }
+                    th { (row.cell.sides[0].model) } td class="words" { (precision(row)) }
                     td { (with_error(row, summary, "perplexity_ratio", 4)) }
                     td { (with_error(row, summary, "divergence.mean", 5)) }
                     td { (with_error(row, summary, "same_top", 3)) }
@@ -337,7 +359,7 @@ fn charts(cells: &[&Row]) -> Markup {
             @if !closed.is_empty() {
                 div class="charts" { (speeds(&closed)) (knee(&closed)) }
                 p class="note" {
-                    "The numbers are those of users, each with one request at a time. Bars are 95 % intervals of the mean over runs, where there "
+                    "The numbers are those of users, each with one request at a time: a closed loop, which hides queueing. Bars are 95 % intervals of the mean over runs, where there "
                     "are several; those of few runs may go on beyond the edge."
                 }
             }
@@ -447,7 +469,12 @@ impl Metric {
     fn bare_plus_minus(self, value: f64, half: f64) -> String {
         match self {
             Self::Latency(..) => self.plus_minus(value, half),
-            _ => format!("{} ± {}", number(value), number(half)),
+            _ => {
+                let words = self.plus_minus(value, half);
+                words
+                    .rsplit_once(' ')
+                    .map_or(words.clone(), |(bare, _)| bare.to_owned())
+            }
         }
     }
 }

@@ -150,6 +150,101 @@ fn failures_stand_at_the_upper_edge_where_they_were_to_start() {
 }
 
 #[test]
+fn the_style_of_a_page_has_every_rule_and_no_comment() {
+    let page = render(&[group("a", &result(2))]);
+    let (_, rest) = page.split_once("<style>").unwrap();
+    let (style, _) = rest.split_once("</style>").unwrap();
+    let whole = include_str!("style.css");
+    assert!(!style.contains("/*") && style.len() < whole.len() * 9 / 10);
+    assert_eq!(style.matches('{').count(), whole.matches('{').count());
+    for kept in [
+        "content:\"● \"",
+        "linear-gradient(90deg,var(--c) 62%,transparent 0)",
+        ".charts + .charts",
+    ] {
+        let kept = kept.replace(" + ", "+");
+        assert!(style.replace(" + ", "+").contains(&kept), "{kept}: {style}");
+    }
+}
+
+#[test]
+fn what_warns_stands_under_the_finding_once_and_takes_its_green() {
+    let mut warned = side("b", 1, &FAST);
+    for (i, run) in warned.runs.iter_mut().enumerate() {
+        run.verdict = "warning".into();
+        run.reasons = vec![
+            format!("memory at {i}.5 GB/s"),
+            "the client woke late".into(),
+        ];
+    }
+    let page = render(&[side("a", 0, &SLOW), warned.clone()]);
+    assert!(
+        page.contains("<strong>6 of 12 runs with warnings</strong>"),
+        "{page}"
+    );
+    assert!(page.contains("<li>memory at 0.5 GB/s (one of 6 such runs of 12)</li>"));
+    assert!(page.contains("<li>the client woke late (6 of 12 runs)</li>"));
+    assert!(page.contains("class=\"verdict fair\"") && !page.contains("class=\"verdict good\""));
+    let page = render(&[warned]);
+    assert!(page.contains("<li>memory at 0.5 GB/s (run 1; with other numbers 2, 3, 4, 5, 6)</li>"));
+    assert!(page.contains("<li>the client woke late (runs 1, 2, 3, 4, 5, 6)</li>"));
+}
+
+#[test]
+fn a_closed_loop_says_that_it_hides_queueing_and_what_littles_law_says() {
+    let mut value = result(40);
+    value["rates"]["users_by_little"] = json!(8.4);
+    value["rates"]["offered_requests"] = json!(10.5);
+    value["latency"]["ttfo"] = summary(40, 0.5);
+    value["server"]["in_window"] = json!({"from": 0.0, "to": 2.5, "grown": {"finished": 25.0},
+                                          "means": {"queue_seconds": 0.25, "batch_size": 3.5}});
+    let page = bare(&render(&[group("a", &value)]));
+    assert!(page.contains("Closed loop of 8 users, which hides queueing"));
+    assert!(
+        page.contains("their mean time are 8.40; by Little's law they should be the 8"),
+        "{page}"
+    );
+    assert!(page.contains("10.5 requests a second were asked for and 10 answered"));
+    assert!(page.contains("<th>answers that ended</th><td>25</td><td>10</td>"));
+    assert!(page.contains("<th>time in the queue</th><td></td><td></td><td>250 ms</td>"));
+    assert!(
+        page.contains(
+            "<th>time to first output, after any reasoning</th><td>40</td><td>500 ms</td>"
+        )
+    );
+    let old = render(&[group("a", &result(40))]);
+    assert!(
+        !old.contains("Little")
+            && !old.contains("first output")
+            && !old.contains("in the window</h3>")
+    );
+    value["load"]["arrival"] = json!({"kind": "poisson", "rate": 10.0});
+    let page = render(&[group("a", &value)]);
+    assert!(page.contains("Open loop") && !page.contains("hides queueing"));
+}
+
+#[test]
+fn half_of_an_interval_has_the_unit_and_the_digits_of_its_value() {
+    use super::metric::{Latency, Metric, Quantile};
+    let ttft = Metric::Latency(Latency::Ttft, Quantile::P50);
+    assert_eq!(ttft.plus_minus(1.53, 0.0441), "1.53 ± 0.04 s");
+    assert_eq!(ttft.plus_minus(0.001, 0.000_185), "1.0 ± 0.2 ms");
+    assert_eq!(ttft.plus_minus(0.192, 0.0737), "192 ± 74 ms");
+    assert_eq!(
+        Metric::OutputTokens.plus_minus(129.0, 1.23),
+        "129 ± 1 tokens/s"
+    );
+    assert_eq!(
+        Metric::OutputTokens.plus_minus(129.0, 0.02),
+        "129 ± 0.02 tokens/s"
+    );
+    assert_eq!(
+        Metric::CompletedRequests.plus_minus(2.62, 0.6426),
+        "2.62 ± 0.64 /s"
+    );
+}
+
+#[test]
 fn foreign_text_stays_text() {
     let mut hostile = result(3);
     hostile["target"]["model"] = json!("<script>alert(1)</script>");

@@ -7,6 +7,7 @@ use super::axis::{Axis, Scale};
 use super::chart::{Chart, Form, Series};
 use super::data::{Run, milliseconds};
 use super::group::Group;
+use super::traffic;
 
 /// Both, for more than one configuration.
 pub fn all(groups: &[Group]) -> Markup {
@@ -14,7 +15,11 @@ pub fn all(groups: &[Group]) -> Markup {
         section {
             h2 { "Speed for one against speed for all" }
             div class="charts" { (speeds(groups)) (knee(groups)) }
-            p class="note" { "Every point is a run that counts; rings are its 99th percentile, where it has so many answers." }
+            p class="note" {
+                "Every mark is a run that counts."
+                @if has_tails(groups) { " Rings are its 99th percentile." }
+            }
+            @for (i, group) in groups.iter().enumerate() { (traffic::note(i + 1, group, true)) }
         }
     }
 }
@@ -28,7 +33,7 @@ fn speeds(groups: &[Group]) -> Markup {
             Scale::Linear,
         ),
         y: Axis::new("tokens per second", Scale::Linear),
-        series: series(groups, Form::Dots, "", place),
+        series: series(groups, Form::Apart, "", place),
     }
     .draw()
 }
@@ -36,7 +41,7 @@ fn speeds(groups: &[Group]) -> Markup {
 fn knee(groups: &[Group]) -> Markup {
     let median = |run: &Run| Some((run.rates.completed_requests, run.latency.ttft.p50?));
     let tail = |run: &Run| Some((run.rates.completed_requests, run.latency.ttft.p99?));
-    let mut all = series(groups, Form::Dots, "", median);
+    let mut all = series(groups, Form::Apart, "", median);
     let tails = series(groups, Form::Rings, ", p99", tail);
     all.extend(tails.into_iter().filter(|s| !s.points.is_empty()));
     if let (Some(limit), Some((x, _))) = (limit(groups), all.iter().find_map(|s| s.points.first()))
@@ -52,6 +57,11 @@ fn knee(groups: &[Group]) -> Markup {
         series: all,
     }
     .draw()
+}
+
+fn has_tails(groups: &[Group]) -> bool {
+    let mut runs = groups.iter().flat_map(Group::counted);
+    runs.any(|run| run.latency.ttft.p99.is_some())
 }
 
 fn series(

@@ -41,8 +41,10 @@ class Browser:
         self.ids = itertools.count(1)
         self.requests = []
         self.exceptions = []
+        # What the console shows, a breach of the page's own policy among it.
+        self.messages = []
         self.on_paused = None
-        for domain in ("Page", "Runtime", "Network"):
+        for domain in ("Page", "Runtime", "Network", "Log"):
             self.send(f"{domain}.enable")
 
     def close(self):
@@ -71,6 +73,10 @@ class Browser:
             self.requests.append(params["request"])
         elif method == "Runtime.exceptionThrown":
             self.exceptions.append(params["exceptionDetails"])
+        elif method == "Log.entryAdded":
+            self.messages.append(params["entry"]["text"])
+        elif method == "Runtime.consoleAPICalled":
+            self.messages.append([value.get("value") for value in params["args"]])
         elif method == "Fetch.requestPaused":
             self.on_paused(params)
 

@@ -66,7 +66,12 @@ def invalid(run):
     run |= {"verdict": "invalid", "reasons": ["R1 requests answered: the counts differ"]}
 
 
-CASES = {"valid": valid, "invalid": invalid, "no-metrics": without_metrics, "one-request": with_one,
+def dry(run):
+    """Of a suite that only tries the rig."""
+    run["tool"]["dry_run"] = True
+
+
+CASES = {"dry-run": dry, "valid": valid, "invalid": invalid, "no-metrics": without_metrics, "one-request": with_one,
          "zero-successes": without_answers, "a-million-requests": with_a_million, "hostile-name": hostile}
 
 

@@ -12,6 +12,11 @@ from page import WAIT_S, Browser
 # Width, height, colour scheme.
 VIEWS = [(1280, 900, "light"), (1280, 900, "dark"), (390, 844, "light"), (390, 844, "dark")]
 MAX_BYTES = 1 << 20
+# Of A4 without its margins, and of the paper itself in inches.
+PAPER_PX = 718
+PAPER_IN = {"paperWidth": 8.27, "paperHeight": 11.69}
+# The least size of letters in charts, in pixels.
+LEAST_PX = 9
 
 
 def open_page(browser, path):
@@ -41,6 +46,9 @@ def looks_right(browser, path, name):
         over = browser.js("document.documentElement.scrollWidth - document.documentElement.clientWidth")
         check(f"{where}: no sideways scrolling", over <= 0, over)
         light = browser.js("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)[0] > 128")
+        size = browser.js("Math.min(...[...document.querySelectorAll('figure svg[viewBox] text')]"
+                          ".map(t => parseFloat(getComputedStyle(t).fontSize) * t.getScreenCTM().a), 99)")
+        check(f"{where}: charts can be read", size >= LEAST_PX, size)
         equal(f"{where}: the background is that of the scheme", light, scheme == "light")
     bare = browser.js("[...document.querySelectorAll('svg')].filter("
                       "s => !s.querySelector('title') || s.getAttribute('role') !== 'img').length")
@@ -72,7 +80,10 @@ def prints(browser, path, name):
     equal(f"{name}: ink is black", ink, "rgb(0, 0, 0)")
     good = browser.js("getComputedStyle(document.documentElement).getPropertyValue('--s0').trim()")
     equal(f"{name}: lines have the colours of light paper", good, "#0072b2")
-    pdf = browser.send("Page.printToPDF", printBackground=True)
+    browser.view(PAPER_PX, 900, "light")
+    cut = browser.js("[...document.querySelectorAll('.wide')].filter(e => e.scrollWidth > e.clientWidth + 1).length")
+    equal(f"{name}: tables that paper cuts off", cut, 0)
+    pdf = browser.send("Page.printToPDF", printBackground=True, **PAPER_IN)
     check(f"{name}: it prints", len(pdf["data"]) > 10_000, len(pdf["data"]))
     browser.send("Emulation.setEmulatedMedia", media="", features=[])
 
@@ -110,7 +121,7 @@ def check_fixtures(browser, run, folder, loadtest, axe):
         looks_right(browser, pages[0], name)
         is_accessible(browser, pages[0], name, axe, VIEWS[:1])
     said = {"invalid": "not valid", "zero-successes": "no measured request succeeded", "no-metrics": "answers 404",
-            "hostile-name": report_fixtures.HOSTILE[:40], "a-million-requests": "1000000 of 1000000"}
+            "hostile-name": report_fixtures.HOSTILE[:40], "dry-run": "its numbers say nothing", "a-million-requests": "1000000 of 1000000"}
     for name, words in said.items():
         open_page(browser, folder / f"{name}-1.html")
         unfold(browser)
@@ -164,6 +175,7 @@ def main():
         leads = browser.js(f"[...document.links].some(a => a.href === '{search.as_uri()}')")
         equal("the suite leads to its searches", leads, True)
         equal("exceptions", browser.exceptions, [])
+        equal("messages in the console", browser.messages, [])
     finally:
         browser.close()
 

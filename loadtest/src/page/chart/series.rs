@@ -5,10 +5,12 @@
 pub enum Form {
     /// Joined.
     Line,
-    /// One mark each.
+    /// A dot each, of as many as there may be.
     Dots,
     /// Joined, with a mark and a label at each, and with its interval where there is one.
     Marked,
+    /// A mark each, of the shape of its colour: few enough that each is something of its own.
+    Apart,
     /// Joined, apart from the dots of its colour that it goes through.
     Through,
     /// A thin outline beside a line of its colour.
