@@ -71,7 +71,7 @@ def is_accessible(browser, path, name, axe, views=VIEWS):
 
 def prints(browser, path, name):
     """A page on paper is light, and has words on it without scripts."""
-    browser.view(1280, 900, "dark")
+    browser.view(PAPER_PX, 900, "dark")
     browser.send("Emulation.setEmulatedMedia", media="print", features=[
         {"name": "prefers-color-scheme", "value": "dark"}])
     open_page(browser, path)
@@ -80,7 +80,6 @@ def prints(browser, path, name):
     equal(f"{name}: ink is black", ink, "rgb(0, 0, 0)")
     good = browser.js("getComputedStyle(document.documentElement).getPropertyValue('--s0').trim()")
     equal(f"{name}: lines have the colours of light paper", good, "#0072b2")
-    browser.view(PAPER_PX, 900, "light")
     cut = browser.js("[...document.querySelectorAll('.wide')].filter(e => e.scrollWidth > e.clientWidth + 1).length")
     equal(f"{name}: tables that paper cuts off", cut, 0)
     pdf = browser.send("Page.printToPDF", printBackground=True, **PAPER_IN)
