@@ -41,7 +41,7 @@ pub fn run() -> Result<()> {
     drop(server);
     let page = report()?;
     let address = format!("file://{}", page.display());
-    draw("report", "1120x700", ["--page", &address])
+    draw("report", "1120x680", ["--page", &address])
 }
 
 /// Measures SmolLM2 in bfloat16 and in 8 bits by turns; the page that compares them.
