@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, HeaderValue, header};
+use axum::http::{HeaderMap, HeaderValue, Method, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures::FutureExt;
@@ -40,6 +40,8 @@ pub(crate) async fn observe(
         gateway.metrics.request_retries_total.inc();
     }
     let id = request_id(request.headers());
+    // Of the answer to a HEAD nothing but the head is taken.
+    let is_head = request.method() == Method::HEAD;
     let mut exchange = Exchange::new(&gateway, endpoint, arrived, &id);
     exchange._turn = request.extensions().get().map(Turn::answering);
     let answer = AssertUnwindSafe(next.run(request)).catch_unwind().await;
@@ -59,7 +61,7 @@ pub(crate) async fn observe(
     headers.entry(header::CACHE_CONTROL).or_insert(no_store);
     let no_sniff = HeaderValue::from_static("nosniff");
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, no_sniff);
-    let has_ended = false;
+    let has_ended = is_head;
     response.map(|body| {
         Body::new(Observed {
             body,
@@ -148,7 +150,7 @@ impl Drop for Exchange {
 struct Observed {
     body: Body,
     exchange: Exchange,
-    /// The end was asked for and told.
+    /// The end was asked for and told, or nobody will ask.
     has_ended: bool,
 }
 

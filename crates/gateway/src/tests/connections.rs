@@ -227,6 +227,32 @@ async fn requests_in_a_row_are_answered_in_order_on_one_connection() {
 }
 
 #[tokio::test]
+async fn a_head_is_counted_as_what_it_was_answered() {
+    let server = Server::start(Rig::new()).await;
+    let mut client = server.connect().await;
+    for path in ["/health", "/v1/models", CHAT] {
+        client.send(get(path).replace("GET", "HEAD")).await;
+        client.until("\r\n\r\n").await;
+    }
+    for (path, code) in [("/health", 200), ("/v1/models", 200), (CHAT, 405)] {
+        let series = format!("octet_requests_total{{code=\"{code}\",endpoint=\"{path}\"");
+        let is_counted = |line: &str| line.starts_with(&series) && line.ends_with(" 1");
+        // Counted when the connection is done with it, which may be after the client is.
+        while !server
+            .rig
+            .get("/metrics")
+            .await
+            .text
+            .lines()
+            .any(is_counted)
+        {
+            tokio::task::yield_now().await;
+        }
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn an_announced_body_over_the_limit_is_refused_unread() {
     let server = Server::start(Rig::new()).await;
     let mut client = server.connect().await;
