@@ -39,19 +39,31 @@ fn main() {
             .flag("-fno-tree-loop-distribute-patterns")
             .flag("-ftrivial-auto-var-init=pattern");
         if checked {
-            build
-                .flag("-fsanitize=thread")
-                .flag("--param=tsan-instrument-func-entry-exit=0")
-                .flag("--param=tsan-distinguish-volatile=1");
+            report_accesses(&mut build);
         }
         build.compile(&format!("cuda_kernels_{name}"));
     }
+    let mut faults = compiler();
+    report_accesses(&mut faults);
+    faults
+        .file(folder.join("faults.cpp"))
+        .define("PTX_ARCH", "900")
+        .flag("-Wno-unused-parameter")
+        .compile("cuda_faults");
     compiler()
         .file(folder.join("emu.cpp"))
         .file(folder.join("shadow.cpp"))
         .file(folder.join("warpgroup.cpp"))
         .opt_level(3)
         .compile("cuda_emulator");
+}
+
+/// Every load and store calls the emulator.
+fn report_accesses(build: &mut cc::Build) {
+    build
+        .flag("-fsanitize=thread")
+        .flag("--param=tsan-instrument-func-entry-exit=0")
+        .flag("--param=tsan-distinguish-volatile=1");
 }
 
 fn compiler() -> cc::Build {

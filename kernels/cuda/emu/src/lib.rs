@@ -5,6 +5,9 @@
 //! out of range, misaligned, uninitialised or racing; the others only damaged guard zones.
 #![allow(unsafe_code)]
 
+#[cfg(test)]
+mod faults;
+
 use std::ffi::{CStr, OsStr, c_char, c_void};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -202,28 +205,7 @@ impl Profile {
 
     /// All entry points.
     pub fn kernels(self) -> Vec<Kernel> {
-        let emulator = emulator();
-        // SAFETY: the lists are made before `main` and never change.
-        let mut entry = unsafe { emulator.kernels[self as usize]() };
-        let mut kernels = Vec::new();
-        while !entry.is_null() {
-            let mut sizes = std::ptr::null();
-            // SAFETY: a live entry; names and sizes are static and as long as they say.
-            kernels.push(unsafe {
-                let count = (emulator.entry_args)(entry, &raw mut sizes) as usize;
-                Kernel {
-                    entry,
-                    name: CStr::from_ptr((emulator.entry_name)(entry))
-                        .to_str()
-                        .unwrap_or("?"),
-                    threads: (emulator.entry_threads)(entry),
-                    arg_sizes: std::slice::from_raw_parts(sizes, count),
-                }
-            });
-            // SAFETY: as above.
-            entry = unsafe { (emulator.entry_next)(entry) };
-        }
-        kernels
+        list(emulator().kernels[self as usize])
     }
 
     /// Runs a kernel to its end.
@@ -231,57 +213,87 @@ impl Profile {
     /// # Errors
     /// The report of the first failed check, or what is wrong with the launch itself.
     pub fn launch(self, launch: &Launch) -> Result<(), String> {
-        let kernels = self.kernels();
-        let Some(kernel) = kernels.iter().find(|k| k.name == launch.kernel) else {
-            return Err(format!("no kernel {}", launch.kernel));
-        };
-        let sizes: Vec<u8> = launch
-            .args
-            .iter()
-            .map(|arg| match arg {
-                Arg::Pointer(_) => 8,
-                Arg::Word(_) => 4,
-            })
-            .collect();
-        if sizes != kernel.arg_sizes {
-            return Err(format!(
-                "{}: arguments of {sizes:?} bytes where the signature has {:?}",
-                launch.kernel, kernel.arg_sizes
-            ));
-        }
-        let mut values: Vec<u64> = launch
-            .args
-            .iter()
-            .map(|arg| match *arg {
-                Arg::Pointer(at) => at,
-                Arg::Word(word) => u64::from(word),
-            })
-            .collect();
-        let mut args: Vec<*mut c_void> = values.iter_mut().map(|v| (&raw mut *v).cast()).collect();
-        let raw = RawLaunch {
-            entry: kernel.entry,
-            args: args.as_mut_ptr(),
-            grid: launch.grid,
-            threads: kernel.threads,
-            dynamic_bytes: launch.dynamic_bytes,
-            shared_limit: launch.shared_limit,
-            order: launch.order,
-            checked: u32::from(self.is_checked()),
-            swapped_lanes: launch.swapped_lanes as u32,
-            dependent: u32::from(launch.dependent),
-        };
-        let _guard = lock();
-        // SAFETY: arguments have the sizes of the signature; the lock is held; the report is copied
-        // before the next launch.
-        let report = unsafe { (emulator().launch)(&raw const raw) };
-        if report.is_null() {
-            return Ok(());
-        }
-        // SAFETY: a C string of the emulator.
-        Err(unsafe { CStr::from_ptr(report) }
-            .to_string_lossy()
-            .into_owned())
+        launch_of(&self.kernels(), self.is_checked(), launch)
     }
+}
+
+/// The entry points of a list that was compiled with the emulator.
+fn list(kernels: Kernels) -> Vec<Kernel> {
+    let emulator = emulator();
+    // SAFETY: the lists are made before `main` and never change.
+    let mut entry = unsafe { kernels() };
+    let mut kernels = Vec::new();
+    while !entry.is_null() {
+        let mut sizes = std::ptr::null();
+        // SAFETY: a live entry; names and sizes are static and as long as they say.
+        kernels.push(unsafe {
+            let count = (emulator.entry_args)(entry, &raw mut sizes) as usize;
+            Kernel {
+                entry,
+                name: CStr::from_ptr((emulator.entry_name)(entry))
+                    .to_str()
+                    .unwrap_or("?"),
+                threads: (emulator.entry_threads)(entry),
+                arg_sizes: std::slice::from_raw_parts(sizes, count),
+            }
+        });
+        // SAFETY: as above.
+        entry = unsafe { (emulator.entry_next)(entry) };
+    }
+    kernels
+}
+
+/// Runs one of the kernels to its end.
+fn launch_of(kernels: &[Kernel], is_checked: bool, launch: &Launch) -> Result<(), String> {
+    let Some(kernel) = kernels.iter().find(|k| k.name == launch.kernel) else {
+        return Err(format!("no kernel {}", launch.kernel));
+    };
+    let sizes: Vec<u8> = launch
+        .args
+        .iter()
+        .map(|arg| match arg {
+            Arg::Pointer(_) => 8,
+            Arg::Word(_) => 4,
+        })
+        .collect();
+    if sizes != kernel.arg_sizes {
+        return Err(format!(
+            "{}: arguments of {sizes:?} bytes where the signature has {:?}",
+            launch.kernel, kernel.arg_sizes
+        ));
+    }
+    let mut values: Vec<u64> = launch
+        .args
+        .iter()
+        .map(|arg| match *arg {
+            Arg::Pointer(at) => at,
+            Arg::Word(word) => u64::from(word),
+        })
+        .collect();
+    let mut args: Vec<*mut c_void> = values.iter_mut().map(|v| (&raw mut *v).cast()).collect();
+    let raw = RawLaunch {
+        entry: kernel.entry,
+        args: args.as_mut_ptr(),
+        grid: launch.grid,
+        threads: kernel.threads,
+        dynamic_bytes: launch.dynamic_bytes,
+        shared_limit: launch.shared_limit,
+        order: launch.order,
+        checked: u32::from(is_checked),
+        swapped_lanes: launch.swapped_lanes as u32,
+        dependent: u32::from(launch.dependent),
+    };
+    let _guard = lock();
+    // SAFETY: arguments have the sizes of the signature; the lock is held; the report is copied
+    // before the next launch.
+    let report = unsafe { (emulator().launch)(&raw const raw) };
+    if report.is_null() {
+        return Ok(());
+    }
+    // SAFETY: a C string of the emulator.
+    Err(unsafe { CStr::from_ptr(report) }
+        .to_string_lossy()
+        .into_owned())
 }
 
 /// Emulated device memory, freed on drop.
