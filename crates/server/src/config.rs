@@ -110,10 +110,17 @@ impl Config {
         if let ModelSource::Path(path) = &model
             && !path.exists()
         {
+            // One bare word may be a command spelled wrongly.
+            let is_word = path.components().count() == 1 && path.extension().is_none();
+            let hint = if is_word {
+                "; commands are listed by octet help"
+            } else {
+                ""
+            };
             let path = path.display();
             problems
                 .0
-                .push(format!("--model {path}: no such file or directory"));
+                .push(format!("--model {path}: no such file or directory{hint}"));
         }
         let embedding_model = args
             .embedding_model
@@ -506,6 +513,13 @@ mod tests {
         assert!(problem(&["--api-key", " "]).contains("must not be empty"));
         assert!(problem(&["--metrics-port", "8000"]).contains("that of --port"));
         assert!(resolve(&["--metrics-port", "0", "--port", "0"]).is_ok());
+    }
+
+    #[test]
+    fn a_word_that_is_no_model_may_have_been_a_command() {
+        assert!(problem(&["serv"]).contains("octet help"));
+        assert!(!problem(&["./serv/none"]).contains("octet help"));
+        assert!(!problem(&["none.gguf"]).contains("octet help"));
     }
 
     /// A secret often ends in a line break, and lists have blanks after commas.
