@@ -99,16 +99,15 @@ impl Chart {
 
     fn grid(&self) -> Markup {
         let (bottom, right) = (HEIGHT - BOTTOM, WIDTH - RIGHT);
-        let rows: Vec<_> = self.y.ticks(MAX_TICKS.1);
-        let rows: Vec<_> = rows
-            .into_iter()
-            .map(|(value, label)| (coordinate(self.place_y(value)), label))
-            .collect();
-        let columns: Vec<_> = self.x.ticks(MAX_TICKS.0);
-        let columns: Vec<_> = columns
-            .into_iter()
-            .map(|(value, label)| (coordinate(self.place_x(value)), label))
-            .collect();
+        let placed =
+            |axis: &Axis, most: usize, place: &dyn Fn(f64) -> f64| -> Vec<(String, String)> {
+                let ticks = axis.ticks(most).into_iter();
+                ticks
+                    .map(|(value, label)| (coordinate(place(value)), label))
+                    .collect()
+            };
+        let columns = placed(&self.x, MAX_TICKS.0, &|value| self.place_x(value));
+        let rows = placed(&self.y, MAX_TICKS.1, &|value| self.place_y(value));
         let across = rows.iter().map(|(y, _)| format!("M{LEFT} {y}H{right}"));
         let down = columns.iter().map(|(x, _)| format!("M{x} {TOP}V{bottom}"));
         let lines: String = across.chain(down).collect();
