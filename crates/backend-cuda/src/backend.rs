@@ -44,7 +44,11 @@ impl<D: Device> Backend for CudaBackend<D> {
     }
 
     fn load_linear(&mut self, weight: LinearWeight) -> Result<CudaLinear<D>> {
-        CudaLinear::load(&self.device, self.precision, weight)
+        let linear = CudaLinear::load(&self.device, self.precision, weight)?;
+        if let Some(tuner) = &mut self.tuner {
+            tuner.samples.add(&linear);
+        }
+        Ok(linear)
     }
 
     /// With 8 bits there is one table: tokens get the rows that the head multiplies with.
@@ -63,6 +67,9 @@ impl<D: Device> Backend for CudaBackend<D> {
     fn alloc_kv_cache(&mut self, spec: &KvCacheSpec) -> Result<CudaKvCache<D>> {
         if let Some(graphs) = &mut self.graphs {
             graphs.clear();
+        }
+        if let Some(tuner) = self.tuner.take() {
+            self.tuned = Some(tuner.run(&self.device, &mut self.products)?);
         }
         CudaKvCache::new(&self.device, spec)
     }

@@ -38,6 +38,8 @@ pub fn tier(capability: Capability) -> Tier {
 pub struct Timing {
     /// Tokens.
     pub tokens: usize,
+    /// The kernel that was fastest in 8 bits.
+    pub kernel: &'static str,
     /// With 8-bit weights.
     pub int8: f64,
     /// With half precision.
@@ -156,7 +158,7 @@ fn asked(precision: Precision, tier: Tier, found: &Findings) -> Result<Choice, S
         precision,
         reason: "asked",
         why: "asked for".to_owned(),
-        warpgroups: is_int8 && found.warpgroups == Some(Ok(())),
+        warpgroups: is_int8 && use_warpgroups(found),
     })
 }
 
@@ -169,7 +171,12 @@ fn automatic(int8: Precision, tier: Tier, found: &Findings) -> Result<Choice, St
                 let (reason, warpgroups) = match (instruction, &found.warpgroups) {
                     ("m8n8k16", _) => ("tc-m8n8k16", String::new()),
                     (_, None) => ("tc-m16n8k32", String::new()),
-                    (_, Some(Ok(()))) => ("tc-wgmma", " and wgmma".to_owned()),
+                    (_, Some(Ok(()))) if use_warpgroups(found) => {
+                        ("tc-wgmma", " and wgmma".to_owned())
+                    }
+                    (_, Some(Ok(()))) => {
+                        ("tc-m16n8k32", "; wgmma is right and not faster".to_owned())
+                    }
                     (_, Some(Err(wrong))) => (
                         "tc-m16n8k32",
                         format!("; {wrong} gives wrong answers on this device and is left out"),
@@ -187,7 +194,7 @@ fn automatic(int8: Precision, tier: Tier, found: &Findings) -> Result<Choice, St
                     precision: int8,
                     reason: "memory",
                     why: format!("only 8 bits fit into its memory, although {loss}"),
-                    warpgroups: found.warpgroups == Some(Ok(())),
+                    warpgroups: use_warpgroups(found),
                 });
             }
             Err(loss) => ("speed", format!("8 bits do not gain: {loss}")),
@@ -202,6 +209,13 @@ fn automatic(int8: Precision, tier: Tier, found: &Findings) -> Result<Choice, St
         ),
     };
     half(found, reason, why)
+}
+
+/// Whether products of warpgroups are right and, where the largest product was timed, the fastest of many tokens.
+fn use_warpgroups(found: &Findings) -> bool {
+    let is_one = |t: &Timing| t.kernel.starts_with("gemm_i8_wgmma");
+    let is_fastest = found.timings.is_empty() || found.timings.iter().any(is_one);
+    found.warpgroups == Some(Ok(())) && is_fastest
 }
 
 /// Half precision, or as much of it as fits.
@@ -238,7 +252,10 @@ fn gain(timings: &[Timing]) -> Result<String, String> {
     }
     let words: Vec<String> = timings
         .iter()
-        .map(|t| format!("{:.2} times f16 at {} tokens", t.f16 / t.int8, t.tokens))
+        .map(|t| {
+            let gain = t.f16 / t.int8;
+            format!("{gain:.2} times f16 at {} tokens ({})", t.tokens, t.kernel)
+        })
         .collect();
     let words = words.join(", ");
     let ratios = || timings.iter().map(|t| t.f16 / t.int8);
@@ -269,8 +286,15 @@ fn fits(precision: Precision, found: &Findings) -> Result<(), String> {
     ))
 }
 
+/// Three digits, at least one and at most three of them decimals: figures that differ look different.
 fn gigabytes(bytes: u64) -> String {
-    format!("{:.1} GB", bytes as f64 / 1e9)
+    let gigabytes = bytes as f64 / 1e9;
+    let decimals = match gigabytes {
+        ..1.0 => 3,
+        ..10.0 => 2,
+        _ => 1,
+    };
+    format!("{gigabytes:.decimals$} GB")
 }
 
 /// Bytes for keys and values: a share of the whole device, less what others use, the weights, and the

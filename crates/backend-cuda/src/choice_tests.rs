@@ -31,6 +31,7 @@ fn timings(few: f64, many: f64) -> Vec<Timing> {
     [(16, few), (512, many)]
         .map(|(tokens, gain)| Timing {
             tokens,
+            kernel: "gemm_i8_some",
             int8: 10.0,
             f16: 10.0 * gain,
         })
@@ -57,7 +58,7 @@ fn what_was_found_decides() {
             |_| {},
             Precision::Int8,
             "tc-m16n8k32",
-            "1.80 times f16 at 16 tokens, 1.70 times f16 at 512",
+            "1.80 times f16 at 16 tokens (gemm_i8_some), 1.70 times f16 at 512",
         ),
         (
             "t4",
@@ -309,26 +310,55 @@ fn the_cache_gets_what_is_really_free() {
     let left = kv_cache_bytes(memory, 0.9, 8 * GB, GB).expect("room");
     assert_eq!(left, 21_600_000_000 - 2 * GB - 9 * GB);
     let error = kv_cache_bytes(memory, 0.9, 23_700_000_000, GB).expect_err("no room");
-    for figure in ["21.6 GB of 24.0 GB", "0.9", "others use 2.0 GB", "23.7 GB"] {
+    for figure in ["21.6 GB of 24.0 GB", "0.9", "others use 2.00 GB", "23.7 GB"] {
         assert!(error.contains(figure), "{error}");
     }
 }
 
-/// Warpgroups are used where they are there and right, and nothing else depends on them.
+/// Warpgroups are used where they are there, right and, if anything was timed, the fastest; nothing else depends on
+/// them.
 #[test]
-fn products_of_warpgroups_are_left_out_where_they_are_wrong() {
+fn products_of_warpgroups_are_left_out_where_they_are_wrong_or_slower() {
     let mut found = a10();
     found.capability = (9, 0);
-    for (warpgroups, reason, words) in [
-        (None, "tc-m16n8k32", "(m16n8k32), 1.80"),
-        (Some(Ok(())), "tc-wgmma", "(m16n8k32 and wgmma), 1.80"),
+    let fastest = |kernel: &'static str| {
+        let mut timings = timings(1.8, 1.7);
+        timings[1].kernel = kernel;
+        timings
+    };
+    let [wgmma, mma] = [
+        fastest("gemm_i8_wgmma_128x128"),
+        fastest("gemm_i8_tile_128x128"),
+    ];
+    let is_wrong = wrong("gemm_i8_wgmma_64x128");
+    for (warpgroups, timings, reason, words) in [
+        (None, &mma, "tc-m16n8k32", "(m16n8k32), 1.80"),
         (
-            Some(wrong("gemm_i8_wgmma_64x128")),
+            Some(Ok(())),
+            &wgmma,
+            "tc-wgmma",
+            "(m16n8k32 and wgmma), 1.80",
+        ),
+        (
+            Some(Ok(())),
+            &Vec::new(),
+            "tc-wgmma",
+            "(m16n8k32 and wgmma), not timed",
+        ),
+        (
+            Some(Ok(())),
+            &mma,
+            "tc-m16n8k32",
+            "(m16n8k32; wgmma is right and not faster), 1.80",
+        ),
+        (
+            Some(is_wrong),
+            &mma,
             "tc-m16n8k32",
             "gemm_i8_wgmma_64x128 gives wrong answers on this device and is left out",
         ),
     ] {
-        found.warpgroups = warpgroups;
+        (found.warpgroups, found.timings) = (warpgroups, timings.clone());
         let choice = decide(Wish::Auto(Precision::Int8), &found).expect("it computes");
         assert_eq!((choice.precision, choice.reason), (Precision::Int8, reason));
         assert!(choice.why.contains(words), "{}", choice.why);
@@ -337,5 +367,19 @@ fn products_of_warpgroups_are_left_out_where_they_are_wrong() {
         assert_eq!(asked.warpgroups, choice.warpgroups);
         let f16 = decide(Wish::Exactly(Precision::F16), &found).expect("it computes");
         assert!(!f16.warpgroups);
+    }
+}
+
+#[test]
+fn figures_have_three_digits() {
+    for (bytes, words) in [
+        (0, "0.000 GB"),
+        (5_300_000, "0.005 GB"),
+        (1_073_741_824, "1.07 GB"),
+        (9_990_000_000, "9.99 GB"),
+        (24_700_000_000, "24.7 GB"),
+        (140_100_000_000, "140.1 GB"),
+    ] {
+        assert_eq!(gigabytes(bytes), words);
     }
 }

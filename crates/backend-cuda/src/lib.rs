@@ -21,12 +21,14 @@ mod rows;
 mod sampler;
 mod step;
 mod tensor;
+pub mod tuning;
 
 use ::backend::LinearRole;
 use quant::{BLOCK, GROUP, Granularity};
 
 use graphs::Graphs;
 use linear::Products;
+use tuning::{Part, Tuned, Tuner, Tuning, Ways};
 
 pub use kv_cache::CudaKvCache;
 pub use linear::CudaLinear;
@@ -99,6 +101,8 @@ pub struct CudaBackend<D: Device> {
     precision: Precision,
     products: Products<D>,
     graphs: Option<Graphs<D>>,
+    tuner: Option<Tuner<D>>,
+    tuned: Option<Tuned>,
 }
 
 impl<D: Device> CudaBackend<D> {
@@ -109,6 +113,8 @@ impl<D: Device> CudaBackend<D> {
             device,
             precision,
             graphs: None,
+            tuner: None,
+            tuned: None,
         }
     }
 
@@ -122,6 +128,29 @@ impl<D: Device> CudaBackend<D> {
     pub fn with_warpgroups(mut self, wished: bool) -> Self {
         self.products.warpgroups = wished && self.device.properties().warpgroups;
         self
+    }
+
+    /// Measures the ways of the products of all matrices that are loaded from now on, when the first cache is asked
+    /// for: weights are there then, and nothing is captured yet. Without this the table decides.
+    pub fn with_tuning(mut self, tuning: Tuning) -> Self {
+        self.tuner = Some(Tuner::new(tuning));
+        self
+    }
+
+    /// What was measured.
+    pub fn tuned(&self) -> Option<&Tuned> {
+        self.tuned.as_ref()
+    }
+
+    /// From now on products go these ways, whatever the table says.
+    pub fn with_ways(mut self, ways: Ways) -> Self {
+        self.products.tuned = ways;
+        self
+    }
+
+    /// What of the device decides about ways.
+    pub fn part(&self) -> Part {
+        self.products.part(&self.device)
     }
 
     /// Captures decode steps and replays them. Between the beginning of a step and its sample nothing may

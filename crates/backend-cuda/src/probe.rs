@@ -11,10 +11,13 @@ use quant::{BLOCK, GROUP, Granularity, Quantised};
 
 use crate::choice::{Findings, Timing};
 use crate::device::Device;
+use crate::tuning::{Way, fastest};
 use crate::{CudaBackend, Precision};
 
-/// Channels and features of the known products: both halves of panels, a tail of groups.
-const SHAPE: [usize; 2] = [48, 320];
+/// Channels and features of the known products. 48 tokens by 128 channels by 256 features would do for one kernel:
+/// every channel of the widest tile, and two groups of features. Here are a panel and half a group more, so that tails
+/// of both are met too, and as many tokens as reach every kernel.
+const SHAPE: [usize; 2] = [144, 320];
 /// Tokens, and the kernel that each number of them reaches first, with wide groups and with blocks.
 const INT8_KERNELS: [(usize, [&str; 2]); 5] = [
     (8, ["gemm_i8_stream_8"; 2]),
@@ -49,8 +52,8 @@ const W8A16_TOLERANCE: f32 = 0.15;
 const NORM_TOLERANCE: f32 = 1e-3;
 /// Over 16-bit keys and values, queries and weights are in 16 bits too.
 const ATTENTION_TOLERANCE: f32 = 2e-2;
-/// Tokens of the two regimes, and how often a product is repeated.
-const TIMED: [(usize, u32); 2] = [(16, 50), (512, 10)];
+/// Tokens of the two regimes.
+const TIMED: [usize; 2] = [16, 512];
 
 /// Asks a device everything but its memory's use. `largest` is the model's largest matrix, outputs and
 /// inputs; without one nothing is timed. The device is handed back.
@@ -282,37 +285,27 @@ fn norm_and_attention<B: Backend>(
     ])
 }
 
-/// The largest product in both forms; weights are zeros, which take as long as any.
+/// The largest product in both forms, the 8-bit one in its fastest way; weights are zeros, which take as long as
+/// any.
 fn time<D: Device>(backend: &mut CudaBackend<D>, shape: [usize; 2]) -> Result<Vec<Timing>> {
-    let mut timings: Vec<Timing> = TIMED
-        .map(|(tokens, _)| Timing {
-            tokens,
-            int8: 0.0,
-            f16: 0.0,
-        })
-        .to_vec();
-    for precision in [Precision::Int8, Precision::F16] {
+    let zeros = || WeightData::F32(vec![0.0; shape[0] * shape[1]]);
+    let mut times = |precision| {
         backend.precision = precision;
-        let zeros = WeightData::F32(vec![0.0; shape[0] * shape[1]]);
-        let linear = load(backend, zeros, shape)?;
-        for (timing, (m, repetitions)) in timings.iter_mut().zip(TIMED) {
-            let step = backend.begin_step(&tokens(m))?;
-            let x = WeightData::F32(vec![0.0; m * shape[1]]);
-            let x = backend.load_tensor(HostTensor::new(m, shape[1], x)?)?;
-            // The first makes the rows' 8-bit form and loads the kernel.
-            backend.linear(&x, &linear, &step)?;
-            backend.device.synchronize()?;
-            let start = Instant::now();
-            for _ in 0..repetitions {
-                backend.linear(&x, &linear, &step)?;
-            }
-            backend.device.synchronize()?;
-            let micros = start.elapsed().as_secs_f64() * 1e6 / f64::from(repetitions);
-            match precision {
-                Precision::Int8 => timing.int8 = micros,
-                _ => timing.f16 = micros,
-            }
-        }
-    }
-    Ok(timings)
+        let linear = load(backend, zeros(), shape)?;
+        let (device, products) = (&backend.device, &mut backend.products);
+        TIMED
+            .iter()
+            .map(|tokens| fastest(device, products, &linear, *tokens))
+            .collect::<Result<Vec<_>>>()
+    };
+    let int8 = times(Precision::Int8)?;
+    let f16 = times(Precision::F16)?;
+    let pairs = TIMED.into_iter().zip(int8).zip(f16);
+    let timing = |((tokens, (way, int8)), (_, f16)): ((_, (Option<Way>, _)), _)| Timing {
+        tokens,
+        kernel: way.map_or("", |way| way.kernel()),
+        int8,
+        f16,
+    };
+    Ok(pairs.map(timing).collect())
 }

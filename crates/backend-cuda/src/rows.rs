@@ -136,7 +136,7 @@ impl<D: Device> CudaBackend<D> {
         }
         let twin = self.twin(x, linear.form)?;
         y.twin.replace(None);
-        linear.multiply(&self.device, &mut self.products, &twin, y, store)
+        linear.multiply(&self.device, &mut self.products, None, &twin, y, store)
     }
 
     fn multiply_f32(

@@ -82,6 +82,9 @@ pub enum QuantizationArg {
     /// Half precision, 32-bit accumulation; only on GPUs.
     #[value(aliases = ["float16", "half", "fp16"])]
     F16,
+    /// 8-bit weights, activations in half precision: the memory of int8 without its error; only on GPUs.
+    #[value(name = "w8a16")]
+    W8A16,
     /// 32-bit floats.
     #[value(aliases = ["float32", "float"])]
     F32,
@@ -98,6 +101,15 @@ pub enum KvCacheDtypeArg {
     Bf16,
     /// 8 bits with a scale per token and head: about half of bfloat16's memory.
     Int8,
+}
+
+/// Whether kernels are timed at start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum KernelTuningArg {
+    /// On a GPU, once for each shape of matrix; kept in the user's cache directory.
+    Auto,
+    /// Never: a table decides which kernel multiplies what.
+    Off,
 }
 
 /// Which second set of metric names is published.
@@ -304,6 +316,16 @@ pub struct ServeArgs {
         hide = true
     )]
     pub gpu_memory_utilization: f64,
+    /// Whether a GPU's kernels are timed at start, at most two seconds for a new model, and the times kept; answers
+    /// are the same in any case.
+    #[arg(
+        long,
+        env = "OCTET_KERNEL_TUNING",
+        value_enum,
+        default_value = "auto",
+        hide = true
+    )]
+    pub kernel_tuning: KernelTuningArg,
     /// GiB of host memory that preempted sequences are moved to instead of being computed again; default: 4, at most
     /// a quarter of what is available, for a GPU, else 0.
     #[arg(long, env = "OCTET_SWAP_SPACE", value_name = "GIB", hide = true)]

@@ -14,7 +14,8 @@ use model::hub::HubOptions;
 use serde_json::{Map, Value};
 
 use crate::args::{
-    DeviceArg, KvCacheDtypeArg, LogFormatArg, MetricsCompatArg, QuantizationArg, ServeArgs,
+    DeviceArg, KernelTuningArg, KvCacheDtypeArg, LogFormatArg, MetricsCompatArg, QuantizationArg,
+    ServeArgs,
 };
 use crate::model_source::ModelSource;
 use crate::target::Target;
@@ -30,9 +31,19 @@ pub struct DeviceConfig {
     pub kv_cache_dtype: KvCacheDtypeArg,
     /// Compute threads; the target decides when absent.
     pub threads: Option<NonZeroUsize>,
+    /// Whether a GPU's kernels are timed when a model is loaded.
+    pub kernel_tuning: KernelTuningArg,
 }
 
 impl DeviceConfig {
+    /// Whether the precision is one that only GPUs have.
+    pub fn needs_gpu(&self) -> bool {
+        matches!(
+            self.quantization,
+            QuantizationArg::F16 | QuantizationArg::W8A16
+        )
+    }
+
     /// Whether the flags ask for something that only the CPU has.
     pub fn needs_cpu(&self) -> bool {
         self.quantization == QuantizationArg::F32
@@ -142,6 +153,7 @@ impl Config {
             quantization: args.quantization,
             kv_cache_dtype: args.kv_cache_dtype,
             threads: args.threads.and_then(NonZeroUsize::new),
+            kernel_tuning: args.kernel_tuning,
         };
         // Before anything is printed, bound or fetched.
         problems.keep(Target::check(&device));

@@ -5,6 +5,7 @@ use anyhow::{Result, bail};
 use model::{CausalLm, Checkpoint, LoadOptions};
 
 use crate::args::QuantizationArg;
+use crate::config::DeviceConfig;
 
 /// A GPU with the precision chosen for it.
 #[derive(Debug, Clone)]
@@ -15,6 +16,9 @@ pub struct CudaTarget {
     memory: backend_cuda::device::Memory,
     #[cfg(feature = "cuda")]
     choice: backend_cuda::choice::Choice,
+    /// Where the times of kernels are kept; none where they are not measured.
+    #[cfg(feature = "cuda")]
+    tuning: Option<crate::tuning::Kept>,
     /// The kernels and the part, for people.
     pub found: String,
     /// Bytes of weights, as far as they are known before they are read.
@@ -33,9 +37,12 @@ pub const FEATURES: &str = if cfg!(feature = "cuda") {
 mod found {
     use backend_cuda::choice::{Needs, Wish, decide, kv_cache_bytes};
     use backend_cuda::driver::{Found, Gpu, find};
+    use backend_cuda::tuning::Tuning;
     use backend_cuda::{CudaBackend, Precision, images, probe};
 
     use super::*;
+    use crate::args::KernelTuningArg;
+    use crate::tuning::Kept;
 
     /// Buffers of the largest step, and the cache of one sequence.
     const STEP_BYTES: u64 = 1 << 30;
@@ -55,11 +62,12 @@ mod found {
             Err(reason) => return format!("cuda: {reason}\n"),
         };
         let line = |gpu: &Found| {
-            let kernels = match images::choose_built_in(gpu.properties.capability, gpu.driver) {
-                Ok(images) => format!("kernels {images}"),
-                Err(reason) => format!("not used: {reason}"),
+            let images = images::choose_built_in(gpu.properties.capability, gpu.driver);
+            let (kernels, tuning) = match images {
+                Ok(images) => (format!("kernels {images}"), Kept::of(gpu).describe()),
+                Err(reason) => (format!("not used: {reason}"), String::new()),
             };
-            format!("cuda {}: {}, {kernels}\n", gpu.ordinal, words(gpu))
+            format!("cuda {}: {}, {kernels}\n{tuning}", gpu.ordinal, words(gpu))
         };
         gpus.iter().map(line).collect()
     }
@@ -88,6 +96,7 @@ mod found {
             QuantizationArg::Int8 => Wish::Exactly(Precision::Int8),
             QuantizationArg::Int8Fast => Wish::Exactly(Precision::Int8Fast),
             QuantizationArg::F16 => Wish::Exactly(Precision::F16),
+            QuantizationArg::W8A16 => Wish::Exactly(Precision::W8A16),
             QuantizationArg::Bf16 => Wish::Exactly(Precision::Bf16),
             QuantizationArg::F32 => bail!(
                 "the CUDA target has no 32-bit products; --quantization f16 is the most exact it has"
@@ -116,11 +125,11 @@ mod found {
     /// # Errors
     /// Why no GPU computes.
     pub fn choose(
-        quantization: QuantizationArg,
+        config: &DeviceConfig,
         automatic: backend_cpu::Precision,
         checkpoint: Option<&Checkpoint>,
     ) -> Result<CudaTarget> {
-        let wish = wish(quantization, automatic)?;
+        let wish = wish(config.quantization, automatic)?;
         let mut reasons = Vec::new();
         for gpu in find().map_err(anyhow::Error::msg)? {
             let images = match images::choose_built_in(gpu.properties.capability, gpu.driver) {
@@ -161,6 +170,8 @@ mod found {
                     return Ok(CudaTarget {
                         found: format!("{}, kernels {images}", words(&gpu)),
                         weight_bytes: needs.unwrap_or(0),
+                        tuning: (config.kernel_tuning == KernelTuningArg::Auto)
+                            .then(|| Kept::of(&gpu)),
                         gpu,
                         memory: findings.memory,
                         choice,
@@ -170,6 +181,22 @@ mod found {
             }
         }
         bail!("{}", reasons.join("; "))
+    }
+
+    /// Says what was measured while a model was loaded, and keeps it.
+    fn keep_times(backend: &CudaBackend<Gpu>, kept: &Kept) {
+        let Some(tuned) = backend.tuned() else { return };
+        if tuned.num_measured > 0 {
+            kept.keep(tuned);
+        }
+        tracing::info!(
+            "kernels: {} products timed in {:.2} s, {} known, {} left to the table; {} faster than by the table",
+            tuned.num_measured,
+            tuned.now_took.as_secs_f64(),
+            tuned.num_known,
+            tuned.num_left,
+            tuned.others(backend.part()).count()
+        );
     }
 
     impl CudaTarget {
@@ -220,8 +247,16 @@ mod found {
             let mut found = self.gpu.clone();
             found.properties.warpgroups &= self.choice.warpgroups;
             let gpu = Gpu::open(&found)?;
-            let backend = CudaBackend::new(gpu, self.choice.precision).with_graphs();
-            Ok(Box::new(model::load(checkpoint, backend, options, report)?))
+            let mut backend = CudaBackend::new(gpu, self.choice.precision).with_graphs();
+            let tuning = self.tuning.as_ref().filter(|_| self.has_int8_products());
+            if let Some(kept) = tuning {
+                backend = backend.with_tuning(Tuning::new(kept.known()));
+            }
+            let decoder = model::load(checkpoint, backend, options, report)?;
+            if let Some(kept) = tuning {
+                keep_times(decoder.backend(), kept);
+            }
+            Ok(Box::new(decoder))
         }
     }
 }
@@ -241,7 +276,7 @@ mod found {
     }
 
     pub fn choose(
-        _: QuantizationArg,
+        _: &DeviceConfig,
         _: backend_cpu::Precision,
         _: Option<&Checkpoint>,
     ) -> Result<CudaTarget> {

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use anyhow::Result;
 
-use crate::args::{DeviceArg, DeviceArgs, KvCacheDtypeArg};
+use crate::args::{DeviceArg, DeviceArgs, KernelTuningArg, KvCacheDtypeArg};
 use crate::config::DeviceConfig;
 use crate::target::Target;
 
@@ -52,6 +52,7 @@ pub fn devices(args: &DeviceArgs) -> Result<String> {
         quantization: args.quantization,
         kv_cache_dtype: KvCacheDtypeArg::Auto,
         threads: args.threads.and_then(std::num::NonZeroUsize::new),
+        kernel_tuning: KernelTuningArg::Auto,
     };
     let target = match config.device {
         DeviceArg::Auto if !config.needs_cpu() => Target::choose(&DeviceConfig {

@@ -201,7 +201,7 @@ pub fn available_memory() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::args::{DeviceArg, KvCacheDtypeArg, QuantizationArg};
+    use crate::args::{DeviceArg, KernelTuningArg, KvCacheDtypeArg, QuantizationArg};
     use crate::config::DeviceConfig;
 
     #[test]
@@ -216,6 +216,7 @@ mod tests {
                 quantization,
                 kv_cache_dtype: KvCacheDtypeArg::Auto,
                 threads: None,
+                kernel_tuning: KernelTuningArg::Auto,
             })
             .expect("every machine has a processor");
             let available = 3 << 30;

@@ -23,6 +23,8 @@ mod quantize;
 mod serve;
 mod supervisor;
 mod target;
+#[cfg(feature = "cuda")]
+mod tuning;
 
 use std::io::Write;
 use std::process::ExitCode;

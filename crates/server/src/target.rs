@@ -53,9 +53,7 @@ impl Target {
     pub fn choose(config: &DeviceConfig) -> Result<Self> {
         match config.device {
             // No CPU has it, so that only a GPU can be meant.
-            DeviceArg::Auto if config.quantization == QuantizationArg::F16 => {
-                Self::cuda(config, None)
-            }
+            DeviceArg::Auto if config.needs_gpu() => Self::cuda(config, None),
             DeviceArg::Auto | DeviceArg::Cpu => Self::cpu(config),
             DeviceArg::Cuda => Self::cuda(config, None),
             DeviceArg::Reference => Self::reference(config),
@@ -70,9 +68,7 @@ impl Target {
     pub fn check(config: &DeviceConfig) -> Result<()> {
         match config.device {
             DeviceArg::Cuda => cuda::check(config.quantization),
-            DeviceArg::Auto if config.quantization == QuantizationArg::F16 => {
-                cuda::check(config.quantization)
-            }
+            DeviceArg::Auto if config.needs_gpu() => cuda::check(config.quantization),
             _ => Self::choose(config).map(drop),
         }
     }
@@ -110,6 +106,9 @@ impl Target {
             ),
             QuantizationArg::F16 => bail!(
                 "--quantization f16 is for GPUs; the CPU computes in int8, int8-fast, bf16 and f32"
+            ),
+            QuantizationArg::W8A16 => bail!(
+                "--quantization w8a16 is for GPUs; the CPU computes in int8, int8-fast, bf16 and f32"
             ),
             QuantizationArg::F32 => (Precision::F32, "asked for; bfloat16 weights stay bfloat16"),
             QuantizationArg::Bf16 => (Precision::Bf16, "asked for"),
@@ -165,7 +164,7 @@ impl Target {
             KvCacheDtypeArg::Int8 => KvDtype::Int8,
         };
         let (automatic, form) = checkpoint.map_or(LARGE, automatic);
-        let target = cuda::choose(config.quantization, automatic, checkpoint)?;
+        let target = cuda::choose(config, automatic, checkpoint)?;
         let why = match config.quantization {
             QuantizationArg::Auto if target.has_int8_products() => {
                 format!("{form}; {}", target.why())

@@ -17,8 +17,12 @@ use crate::{assets, root, target_dir};
 
 /// Architectures with a binary of their own.
 const BINARIES: [&str; 5] = ["sm_75", "sm_80", "sm_86", "sm_89", "sm_90"];
-/// The file for instructions that one part alone has, and what it is compiled for instead.
-const HOPPER: (&str, &str, &str) = ("gemm_i8_wgmma.cu", "sm_90a", "compute_90a");
+/// The files for instructions that one part alone has, and what they are compiled for instead.
+const HOPPER: ([&str; 2], &str, &str) = (
+    ["gemm_i8_wgmma.cu", "wrappers_wgmma.cu"],
+    "sm_90a",
+    "compute_90a",
+);
 /// What drivers compile for parts that are newer than these.
 const PTX: &str = "compute_80";
 /// From where on every kernel waits for those launched before it.
@@ -101,6 +105,13 @@ const EXPECTED: &[(&str, &[&str])] = &[
             "cp.async.wait_group 1",
         ],
     ),
+    (
+        "wrappers_wgmma.cu",
+        &[
+            "wgmma.mma_async.sync.aligned.m64n128k32.s32.s8.s8",
+            "fence.proxy.async.shared::cta",
+        ],
+    ),
     ("attention.cu", &["dp4a.s32.s32"]),
 ];
 
@@ -118,7 +129,7 @@ pub fn run(update: bool) -> Result<()> {
     let sources = read_all(&folder, "cu")?;
     for (name, source) in &sources {
         let stem = name.trim_end_matches(".cu");
-        let is_hopper = name == HOPPER.0;
+        let is_hopper = HOPPER.0.contains(&name.as_str());
         let binaries = if is_hopper {
             &[HOPPER.1][..]
         } else {
@@ -173,9 +184,10 @@ pub fn run(update: bool) -> Result<()> {
         );
     }
     println!(
-        "{} files for {} architectures and one PTX each, one of them for {} alone, in {}",
+        "{} files for {} architectures and one PTX each, {} of them for {} alone, in {}",
         sources.len(),
         BINARIES.len(),
+        HOPPER.0.len(),
         HOPPER.1,
         out.display()
     );

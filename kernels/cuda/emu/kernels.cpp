@@ -26,6 +26,9 @@ static ::emu::Entry* EMU_LIST_HEAD = nullptr;
 #include "../rope_store_kv.cu"
 #include "../sample.cu"
 #include "../wrappers.cu"
+#if PTX_ARCH >= 900
+#include "../wrappers_wgmma.cu"
+#endif
 }  // namespace EMU_PROFILE
 
 #define JOIN_(a, b) a##b

@@ -22,6 +22,7 @@ mod repeat;
 mod step;
 mod time;
 mod wrappers;
+mod wrappers_wgmma;
 
 use std::process::ExitCode;
 

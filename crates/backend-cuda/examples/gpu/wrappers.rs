@@ -131,11 +131,14 @@ pub fn check<D: Device>(device: &D, say: &mut dyn FnMut(String)) -> Result<bool>
     say("wrapper_atomics", atomics(device)?);
     say("wrapper_loads", loads(device)?);
     say("wrapper_scalars", scalars(device)?);
+    for (what, is_right) in super::wrappers_wgmma::check(device)? {
+        say(&what, is_right);
+    }
     Ok(all)
 }
 
 /// Bits that every machine makes alike.
-fn random(seed: u32, len: usize) -> Vec<u32> {
+pub fn random(seed: u32, len: usize) -> Vec<u32> {
     let mut state = seed;
     let mut next = || {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);

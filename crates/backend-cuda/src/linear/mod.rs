@@ -14,7 +14,11 @@ use crate::Precision;
 use crate::device::{Arg, Device};
 use crate::pack::{PANEL_CHANNELS, pack, padded};
 use crate::tensor::{CudaTensor, Form, PackedRows, bytes_of};
-pub(crate) use tiles::Products;
+use crate::tuning::Problem;
+pub(crate) use tiles::{
+    BLOCK_TILES, INT8_TILES, MAX_SPLIT, Products, Tile, WARPGROUP_TILES, WARPGROUP_TOKENS, choose,
+    division,
+};
 use weights::{by_group, pack_int8, quantise, to_bf16, to_f16};
 
 /// A packed matrix with its bias.
@@ -128,6 +132,30 @@ impl<D: Device> CudaLinear<D> {
             4 * self.outputs * self.weights_by.num_groups(self.inputs)
         });
         self.outputs.next_multiple_of(PANEL_CHANNELS) * self.k_bytes() + scales
+    }
+
+    /// What its 8-bit products are measured by.
+    pub(crate) fn problem(&self) -> Option<Problem> {
+        match self.form {
+            Form::Int8(activations) => Some(Problem {
+                outputs: self.outputs,
+                inputs: self.inputs,
+                group: Problem::group_of(activations),
+                grouped_weights: self.weights_by != Granularity::Row,
+            }),
+            Form::F32 | Form::F16 | Form::Bf16 => None,
+        }
+    }
+
+    /// The same weights without a bias, for measurements of 8-bit products.
+    pub(crate) fn sample(&self) -> Option<(Problem, Self)> {
+        let sample = Self {
+            weight: Rc::clone(&self.weight),
+            scales: self.scales.clone(),
+            bias: None,
+            ..*self
+        };
+        Some((self.problem()?, sample))
     }
 
     /// The matrix as a table of its rows, in the same memory, where it has 8 bits.

@@ -1,23 +1,64 @@
 //! Products with a packed matrix: which kernel, and what it is given.
 
 use backend::{BackendError, Result};
-use quant::{BLOCK, GROUP, Granularity};
+use quant::{BLOCK, Granularity};
 
 use super::tiles::{
-    BF16_TILES, BLOCK_TILES, F16_TILES, INT8_TILES, Products, Tile, W8A16_TILES, WARPGROUP_TILES,
-    WARPGROUP_TOKENS, WORKSPACE_TILE, Workspace, choose, division,
+    BF16_TILES, F16_TILES, Products, Tile, W8A16_TILES, WORKSPACE_TILE, WORKSPACE_TILES, Workspace,
+    choose,
 };
 use super::{CudaLinear, Store, int};
 use crate::device::{Arg, Device, Launch};
 use crate::pack::padded;
 use crate::tensor::{CudaTensor, Form, Twin};
+use crate::tuning::{Part, Problem, STREAM_TOKENS, Way, by_table};
+
+fn without_scales() -> BackendError {
+    BackendError::Shape("8-bit operands without their scales".into())
+}
+
+/// Tiles of a product whose K may be divided.
+fn workspace_tiles<D: Device>(device: &D) -> usize {
+    WORKSPACE_TILES * device.properties().multiprocessors as usize
+}
+
+impl<D: Device> Products<D> {
+    /// What was measured, or the table's.
+    fn way(&self, problem: &Problem, tokens: usize, device: &D) -> Way {
+        let tuned = self.tuned.get(problem, tokens);
+        tuned.unwrap_or_else(|| by_table(problem, tokens, self.part(device)))
+    }
+
+    /// What of the device decides about ways.
+    pub(crate) fn part(&self, device: &D) -> Part {
+        Part {
+            warpgroups: self.warpgroups,
+            ..Part::of(device.properties())
+        }
+    }
+
+    /// Room for divided products, taken once: captured steps name it.
+    fn workspace(&mut self, device: &D) -> Result<&Workspace<D>> {
+        let tiles = workspace_tiles(device);
+        let new = match self.workspace.take() {
+            Some(known) => known,
+            None => Workspace {
+                sums: device.alloc_zeroed(tiles * WORKSPACE_TILE * 4, "divided products")?,
+                counters: device.alloc_zeroed(tiles * 4, "divided products")?,
+            },
+        };
+        Ok(self.workspace.insert(new))
+    }
+}
 
 impl<D: Device> CudaLinear<D> {
-    /// `x · Wᵀ + bias` into or onto `y`; the shapes fit and the twin has the matrix's form.
+    /// `x · Wᵀ + bias` into or onto `y`; the shapes fit and the twin has the matrix's form. Products of 8 bits go
+    /// the given way, else what was measured to be the fastest, else the table's.
     pub(crate) fn multiply(
         &self,
         device: &D,
         products: &mut Products<D>,
+        way: Option<Way>,
         twin: &Twin<D>,
         y: &CudaTensor<D>,
         store: Store,
@@ -32,15 +73,18 @@ impl<D: Device> CudaLinear<D> {
                 self.multiply_16(device, choose(&BF16_TILES, y.rows), twin, y, store)
             }
             (_, Some(steps), Some(scales)) => {
-                let scales = (steps, scales.as_ref());
-                if y.rows <= 16 {
-                    return self.stream(device, twin, scales, y, store);
+                let args = self.int8_args(twin, (steps, scales.as_ref()), y, store)?;
+                let problem = self.problem().ok_or_else(without_scales)?;
+                let way = way.unwrap_or_else(|| products.way(&problem, y.rows, device));
+                match way.tile {
+                    Some(tile) => {
+                        let split = way.division(&problem, y.rows, workspace_tiles(device));
+                        self.tiles(device, products, (tile, split), y.rows, args)
+                    }
+                    None => self.stream(device, y.rows, &args),
                 }
-                self.tiles(device, products, twin, scales, y, store)
             }
-            _ => Err(BackendError::Shape(
-                "8-bit operands without their scales".into(),
-            )),
+            _ => Err(without_scales()),
         }
     }
 
@@ -77,10 +121,8 @@ impl<D: Device> CudaLinear<D> {
 
     /// Groups of K and the columns of one.
     fn groups(&self) -> [usize; 2] {
-        match self.form {
-            Form::Int8(Granularity::Groups(len)) => [self.inputs.div_ceil(len), len],
-            _ => [1, self.k_bytes()],
-        }
+        let of = |problem: Problem| problem.groups();
+        self.problem().map_or([1, self.k_bytes()], of)
     }
 
     fn bias_arg(&self) -> Arg<'_, D::Buffer> {
@@ -113,79 +155,40 @@ impl<D: Device> CudaLinear<D> {
         ])
     }
 
-    fn stream(
-        &self,
-        device: &D,
-        twin: &Twin<D>,
-        scales: (&D::Buffer, &D::Buffer),
-        y: &CudaTensor<D>,
-        store: Store,
-    ) -> Result<()> {
+    fn stream(&self, device: &D, rows: usize, args: &[Arg<D::Buffer>]) -> Result<()> {
+        if rows > STREAM_TOKENS {
+            return Err(BackendError::Shape(format!("{rows} streamed tokens")));
+        }
         device.launch(&Launch {
-            kernel: if y.rows <= 8 {
-                "gemm_i8_stream_8"
-            } else {
-                "gemm_i8_stream_16"
+            kernel: match rows <= 8 {
+                true => "gemm_i8_stream_8",
+                false => "gemm_i8_stream_16",
             },
             threads: 256,
             grid: [self.outputs.div_ceil(16) as u32, 1, 1],
             dynamic_bytes: 0,
-            args: &self.int8_args(twin, scales, y, store)?,
+            args,
         })
     }
 
-    fn tiles(
-        &self,
+    fn tiles<'a>(
+        &'a self,
         device: &D,
-        products: &mut Products<D>,
-        twin: &Twin<D>,
-        scales: (&D::Buffer, &D::Buffer),
-        y: &CudaTensor<D>,
-        store: Store,
+        products: &'a mut Products<D>,
+        (tile, split): (&'static Tile, usize),
+        rows: usize,
+        mut args: Vec<Arg<'a, D::Buffer>>,
     ) -> Result<()> {
-        let [groups, group] = self.groups();
-        let mut args = self.int8_args(twin, scales, y, store)?;
-        if group == BLOCK {
-            let tile = choose(&BLOCK_TILES, y.rows);
-            return self.launch_tiles(device, tile, y.rows, 1, &args);
-        }
-        // A stage of a warpgroup is one group, where there are groups.
-        let is_served = [GROUP, self.k_bytes()].contains(&group) && y.rows >= WARPGROUP_TOKENS;
-        let tile = match products.warpgroups && is_served {
-            true => choose(&WARPGROUP_TILES, y.rows),
-            false => choose(&INT8_TILES, y.rows),
-        };
-        let (across, down) = (
-            self.outputs.div_ceil(tile.channels),
-            y.rows.div_ceil(tile.tokens),
-        );
-        let multiprocessors = device.properties().multiprocessors as usize;
-        let slots = tile.per_multiprocessor * multiprocessors;
-        let split = match self.weights_by {
-            Granularity::Groups(_) => 1,
-            Granularity::Row => division(groups, across * down, slots, self.k_bytes() / 64),
-        };
-        if split > 1 {
-            let slots = 2 * multiprocessors;
-            let workspace = &mut products.workspace;
-            if workspace
-                .as_ref()
-                .is_none_or(|known| known.tiles < across * down)
-            {
-                *workspace = Some(Workspace {
-                    sums: device.alloc_zeroed(slots * WORKSPACE_TILE * 4, "divided products")?,
-                    counters: device.alloc_zeroed(slots * 4, "divided products")?,
-                    tiles: slots,
-                });
-            }
-            if let Some(known) = workspace {
+        if self.form != Form::Int8(Granularity::Groups(BLOCK)) {
+            if split > 1 {
+                let known = products.workspace(device)?;
                 args.extend([Arg::Buffer(&known.sums, 0), Arg::Buffer(&known.counters, 0)]);
+            } else {
+                args.extend([Arg::Null, Arg::Null]);
             }
-        } else {
-            args.extend([Arg::Null, Arg::Null]);
+            args.push(int(self.outputs.div_ceil(tile.channels))?);
         }
-        args.push(int(across)?);
-        self.launch_tiles(device, tile, y.rows, split, &args)
+        self.launch_tiles(device, tile, rows, split, &args)
     }
 
     fn launch_tiles(

@@ -1,12 +1,15 @@
-//! Which tile kernel multiplies how many tokens, and among how many blocks K is divided.
+//! The tile kernels, their sizes, and among how many blocks K is divided.
 
 use crate::device::Device;
+use crate::tuning::Ways;
 
 /// What products have besides their operands.
 pub(crate) struct Products<D: Device> {
     pub(super) workspace: Option<Workspace<D>>,
-    /// Whether products of many tokens are those of warpgroups.
+    /// Whether products of many tokens are those of warpgroups, where nothing was measured.
     pub warpgroups: bool,
+    /// What was measured to be faster than the table's way.
+    pub tuned: Ways,
 }
 
 impl<D: Device> Products<D> {
@@ -14,6 +17,7 @@ impl<D: Device> Products<D> {
         Self {
             workspace: None,
             warpgroups,
+            tuned: Ways::default(),
         }
     }
 }
@@ -22,12 +26,12 @@ impl<D: Device> Products<D> {
 pub(super) struct Workspace<D: Device> {
     pub sums: D::Buffer,
     pub counters: D::Buffer,
-    pub tiles: usize,
 }
 
 /// A tile kernel: its name, its size, its threads, its shared memory, and how many blocks of it a
 /// multiprocessor takes.
-pub(super) struct Tile {
+#[derive(Debug)]
+pub(crate) struct Tile {
     pub kernel: &'static str,
     pub tokens: usize,
     pub channels: usize,
@@ -71,49 +75,51 @@ const fn warpgroups(kernel: &'static str, tokens: usize, per_multiprocessor: usi
 }
 
 /// Tiles of the 8-bit product by growing number of tokens.
-pub(super) const INT8_TILES: [Tile; 3] = [
+pub(crate) static INT8_TILES: [Tile; 3] = [
     tile("gemm_i8_tile_32x64", 32, 64, 128, 4),
     tile("gemm_i8_tile_64x64", 64, 64, 128, 4),
     tile("gemm_i8_tile_128x128", 128, 128, 256, 3),
 ];
 /// The same for scales of 32 columns.
-pub(super) const BLOCK_TILES: [Tile; 3] = [
+pub(crate) static BLOCK_TILES: [Tile; 3] = [
     tile("gemm_i8_blocks_32x64", 32, 64, 128, 4),
     tile("gemm_i8_blocks_64x64", 64, 64, 128, 4),
     tile("gemm_i8_blocks_128x128", 128, 128, 256, 3),
 ];
 /// The tiles of compute capability 9.0 alone, from so many tokens on: fewer are bound by reading weights.
-pub(super) const WARPGROUP_TILES: [Tile; 2] = [
+pub(crate) static WARPGROUP_TILES: [Tile; 2] = [
     warpgroups("gemm_i8_wgmma_64x128", 64, 2),
     warpgroups("gemm_i8_wgmma_128x128", 128, 1),
 ];
-pub(super) const WARPGROUP_TOKENS: usize = 33;
-pub(super) const F16_TILES: [Tile; 2] = [
+pub(crate) const WARPGROUP_TOKENS: usize = 33;
+pub(super) static F16_TILES: [Tile; 2] = [
     tile("gemm_f16_tile_16x64", 16, 64, 128, 4),
     tile("gemm_f16_tile_64x64", 64, 64, 128, 4),
 ];
-pub(super) const BF16_TILES: [Tile; 2] = [
+pub(super) static BF16_TILES: [Tile; 2] = [
     tile("gemm_bf16_tile_16x64", 16, 64, 128, 4),
     tile("gemm_bf16_tile_64x64", 64, 64, 128, 4),
 ];
 /// Activations are twice as wide as weights.
-pub(super) const W8A16_TILES: [Tile; 2] = [
+pub(super) static W8A16_TILES: [Tile; 2] = [
     wide("gemm_w8a16_tile_16x64", 16, 4),
     wide("gemm_w8a16_tile_64x64", 64, 4),
 ];
 /// The largest tile of the workspace, and the blocks that may divide one K.
 pub(super) const WORKSPACE_TILE: usize = 128 * 128;
-const MAX_SPLIT: usize = 8;
+pub(crate) const MAX_SPLIT: usize = 8;
+/// Tiles of the workspace for each multiprocessor.
+pub(super) const WORKSPACE_TILES: usize = 2;
 
 /// The smallest tile that takes all tokens, or the largest.
-pub(super) fn choose(tiles: &[Tile], tokens: usize) -> &Tile {
+pub(crate) fn choose(tiles: &[Tile], tokens: usize) -> &Tile {
     let last = &tiles[tiles.len() - 1];
     tiles.iter().find(|t| tokens <= t.tokens).unwrap_or(last)
 }
 
 /// Among how many blocks K is divided: one scale per row makes the sum one integer, exact in any order,
 /// and more blocks fill a device that the tiles leave idle.
-pub(super) fn division(groups: usize, tiles: usize, slots: usize, blocks: usize) -> usize {
+pub(crate) fn division(groups: usize, tiles: usize, slots: usize, blocks: usize) -> usize {
     if groups > 1 || tiles >= slots {
         return 1;
     }

@@ -21,7 +21,7 @@ const CHECKED: [(Profile, u32); 4] = [
 ];
 const FAST: [(Profile, u32); 2] = [(Profile::Fast80, 0), (Profile::Fast75, 1)];
 
-fn numbers(seed: u32, len: usize) -> Vec<f32> {
+pub fn numbers(seed: u32, len: usize) -> Vec<f32> {
     let mut state = seed;
     let mut next = || {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
@@ -30,11 +30,11 @@ fn numbers(seed: u32, len: usize) -> Vec<f32> {
     (0..len).map(|_| next()).collect()
 }
 
-fn bits(x: &[f32]) -> Vec<u32> {
+pub fn bits(x: &[f32]) -> Vec<u32> {
     x.iter().map(|x| x.to_bits()).collect()
 }
 
-fn tokens(position: usize, count: usize, blocks: &[u32]) -> Batch {
+pub fn tokens(position: usize, count: usize, blocks: &[u32]) -> Batch {
     Batch {
         token_ids: vec![0; count],
         sequences: vec![BatchSequence {
@@ -76,7 +76,7 @@ pub fn check_linear(
     let weight = HostTensor::new(n, k, stored).expect("a matrix");
     let weight = LinearWeight::new(weight, bias).expect("a bias");
     let linear = target.load_linear(weight).expect("memory");
-    let step = target.begin_step(&tokens(0, m, &[0; 8])).expect("a step");
+    let step = target.begin_step(&tokens(0, m, &[0; 16])).expect("a step");
     let x = target.upload(m, k, &x);
     for again in 0..2 {
         let y = target.linear(&x, &linear, &step).unwrap_or_else(|error| {
@@ -628,7 +628,12 @@ fn profiles_have_the_same_kernels() {
     assert_eq!(names(Profile::Fast75), turing);
     assert_eq!(names(Profile::Checked75), turing);
     let mut hopper = all.clone();
-    hopper.extend(["gemm_i8_wgmma_128x128", "gemm_i8_wgmma_64x128"]);
+    hopper.extend([
+        "gemm_i8_wgmma_128x128",
+        "gemm_i8_wgmma_64x128",
+        "wrapper_wgmma",
+        "wrapper_wgmma_rows",
+    ]);
     hopper.sort_unstable();
     assert_eq!(names(Profile::Fast90), hopper);
     assert_eq!(names(Profile::Checked90), hopper);
@@ -669,7 +674,7 @@ fn a_tied_table_gives_the_rows_of_the_head() {
     }
 }
 
-fn matrix(rows: usize, columns: usize, seed: u32) -> LinearWeight {
+pub fn matrix(rows: usize, columns: usize, seed: u32) -> LinearWeight {
     let data = WeightData::F32(numbers(seed, rows * columns));
     LinearWeight::new(
         HostTensor::new(rows, columns, data).expect("a matrix"),

@@ -41,6 +41,8 @@ mod step;
 mod time;
 #[path = "../../examples/gpu/wrappers.rs"]
 pub mod wrappers;
+#[path = "../../examples/gpu/wrappers_wgmma.rs"]
+mod wrappers_wgmma;
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -122,7 +124,11 @@ fn a_device_that_changes_its_answers_is_found() {
 /// The emulator's instructions are those of the manual, on both architectures and under every check.
 #[test]
 fn every_wrapper_does_what_the_manual_says() {
-    for (profile, count) in [(Profile::Checked80, 7), (Profile::Checked75, 8)] {
+    for (profile, count) in [
+        (Profile::Checked80, 7),
+        (Profile::Checked75, 8),
+        (Profile::Checked90, 12),
+    ] {
         for order in [0, 1, 99] {
             let device = Emulated::new(profile, order);
             let (is_right, found) = lines(|say| wrappers::check(&device, say));
@@ -139,6 +145,13 @@ fn every_wrapper_does_what_the_manual_says() {
         .filter_map(|line| line.strip_prefix("WRONG wrapper_"))
         .collect();
     assert_eq!(wrong, ["mma_s8", "mma_f16", "mma_bf16"]);
+    let mut device = Emulated::new(Profile::Fast90, 0);
+    device.swapped_lanes = SwappedLanes::Warpgroups;
+    let (_, found) = lines(|say| wrappers::check(&device, say));
+    let wrong = found.iter().filter(|line| line.starts_with("WRONG"));
+    let is_wgmma = |line: &String| line.starts_with("WRONG wrapper_wgmma");
+    assert_eq!(wrong.clone().count(), 5, "{found:#?}");
+    assert!(wrong.into_iter().all(is_wgmma), "{found:#?}");
 }
 
 /// A device with a wrong matrix instruction is found wrong, by products and by the suite.

@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
+use std::time::Duration;
 
 use backend::{BackendError, Result};
 use backend_cuda::device::{self, Arg, Device, Launch, Properties};
@@ -23,6 +24,11 @@ pub struct Emulated {
     num_launches: Cell<u32>,
     /// Launches until the device fails for good.
     pub launches_left: Cell<usize>,
+    /// The kernel that ran last, and its grid.
+    pub last_launch: Cell<(&'static str, [u32; 3])>,
+    /// What a launch adds to the time.
+    pub cost: fn(&str) -> Duration,
+    pub time: Rc<Cell<Duration>>,
     /// How often a graph was replayed.
     pub replays: Rc<Cell<usize>>,
     /// Launches noted since a capture began.
@@ -53,6 +59,9 @@ impl Emulated {
             shuffles: false,
             num_launches: Cell::new(0),
             launches_left: Cell::new(usize::MAX),
+            last_launch: Cell::new(("", [0; 3])),
+            cost: |_| Duration::ZERO,
+            time: Rc::default(),
             replays: Rc::default(),
             captured: RefCell::default(),
             properties: Properties {
@@ -97,6 +106,8 @@ impl Emulated {
         let right = self.right_launches.get();
         self.right_launches.set(right.saturating_sub(1));
         self.num_launches.set(self.num_launches.get() + 1);
+        self.last_launch.set((noted.kernel, noted.grid));
+        self.time.set(self.time.get() + (self.cost)(noted.kernel));
         self.profile
             .launch(&cuda_emulation::Launch {
                 kernel: noted.kernel,

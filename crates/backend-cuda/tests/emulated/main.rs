@@ -9,4 +9,5 @@ mod dependent;
 mod device;
 mod model;
 mod sampler;
+mod tuning;
 mod warpgroups;

@@ -100,6 +100,36 @@ fn answers(lm: &mut dyn CausalLm, prompts: &[Vec<u32>], count: usize) -> Vec<(u3
     answers
 }
 
+/// Ways that a clock prefers to the table's, with captured steps: the same tokens and bits.
+#[test]
+fn measured_ways_give_the_bits_of_the_table() {
+    use backend_cuda::tuning::{Tuned, Tuning};
+    let mut three: Vec<Vec<u32>> = prompts();
+    three.iter_mut().for_each(|prompt| prompt.truncate(20));
+    three.push(three[0][..5].to_vec());
+    let backend = CudaBackend::new(Emulated::new(Profile::Fast80, 0), Precision::Int8Fast);
+    let expected = answers(&mut load(backend), &three, 5);
+    let mut device = Emulated::new(Profile::Fast80, 0);
+    // Weights are streamed slowly.
+    device.cost = |kernel| Duration::from_millis(1 + u64::from(kernel.contains("stream")));
+    let (time, replays) = (Rc::clone(&device.time), Rc::clone(&device.replays));
+    let tuning = Tuning {
+        known: Tuned::default(),
+        limit: Duration::from_millis(500),
+        clock: Rc::new(move || time.get()),
+    };
+    let backend = CudaBackend::new(device, Precision::Int8Fast).with_graphs();
+    let mut lm = load(backend.with_tuning(tuning));
+    let tuned = lm.backend().tuned().expect("it was measured");
+    let others: Vec<_> = tuned.others(lm.backend().part()).collect();
+    assert!(
+        others.iter().any(|((_, tokens), _)| *tokens == 8),
+        "{tuned:?}"
+    );
+    assert_eq!(answers(&mut lm, &three, 5), expected);
+    assert!(replays.get() > 0);
+}
+
 /// Decode steps of ten sequences run padded to sixteen rows: computed, captured, then replayed with
 /// contexts that grow.
 #[test]
