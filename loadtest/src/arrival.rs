@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 /// How a ramp gets from its first rate to its last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum RampShape {
     /// By the same number of requests per second in every second.
@@ -16,6 +17,7 @@ pub enum RampShape {
 
 /// How requests arrive.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(tag = "kind", rename_all = "lowercase")]
 pub enum Arrival {
     /// Users who each wait for their answer before they ask again.

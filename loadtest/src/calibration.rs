@@ -21,6 +21,7 @@ const SUMS: usize = 16;
 
 /// A figure before a run and after it.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Around {
     /// Just before, or in the first third of the window.
     pub before: f64,
@@ -30,6 +31,7 @@ pub struct Around {
 
 /// What was seen of the machine around a run.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Calibration {
     /// Memory read by all cores together, bytes per second.
     #[serde(skip_serializing_if = "Option::is_none")]

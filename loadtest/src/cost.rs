@@ -11,6 +11,7 @@ pub const USES: [f64; 3] = [1.0, 0.5, 0.25];
 
 /// The price of an hour, as somebody stated it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Price {
     /// Its amount.
     pub per_hour: f64,
@@ -20,6 +21,7 @@ pub struct Price {
 
 /// The price of a million tokens.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Cost {
     /// The price of an hour.
     pub price: Price,
@@ -32,6 +34,7 @@ pub struct Cost {
 
 /// The price of a million tokens when the machine is in use for a share of the time.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Use {
     /// That share.
     pub share: f64,

@@ -25,6 +25,7 @@ use crate::workload::Workload;
 
 /// Why the objective is out of reach.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Bound {
     /// Requests that missed a limit so far.
     pub missed: u64,
@@ -38,6 +39,7 @@ pub struct Bound {
 
 /// The server fell behind.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Overload {
     /// When that was beyond doubt, from the beginning of the window.
     pub overloaded_after_seconds: f64,
@@ -47,6 +49,7 @@ pub struct Overload {
 
 /// Why a run ended before its time.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(untagged)]
 pub enum Early {
     /// The objective is out of reach.

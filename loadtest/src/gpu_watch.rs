@@ -38,6 +38,7 @@ const MIN_SAMPLES: usize = 6;
 
 /// Least, mean and greatest of some samples.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Range {
     /// Least.
     pub min: f64,
@@ -49,6 +50,7 @@ pub struct Range {
 
 /// One GPU over the window.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct GpuLoad {
     /// Its number.
     pub index: u32,

@@ -8,6 +8,7 @@ use crate::scrape::{Snapshot, names};
 
 /// A server whose metrics are known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, clap::ValueEnum)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 #[value(rename_all = "lowercase")]
 pub enum ServerKind {

@@ -11,6 +11,7 @@ use crate::stats::{Sample, Summary};
 
 /// What a run is taken apart by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum PartKind {
     /// The server that was asked.
@@ -25,6 +26,7 @@ pub enum PartKind {
 
 /// The measured requests that have something in common.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Part {
     /// What they have in common.
     pub by: PartKind,

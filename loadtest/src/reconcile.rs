@@ -25,6 +25,7 @@ const ON_THE_WAY: f64 = 0.005;
 
 /// What a failed check means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Strength {
     /// The run is invalid.
@@ -35,6 +36,7 @@ pub enum Strength {
 
 /// The result of a check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
     /// The counts agree.
@@ -49,6 +51,7 @@ pub enum Verdict {
 
 /// One comparison.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Check {
     /// Short name of the check, `R1` to `R11`.
     pub id: &'static str,
@@ -67,6 +70,7 @@ pub struct Check {
 
 /// All comparisons of a run.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Reconciliation {
     /// The comparisons in order.
     pub checks: Vec<Check>,

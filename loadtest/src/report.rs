@@ -47,10 +47,13 @@ const DIGESTED: u64 = 256;
 
 /// The results of a run.
 #[derive(Debug, Clone, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Report {
     /// Version of the schema.
+    #[cfg_attr(test, schemars(extend("const" = SCHEMA)))]
     pub schema: u32,
     /// What the file describes.
+    #[cfg_attr(test, schemars(extend("const" = "run")))]
     pub kind: &'static str,
     /// What the run is called.
     pub name: String,
@@ -127,6 +130,7 @@ pub struct Report {
 
 /// The program that measured.
 #[derive(Debug, Clone, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Tool {
     /// Its name.
     pub name: &'static str,
@@ -145,6 +149,7 @@ pub struct Tool {
 
 /// What the budget of a suite leaves out of it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Cut {
     /// The budget.
     pub budget_seconds: f64,
@@ -188,6 +193,7 @@ impl Tool {
 
 /// The server that was measured.
 #[derive(Debug, Clone, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct TargetInfo {
     /// Base address, without credentials; of several servers the first.
     pub url: String,
@@ -207,6 +213,7 @@ pub struct TargetInfo {
 
 /// The load that was asked for.
 #[derive(Debug, Clone, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Load {
     /// How requests arrived.
     pub arrival: Arrival,
@@ -251,6 +258,7 @@ pub struct Load {
 
 /// What the lengths of prompts of random words rest on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum LengthsBy {
     /// Tokens that are given as such: they are exact by construction.
@@ -267,6 +275,7 @@ pub enum LengthsBy {
 
 /// The steady window.
 #[derive(Debug, Clone, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct WindowInfo {
     /// Its length.
     pub seconds: f64,
@@ -281,6 +290,7 @@ pub struct WindowInfo {
 
 /// How often a class occurred.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct OutcomeCount {
     /// How often.
     pub count: u64,
@@ -291,6 +301,7 @@ pub struct OutcomeCount {
 
 /// The server's side of the run.
 #[derive(Debug, Clone, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ServerInfo {
     /// Why its counters could not be compared, none if they were.
     pub not_available: Option<String>,

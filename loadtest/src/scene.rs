@@ -13,7 +13,7 @@ use serde_json::Value;
 use crate::calibration::Calibration;
 use crate::gpu_watch::GpuLoad;
 use crate::target::Target;
-pub use host::{Gpu, Host, driver};
+pub use host::{Gpu, Host, gpu};
 
 /// How long the server may take to say what it is.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -39,6 +39,7 @@ pub struct Scene {
 
 /// A run's place among the runs of one configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Series {
     /// What the runs that belong together have in common.
     pub id: String,

@@ -10,6 +10,7 @@ use crate::scrape::Delta;
 
 /// A histogram's growth over a run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Buckets {
     /// Upper edges in seconds, rising; above the last one there is one more bucket.
     pub edges: Vec<f64>,
@@ -20,6 +21,7 @@ pub struct Buckets {
 /// Where the time of a mean answer went, in seconds. The server's parts begin when it had read the request's
 /// head; what its end-to-end time has beyond them is not explained by them.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Stages {
     /// Answers on both sides.
     pub answers: u64,
@@ -39,6 +41,7 @@ pub struct Stages {
 
 /// The server's histograms over a run, warm-up included; none where it has none.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ServerTimes {
     /// Time to the first token.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -17,18 +17,23 @@ const DEFAULT_ATTAINMENT: f64 = 0.99;
 
 /// Limits of one request, and the share of the requests that must keep all of them.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Slo {
     /// First token, from the planned start.
     #[serde(rename = "ttft_seconds", serialize_with = "as_seconds")]
+    #[cfg_attr(test, schemars(with = "Option<f64>"))]
     pub ttft: Option<Duration>,
     /// Time per output token after the first.
     #[serde(rename = "tpot_seconds", serialize_with = "as_seconds")]
+    #[cfg_attr(test, schemars(with = "Option<f64>"))]
     pub tpot: Option<Duration>,
     /// Longest gap between two events.
     #[serde(rename = "stall_seconds", serialize_with = "as_seconds")]
+    #[cfg_attr(test, schemars(with = "Option<f64>"))]
     pub stall: Option<Duration>,
     /// End of the text, from the planned start.
     #[serde(rename = "e2e_seconds", serialize_with = "as_seconds")]
+    #[cfg_attr(test, schemars(with = "Option<f64>"))]
     pub e2e: Option<Duration>,
     /// From zero to one.
     pub attainment: f64,
@@ -141,6 +146,7 @@ impl fmt::Display for Slo {
 
 /// How much of the load was served within the objectives.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Goodput {
     /// What was asked for.
     pub slo: Slo,
@@ -156,6 +162,7 @@ pub struct Goodput {
 
 /// A share and the interval in which it lies with 95 % confidence.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Share {
     /// As counted; none of nothing.
     pub value: Option<f64>,

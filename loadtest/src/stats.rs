@@ -1,7 +1,10 @@
 //! Percentiles that a sample can carry. Per-request numbers are few: exact nearest rank. Chunk gaps
 //! are many and get merged: a high-dynamic-range histogram.
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use hdrhistogram::Histogram;
+use hdrhistogram::serialization::{Serializer as _, V2DeflateSerializer};
 use serde::{Serialize, Serializer};
 
 use crate::clock::{Nanos, seconds};
@@ -57,8 +60,23 @@ impl Serialize for Percentile {
     }
 }
 
+#[cfg(test)]
+impl schemars::JsonSchema for Percentile {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Percentile".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({
+            "description": "Seconds; null of too small a sample, inf where too many requests failed.",
+            "anyOf": [{"type": "number", "minimum": 0}, {"enum": [null, "inf"]}]
+        })
+    }
+}
+
 /// A summary of one latency, in seconds.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Summary {
     /// Sample size.
     pub n: u64,
@@ -76,6 +94,10 @@ pub struct Summary {
     pub p999: Percentile,
     /// Largest value, none without a sample.
     pub max: Option<f64>,
+    /// The whole distribution in microseconds, where it is kept: an `HdrHistogram` in its encoding V2, compressed and in
+    /// base 64, as its tools in other languages read and merge it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hdr: Option<String>,
 }
 
 impl Summary {
@@ -102,6 +124,7 @@ impl Summary {
             p99,
             p999,
             max,
+            hdr: None,
         }
     }
 }
@@ -124,6 +147,16 @@ impl Sample {
     /// The summary of the values.
     pub fn summary(&self) -> Summary {
         self.summary_with_failures(0)
+    }
+
+    /// The summary with the whole distribution, to three digits.
+    pub fn summary_with_histogram(&self) -> Summary {
+        let mut values = Gaps::default();
+        self.sorted.iter().for_each(|value| values.record(*value));
+        Summary {
+            hdr: values.encoded(),
+            ..self.summary()
+        }
     }
 
     /// The summary in which `failures` further values are infinite. Mean and maximum stay those of
@@ -172,6 +205,26 @@ impl Gaps {
     /// as an hour.
     pub fn record(&mut self, gap: Nanos) {
         self.histogram.saturating_record((gap + 500) / 1000);
+    }
+
+    /// The summary with the whole distribution.
+    pub fn summary_with_histogram(&self) -> Summary {
+        Summary {
+            hdr: self.encoded(),
+            ..self.summary()
+        }
+    }
+
+    /// The histogram as [`Summary::hdr`] has it; none of nothing.
+    fn encoded(&self) -> Option<String> {
+        if self.histogram.is_empty() {
+            return None;
+        }
+        let mut bytes = Vec::new();
+        V2DeflateSerializer::new()
+            .serialize(&self.histogram, &mut bytes)
+            .expect("memory takes every byte");
+        Some(STANDARD.encode(bytes))
     }
 
     /// Values in microseconds and how often each was seen, by value; [`Gaps::add`] puts them back.
@@ -292,6 +345,26 @@ mod tests {
             (&json["p50"], &json["p99"]),
             (&"inf".into(), &serde_json::Value::Null)
         );
+    }
+
+    /// What is kept is the histogram itself, and begins as those of the other implementations do.
+    #[test]
+    fn a_distribution_comes_back_from_its_encoding() {
+        let values: Vec<Nanos> = (0..500).map(|i| i * i * 12_345).collect();
+        let mut gaps = Gaps::default();
+        values.iter().for_each(|value| gaps.record(*value));
+        let of_sample = values
+            .into_iter()
+            .collect::<Sample>()
+            .summary_with_histogram();
+        let text = gaps.summary_with_histogram().hdr.unwrap();
+        assert_eq!(of_sample.hdr.as_ref(), Some(&text));
+        assert!(text.starts_with("HISTFAAA"), "{text}");
+        let bytes = STANDARD.decode(text).unwrap();
+        let mut decoder = hdrhistogram::serialization::Deserializer::new();
+        let back: Histogram<u64> = decoder.deserialize(&mut bytes.as_slice()).unwrap();
+        assert_eq!(back, gaps.histogram);
+        assert_eq!(Sample::default().summary_with_histogram().hdr, None);
     }
 
     #[test]

@@ -84,6 +84,7 @@ async fn scrape(scraper: &Scraper, run: &Run) -> Point {
 /// By how much the server's counters grew from the scrape at the beginning of the window to that at its end: the whole
 /// run's, which is compared with the client's, contains the warm-up and what went on after the window.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct InWindow {
     /// When the first scrape was, in seconds after the beginning of the window.
     pub from: f64,
@@ -145,6 +146,7 @@ impl InWindow {
 
 /// The series of a run, each as long as `t`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Timeline {
     /// Whose metrics these are.
     pub kind: ServerKind,

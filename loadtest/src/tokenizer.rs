@@ -108,6 +108,7 @@ async fn of_ids(
 /// What becomes of answers when their text is made tokens again. It may differ: a tokenizer need not make of a text the
 /// tokens that it came from. A diagnostic, which no number of a run rests on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Retokenised {
     /// Answers that were looked at.
     pub answers: u64,

@@ -43,6 +43,7 @@ impl Api {
 
 /// How words become tokens at the target: `tokens = overhead + per_word * words`.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct TokensPerWord {
     /// Tokens of a word with its space.
     pub per_word: f64,

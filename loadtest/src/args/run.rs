@@ -308,6 +308,7 @@ pub enum Connections {
 
 /// What the prompts may find in the server's prefix cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Cache {
     /// Every prompt starts with words of this run alone.

@@ -20,6 +20,7 @@ const LAG_SLICES: u64 = 60;
 
 /// How well the client kept its plan.
 #[derive(Debug, Clone, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ClientQuality {
     /// From the planned start to the first byte sent.
     pub send_lag: Summary,
@@ -132,6 +133,7 @@ fn worst(lags: &Summary) -> Option<f64> {
 
 /// Token events per second.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct SelfTested {
     /// The most with which the client kept up before the run; none where it kept up with nothing.
     pub sustained_events_per_second: Option<f64>,
@@ -154,6 +156,7 @@ impl SelfTested {
 /// The client's delays over the window: the largest in each of its equal slices, in seconds, none where a
 /// slice has none.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Lags {
     /// Length of a slice.
     pub slice_seconds: f64,

@@ -18,6 +18,7 @@ const MIN_ANSWERS_IN_WINDOW: f64 = 10.0;
 
 /// Whether the numbers of a run can be trusted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum RunVerdict {
     /// Yes.

@@ -11,6 +11,7 @@ const MIN_EVENTS_PER_TOKEN: f64 = 0.98;
 
 /// Latencies of the measured successes.
 #[derive(Debug, Clone, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Latency {
     /// First token, from the planned start.
     pub ttft: Summary,
@@ -57,29 +58,30 @@ impl Latency {
         let events_per_token = (tokens > 0).then(|| events as f64 / tokens as f64);
         let (ttft, e2e) = (sample(RequestRecord::ttft), sample(RequestRecord::e2e));
         Self {
-            ttft: ttft.summary(),
-            ttft_from_send: sample(RequestRecord::ttft_from_send).summary(),
+            ttft: ttft.summary_with_histogram(),
+            ttft_from_send: sample(RequestRecord::ttft_from_send).summary_with_histogram(),
             ttfo: good
                 .iter()
                 .any(|r| r.ttfo() != r.ttft())
-                .then(|| sample(RequestRecord::ttfo).summary()),
+                .then(|| sample(RequestRecord::ttfo).summary_with_histogram()),
             ttft_with_failures: ttft.summary_with_failures(failures),
-            tpot: sample(RequestRecord::tpot).summary(),
-            chunk_gap: gaps.summary(),
+            tpot: sample(RequestRecord::tpot).summary_with_histogram(),
+            chunk_gap: gaps.summary_with_histogram(),
             chunk_gap_counts: gaps.counts(),
             events_per_token,
             chunk_gap_is_itl: events_per_token.is_some_and(|ratio| ratio >= MIN_EVENTS_PER_TOKEN),
-            longest_stall: sample(RequestRecord::longest_stall).summary(),
-            e2e: e2e.summary(),
+            longest_stall: sample(RequestRecord::longest_stall).summary_with_histogram(),
+            e2e: e2e.summary_with_histogram(),
             e2e_with_failures: e2e.summary_with_failures(failures),
-            normalised: sample(RequestRecord::normalised_latency).summary(),
-            tail: sample(RequestRecord::tail).summary(),
+            normalised: sample(RequestRecord::normalised_latency).summary_with_histogram(),
+            tail: sample(RequestRecord::tail).summary_with_histogram(),
         }
     }
 }
 
 /// One measured success; times in seconds.
 #[derive(Debug, Clone, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct RequestSample {
     /// Planned start, from the beginning of the window.
     pub t: f64,
@@ -103,6 +105,7 @@ pub struct RequestSample {
 
 /// One measured request that failed.
 #[derive(Debug, Clone, PartialEq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct FailureSample {
     /// Planned start in seconds, from the beginning of the window.
     pub t: f64,

@@ -1,4 +1,7 @@
 use clap::Parser;
+use schemars::Schema;
+use schemars::generate::SchemaSettings;
+use schemars::transform::{RecursiveTransform, Transform};
 
 use super::*;
 use crate::args::Args;
@@ -328,4 +331,34 @@ fn the_first_visible_output_is_told_apart_where_it_comes_later() {
     let found = report(records, server()).latency;
     assert_eq!(found.ttft.max, Some(100e-9));
     assert_eq!(found.ttfo.unwrap().max, Some(900e-9));
+}
+
+/// The committed schema, `schemas/run.json`, is that of the types: `WRITE_SCHEMAS=1` with this test writes it anew.
+#[test]
+fn the_schema_is_that_of_the_types() {
+    let mut schema = SchemaSettings::draft2020_12()
+        .for_serialize()
+        .into_generator()
+        .into_root_schema_for::<Report>();
+    RecursiveTransform(no_other_keys).transform(&mut schema);
+    schema.insert("title".into(), "Results of a run".into());
+    let written = serde_json::to_string_pretty(&schema).unwrap() + "\n";
+    if std::env::var_os("WRITE_SCHEMAS").is_some() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/schemas/run.json");
+        std::fs::write(path, &written).unwrap();
+    }
+    let committed = include_str!("../../schemas/run.json");
+    assert!(
+        written == committed,
+        "schemas/run.json is not that of the types"
+    );
+}
+
+/// What is written has no keys but those that the types have.
+fn no_other_keys(schema: &mut Schema) {
+    let is_open =
+        schema.get("properties").is_some() && schema.get("additionalProperties").is_none();
+    if is_open {
+        schema.insert("additionalProperties".into(), false.into());
+    }
 }

@@ -8,6 +8,7 @@ use crate::tokenizer::Retokenised;
 
 /// Numbers of requests.
 #[derive(Debug, Clone, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Requests {
     /// Planned inside the window.
     pub measured: u64,
@@ -56,6 +57,7 @@ impl Requests {
 
 /// Mean lengths in tokens, asked for and got.
 #[derive(Debug, Clone, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct LengthInfo {
     /// Prompt tokens aimed at.
     pub prompt_asked_mean: Option<f64>,
@@ -99,6 +101,7 @@ impl LengthInfo {
 
 /// What passed through the window, per second; failures carry no tokens.
 #[derive(Debug, Clone, Default, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Rates {
     /// Requests planned.
     pub offered_requests: f64,

@@ -14,6 +14,7 @@ use crate::steady;
 /// What a run shows when the delay of each request's sending, and what its stamps may be late by, are taken off its
 /// times.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct WithoutDelay {
     /// How late requests were sent: the 99th percentile, or the largest where there are too few for one.
     pub send_lag_seconds: f64,

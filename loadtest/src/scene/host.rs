@@ -17,6 +17,7 @@ const CGROUPS: &str = "/sys/fs/cgroup";
 
 /// The client's machine, which is the server's too when `is_servers`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default)]
 pub struct Host {
     /// Processor by its own name.
@@ -48,6 +49,7 @@ pub struct Host {
 
 /// A GPU.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Gpu {
     /// Its name.
     pub name: String,
@@ -125,9 +127,12 @@ fn quota(text: &str) -> Option<f64> {
     (period > 0.0).then_some(quota / period)
 }
 
-/// The driver of the GPUs of this machine, where there are any.
-pub async fn driver() -> Option<String> {
-    known_gpus().await.first().map(|gpu| gpu.driver.clone())
+/// The GPUs of this machine and their driver in words, where there are any.
+pub async fn gpu() -> Option<String> {
+    let gpus = known_gpus().await;
+    let names: Vec<&str> = gpus.iter().map(|gpu| &*gpu.name).collect();
+    let driver = &gpus.first()?.driver;
+    Some(format!("{}, driver {driver}", names.join(", ")))
 }
 
 /// Asked once: a search has many runs, and asking takes seconds where no process holds the driver.

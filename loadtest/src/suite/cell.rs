@@ -63,8 +63,8 @@ pub async fn run(suite: &Suite, args: &SuiteArgs, mut tell: impl FnMut(&str)) ->
             cut: cut(suite, &out, args.budget)?,
         },
     };
-    let driver = scene::driver().await;
-    here.versions.saw_driver(&out, driver, here.may_mix)?;
+    let gpu = scene::gpu().await;
+    here.versions.saw_gpu(&out, gpu, here.may_mix)?;
     let (mut cells, mut left) = (Vec::new(), 0);
     for job in suite.jobs() {
         let folder = out.join(suite.folder_name(&job));
@@ -271,6 +271,10 @@ async fn all(
     tell: &mut impl FnMut(&str),
 ) -> Result<()> {
     here.test_client(tell).await;
+    for side in &job.sides {
+        here.versions
+            .saw_model(here.out, side.model, here.may_mix)?;
+    }
     if let [side] = job.sides[..] {
         score(side, folder)?;
     }

@@ -119,7 +119,10 @@ impl Suite {
         fits.filter_map(|fit: Fit| fit.refusal()).next()
     }
 
-    /// Where the results of a job lie. A change of the command or of the loads makes another folder.
+    /// Where the results of a job lie. A change of the command or of the loads, of files that their flags name too, makes
+    /// another folder. What else makes a result what it is (the server's commit, the model's contents, the GPU and its
+    /// driver) is not part of the name but of `versions.json`, which refuses another one: a folder of results is of one
+    /// machine and one state of the code, and a reader finds a cell again by its name.
     pub(super) fn folder_name(&self, job: &Job<'_>) -> String {
         let mut hash = Sha256::new();
         for side in &job.sides {
@@ -131,6 +134,10 @@ impl Suite {
         }
         for load in &job.loads {
             hash.update(format!("\0{}\0{}\0{}", load.name, load.flags, load.repeats));
+            for word in load.flags.split([' ', '=', ':']) {
+                // Most words name no file.
+                hash.update(std::fs::read(word).unwrap_or_default());
+            }
         }
         let digest = hash.finalize();
         let name = plain(&job.name.replace(" on ", " "));

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -12,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+use super::Model;
 use super::halt::Halt;
 use super::serve::ANSWER;
 use crate::results::write_json;
@@ -19,10 +21,13 @@ use crate::target::Target;
 
 /// Name of the file, in the folder of the suite.
 pub const VERSIONS: &str = "versions.json";
-/// What the driver stands under.
-const DRIVER: &str = "GPU driver";
+/// What the GPU and its driver stand under.
+const GPU: &str = "GPU";
+/// How much of each end of a model's file is looked at: a header and weights, where other weights differ.
+const END: u64 = 1 << 20;
 
-/// What made the results of a folder: for each server, by its name, and for the driver the versions that were seen.
+/// What made the results of a folder: for each server and each model, by their names, and for the GPU with its driver
+/// the versions that were seen.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Versions(BTreeMap<String, Vec<Value>>);
 
@@ -62,14 +67,26 @@ impl Versions {
         write_json(&out.join(VERSIONS), self)
     }
 
-    /// Takes note of the driver, where there is one.
+    /// Takes note of the GPU with its driver, where there is one.
     ///
     /// # Errors
     /// As [`Versions::saw`].
-    pub fn saw_driver(&mut self, out: &Path, driver: Option<String>, may_mix: bool) -> Result<()> {
-        driver.map_or(Ok(()), |driver| {
-            self.saw(out, DRIVER, driver.into(), may_mix)
-        })
+    pub fn saw_gpu(&mut self, out: &Path, gpu: Option<String>, may_mix: bool) -> Result<()> {
+        gpu.map_or(Ok(()), |gpu| self.saw(out, GPU, gpu.into(), may_mix))
+    }
+
+    /// Takes note of what the files of a model hold, where it has some here.
+    ///
+    /// # Errors
+    /// As [`Versions::saw`], and a file that cannot be read.
+    pub fn saw_model(&mut self, out: &Path, model: &Model, may_mix: bool) -> Result<()> {
+        let place = Path::new(&model.source);
+        let Some(contents) = contents(place).with_context(|| model.source.clone())? else {
+            return Ok(());
+        };
+        let file = place.file_name().unwrap_or_default().to_string_lossy();
+        let what = format!("model {} ({file})", model.name);
+        self.saw(out, &what, contents.into(), may_mix)
     }
 
     /// What there was more than one version of, in words.
@@ -100,11 +117,38 @@ pub async fn of(target: &Target, program: &Path) -> Result<Value> {
     }
     let mut hash = Sha256::new();
     std::io::copy(&mut File::open(program)?, &mut hash)?;
-    let digest: String = hash.finalize()[..8]
-        .iter()
-        .map(|b| format!("{b:02x}"))
-        .collect();
-    Ok(json!({ "program_sha256": digest }))
+    Ok(json!({ "program_sha256": short(hash) }))
+}
+
+/// Digest of the sizes and of both ends of a file, or of the files of a folder in the order of their names: reading all
+/// of the weights would take as long as a run. None of what is not here, as the name of a model on a hub.
+fn contents(place: &Path) -> Result<Option<String>> {
+    let mut files = match std::fs::read_dir(place) {
+        Ok(entries) => entries.flatten().map(|entry| entry.path()).collect(),
+        Err(_) => vec![place.to_owned()],
+    };
+    files.retain(|file| file.is_file());
+    files.sort();
+    if files.is_empty() {
+        return Ok(None);
+    }
+    let mut hash = Sha256::new();
+    for path in files {
+        let mut file = File::open(&path)?;
+        let size = file.metadata()?.len();
+        hash.update(path.file_name().unwrap_or_default().as_encoded_bytes());
+        hash.update(size.to_le_bytes());
+        std::io::copy(&mut (&file).take(END), &mut hash)?;
+        file.seek(SeekFrom::Start(size.saturating_sub(END)))?;
+        std::io::copy(&mut file.take(END), &mut hash)?;
+    }
+    Ok(Some(format!("contents {}", short(hash))))
+}
+
+/// The first eight bytes of a digest, as much as tells files apart.
+fn short(hash: Sha256) -> String {
+    let digest = hash.finalize();
+    digest[..8].iter().map(|b| format!("{b:02x}")).collect()
 }
 
 /// The commit where there is one, else everything.
@@ -132,9 +176,9 @@ mod tests {
         versions
             .saw(out, "llama-server", json!({"program_sha256": "1"}), false)
             .unwrap();
-        versions.saw_driver(out, None, false).unwrap();
+        versions.saw_gpu(out, None, false).unwrap();
         versions
-            .saw_driver(out, Some("535.129".into()), false)
+            .saw_gpu(out, Some("A10, driver 535.129".into()), false)
             .unwrap();
         // A later run of the suite finds what the first one left.
         let mut later = Versions::read(out).unwrap();
@@ -148,14 +192,53 @@ mod tests {
             "{words}"
         );
         let error = later
-            .saw_driver(out, Some("550.1".into()), false)
+            .saw_gpu(out, Some("A10, driver 550.1".into()), false)
             .unwrap_err();
         assert!(
-            error.to_string().starts_with("GPU driver is 550.1"),
+            error.to_string().starts_with("GPU is A10, driver 550.1"),
             "{error}"
         );
         later.saw(out, "octet", octet("bbb"), true).unwrap();
         let mixed = Versions::read(out).unwrap().mixed();
         assert_eq!(mixed, ["octet: commit aaa and commit bbb"]);
+    }
+
+    #[test]
+    fn other_weights_under_the_same_name_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let (out, place) = (folder.path(), folder.path().join("weights"));
+        std::fs::create_dir(&place).unwrap();
+        let write = |name: &str, bytes: &[u8]| std::fs::write(place.join(name), bytes).unwrap();
+        write("config.json", b"{}");
+        write("model.safetensors", &[1; 3 << 20]);
+        let model = |source: &Path| Model {
+            name: "m".into(),
+            source: source.display().to_string(),
+            server: "octet".into(),
+            precisions: Vec::new(),
+            shape: None,
+            quality: Vec::new(),
+        };
+        let mut versions = Versions::default();
+        for _ in 0..2 {
+            versions.saw_model(out, &model(&place), false).unwrap();
+        }
+        let hub = Path::new("nobody/nothing");
+        versions.saw_model(out, &model(hub), false).unwrap();
+        assert_eq!(versions.0.len(), 1, "{versions:?}");
+        for (i, name) in [
+            (0, "model.safetensors"),
+            ((3 << 20) - 1, "model.safetensors"),
+        ] {
+            let mut bytes = vec![1; 3 << 20];
+            bytes[i] = 2;
+            write(name, &bytes);
+            let error = versions.saw_model(out, &model(&place), false).unwrap_err();
+            let words = error.to_string();
+            assert!(
+                words.starts_with("model m (weights) is contents "),
+                "{words}"
+            );
+        }
     }
 }

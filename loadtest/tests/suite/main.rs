@@ -307,7 +307,10 @@ fn refuse_another_driver(file: &Path, out: &Path) {
     let mixed = suite(file, out).output().unwrap();
     let error = String::from_utf8_lossy(&mixed.stderr).into_owned();
     assert_eq!(mixed.status.code(), Some(2), "{error}");
-    assert!(error.contains("GPU driver is 535.129.03"), "{error}");
+    assert!(
+        error.contains("GPU is NVIDIA A10, driver 535.129.03"),
+        "{error}"
+    );
     assert!(error.contains("--allow-mixed"), "{error}");
     std::fs::write(path, versions).unwrap();
 }
