@@ -60,10 +60,11 @@ async fn a_search_ends_where_one_user_is_not_served() {
     assert_eq!(report.probes.len(), 1);
 }
 
+/// Users think, so that a probe has too few answers to say of chance growth that the server falls behind.
 #[tokio::test]
 async fn a_search_climbs_in_whole_users_too() {
     let server = FakeServer::start(&[Behaviour::Ok], MetricsPage::Absent).await;
-    let line = "concurrency --slo ttft=1m,attainment=0.5 --users 3 --duration 60ms --requests 10 --max-probes 3";
+    let line = "concurrency --slo ttft=1m,attainment=0.5 --users 3 --think 20ms --duration 60ms --requests 10 --max-probes 3";
     let report = find(&server, line).await;
     let users: Vec<Option<u64>> = serde_json::to_value(&report.probes)
         .unwrap()
