@@ -97,7 +97,9 @@ pub struct Config {
     pub watches_machine: bool,
     /// Whether its GPUs are looked at during the run.
     pub watches_gpus: bool,
-    /// What the suite that the run is part of leaves out.
+    /// How the suite that the run is part of started the server.
+    pub server_command: Option<String>,
+    /// What that suite leaves out.
     pub cut: Option<Cut>,
     /// Whether models are stand-ins, so that the numbers measure nothing.
     pub dry_run: bool,
@@ -167,6 +169,7 @@ impl TryFrom<Args> for Config {
                 false => Known::Nothing,
             },
             watches_gpus: !args.no_calibration,
+            server_command: None,
             cut: None,
             watches_machine: args.results.is_some() && !args.no_calibration,
             dry_run: false,

@@ -209,6 +209,9 @@ pub struct TargetInfo {
     /// What the server says about itself.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub version: Option<serde_json::Value>,
+    /// How a suite started it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub command: Option<String>,
 }
 
 /// The load that was asked for.
@@ -377,6 +380,7 @@ impl Report {
                 model: workload.model.clone(),
                 model_card: scene.model,
                 version: scene.version,
+                command: config.server_command.clone(),
             },
             load: Load::new(config, workload),
             window: WindowInfo {

@@ -83,6 +83,7 @@ pub struct Target {
     pub model: String,
     pub version: Option<serde_json::Value>,
     pub model_card: Option<serde_json::Value>,
+    pub command: Option<String>,
 }
 
 #[derive(Debug, Clone, Deserialize)]

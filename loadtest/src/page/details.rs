@@ -18,6 +18,7 @@ pub fn details(place: usize, group: &Group, named: bool) -> Markup {
     html! {
         section {
             h2 { "What was run" @if named { ": " (group.name) } }
+            @if let Some(command) = &first.target.command { pre { (command) } }
             @if !first.tool.command.is_empty() { pre { (first.tool.command) } }
             @if named { details { summary { "Model, load, machine and server" } (known(of, first)) } } @else { (known(of, first)) }
             (cost(place, group))
@@ -43,8 +44,11 @@ fn of_run(of: Of, run: &Run) -> Markup {
 /// All that is known of the first run apart from its speed.
 fn known(of: Of, first: &Run) -> Markup {
     let facts = facts::of_run(first);
-    // The command stands above.
-    let facts = facts.iter().filter(|(name, _)| name != facts::COMMAND);
+    // The commands stand above.
+    let above = [facts::COMMAND, facts::SERVER_COMMAND];
+    let facts = facts
+        .iter()
+        .filter(|(name, _)| !above.contains(&name.as_str()));
     html! {
             dl {
                 @for (name, value) in facts { dt { (name) } dd { (value) } }

@@ -11,6 +11,9 @@ use crate::scene::Gpu;
 /// The fact that is the command.
 pub const COMMAND: &str = "loadtest: command";
 
+/// The fact that is how the server was started.
+pub const SERVER_COMMAND: &str = "server: command";
+
 /// Every known fact with the value of each group, `–` where one has none.
 pub fn table(groups: &[Group]) -> Vec<(String, Vec<String>)> {
     let known: Vec<BTreeMap<String, String>> = groups.iter().map(of_group).collect();
@@ -62,6 +65,8 @@ pub fn of_run(run: &Run) -> Vec<(String, String)> {
         (COMMAND.into(), run.tool.command.clone()),
     ];
     facts.extend(machine(run));
+    let command = run.target.command.iter();
+    facts.extend(command.map(|command| (SERVER_COMMAND.into(), command.clone())));
     let build = run.server.build.iter();
     facts.extend(build.map(|(name, value)| (format!("server: {name}"), value.clone())));
     if let Some(version) = &run.target.version {

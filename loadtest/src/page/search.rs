@@ -354,6 +354,7 @@ impl Search {
         html! {
             section {
                 h2 { "What was run" }
+                @if let Some(command) = self.target.as_ref().and_then(|target| target.command.as_ref()) { pre { (command) } }
                 @if !self.tool.command.is_empty() { pre { (self.tool.command) } }
                 dl {
                     @if let Some(target) = &self.target {

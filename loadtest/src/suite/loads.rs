@@ -27,7 +27,8 @@ pub struct Common {
 }
 
 impl Common {
-    fn apply(&self, suite: &Suite, config: &mut Config) {
+    fn apply(&self, suite: &Suite, served: &Served, config: &mut Config) {
+        config.server_command = Some(served.command.clone());
         config.dry_run = suite.dry_run;
         config.self_test = self.client;
         config.cut.clone_from(&self.cut);
@@ -105,7 +106,7 @@ fn configs(
         let mut config = Config::try_from(args)?;
         config.price = config.price.or_else(|| price.clone());
         config.watches_machine = true;
-        common.apply(suite, &mut config);
+        common.apply(suite, served, &mut config);
         Ok(config)
     });
     each.collect::<Result<Vec<Config>>>()
@@ -134,7 +135,7 @@ async fn search_once(
         .and_then(SearchConfig::try_from)
         .with_context(|| format!("the load {}", load.name))?;
     config.probe.command = format!("loadtest search {}", load.flags);
-    common.apply(suite, &mut config.probe);
+    common.apply(suite, served, &mut config.probe);
     config.probe.price = config.probe.price.or_else(|| suite.price());
     let report = search(&config, |probe| tell(&format!("  {name}: {probe}"))).await?;
     write_search(&place, &report)

@@ -33,6 +33,8 @@ const LOG_TAIL: usize = 2000;
 pub struct Served {
     child: Child,
     log: PathBuf,
+    /// How it was started, the port left out.
+    pub command: String,
     /// Where it answers.
     pub url: String,
     /// Its version.
@@ -53,14 +55,18 @@ impl Served {
             .local_addr()?
             .port()
             .to_string();
-        let words = server.command[1..]
-            .iter()
-            .map(|word| fill(word, side, ("{port}", &port)));
+        let words = |port: &str| {
+            let filled = server
+                .command
+                .iter()
+                .map(|word| fill(word, side, ("{port}", port)));
+            filled.filter(|word| !word.is_empty()).collect::<Vec<_>>()
+        };
         let said = File::options().create(true).append(true).open(&log)?;
         let child = Command::new("sh")
             .args(["-c", START, "sh"])
             .arg(program)
-            .args(words.filter(|word| !word.is_empty()))
+            .args(&words(&port)[1..])
             .stdin(lock.try_clone()?)
             .stdout(said.try_clone()?)
             .stderr(said)
@@ -70,6 +76,7 @@ impl Served {
         Ok(Self {
             child,
             log,
+            command: words("PORT").join(" "),
             url,
             version: Value::Null,
         })

@@ -362,6 +362,11 @@ fn check_cell(folder: &Path, stand_in: &StandIn) {
         "{}",
         stand_in.name
     );
+    let command = run["target"]["command"].as_str().unwrap();
+    assert!(command.starts_with("octet serve "), "{command}");
+    assert!(command.ends_with("--port PORT --threads 1 --kv-cache-memory 64MiB"));
+    let page = std::fs::read_to_string(folder.join("solo/1/report.html")).unwrap();
+    assert!(page.contains(&format!("<pre>{command}</pre>")));
     assert_eq!(run["tool"]["dry_run"], true);
     let throttled = &run["gpus"][0]["throttled"];
     assert_eq!(throttled["temperature, by the driver"], 1.0, "{run}");
