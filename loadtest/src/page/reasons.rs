@@ -38,7 +38,7 @@ pub fn of_all(groups: &[&Group]) -> Markup {
     list(&runs, |reason| {
         let (some, all) = (reason.runs.len(), runs.len());
         match reason.varies {
-            true => format!(" (one of {some} such runs of {all})"),
+            true => format!(" ({some} of {all} runs; numbers of the first)"),
             false => format!(" ({some} of {all} runs)"),
         }
     })

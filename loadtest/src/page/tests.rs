@@ -182,7 +182,7 @@ fn what_warns_stands_under_the_finding_once_and_takes_its_green() {
         page.contains("<strong>6 of 12 runs with warnings</strong>"),
         "{page}"
     );
-    assert!(page.contains("<li>memory at 0.5 GB/s (one of 6 such runs of 12)</li>"));
+    assert!(page.contains("<li>memory at 0.5 GB/s (6 of 12 runs; numbers of the first)</li>"));
     assert!(page.contains("<li>the client woke late (6 of 12 runs)</li>"));
     assert!(page.contains("class=\"verdict fair\"") && !page.contains("class=\"verdict good\""));
     let page = render(&[warned]);
