@@ -106,6 +106,7 @@ pub async fn search(config: &SearchConfig, mut tell: impl FnMut(&Probe)) -> Resu
         config,
         begun: Instant::now(),
         probes: Vec::new(),
+        answer: Duration::ZERO,
         tell: &mut tell,
     };
     let (stop, level) = searching.all().await?;
@@ -116,6 +117,8 @@ struct Searching<'a> {
     config: &'a SearchConfig,
     begun: Instant,
     probes: Vec<Probe>,
+    /// How long half of the answers of the last probe took at most.
+    answer: Duration,
     tell: &'a mut dyn FnMut(&Probe),
 }
 
@@ -222,10 +225,13 @@ impl Searching<'_> {
         config.may_give_up = matches!(kind, ProbeKind::Probe | ProbeKind::Confirmation);
         config.seed = config.seed.wrapping_add(self.probes.len() as u64);
         if !matches!(arrival, Arrival::Closed { .. }) {
-            let early = Warmup::Time(length.mul_f64(WARMUP_SHARE));
+            let early = Warmup::Time(warmup(length, self.answer));
             config.warmup = config.warmup.or(Some(early));
         }
         let report = app::measure(&config, std::future::pending()).await?;
+        if let Percentile::Seconds(median) = report.latency.e2e.p50 {
+            self.answer = Duration::from_secs_f64(median);
+        }
         let probe = probe(kind, &report, self.config.slo.attainment);
         (self.tell)(&probe);
         self.probes.push(probe.clone());
@@ -245,6 +251,11 @@ fn rest(has_metrics: bool, e2e: &Summary) -> Duration {
         _ => e2e.max.unwrap_or(0.0),
     };
     Duration::from_secs_f64(2.0 * longest).min(REST)
+}
+
+/// How long a rate is asked before its window begins: long enough that answers end in it from the beginning.
+fn warmup(length: Duration, answer: Duration) -> Duration {
+    length.mul_f64(WARMUP_SHARE).max(answer.min(length))
 }
 
 /// What a run says, judged as it is and, of a late client, without its delay.

@@ -150,3 +150,11 @@ fn late_stamps_are_the_clients_delay_too() {
         "fails also",
     );
 }
+
+#[test]
+fn a_rate_is_asked_for_an_answers_time_before_its_window() {
+    let seconds = Duration::from_secs;
+    assert_eq!(warmup(seconds(60), seconds(2)), seconds(6));
+    assert_eq!(warmup(seconds(10), seconds(3)), seconds(3));
+    assert_eq!(warmup(seconds(10), seconds(40)), seconds(10), "overload");
+}
