@@ -1,6 +1,6 @@
 //! The warpgroup's product (`wgmma.mma_async`, compute capability 9.0 alone) against the PTX manual: descriptors by the
 //! table "Matrix descriptor", operands by the canonical layouts of "Strides" for K in rows, sums by the fragment of
-//! "Register fragments for wgmma" of D. Written from these; nothing here knows how the kernels lay their memory out.
+//! "Register fragments for wgmma" of D, as we know them; nothing here knows how the kernels lay their memory out.
 
 use backend::Result;
 use backend_cuda::device::{Arg, Device, Launch};

@@ -226,18 +226,11 @@ pub(crate) fn fastest<D: Device>(
     let tuning = Tuning::new(Tuned::default());
     let part = products.part(device);
     let time = (&tuning.clock, Duration::MAX);
-    let (ways, samples) = match linear.sample() {
-        Some((problem, sample)) => {
-            let ways = candidates(&problem, tokens, part);
-            (ways.into_iter().map(Some).collect(), vec![sample])
-        }
-        None => (vec![None], Vec::new()),
-    };
-    let samples = if samples.is_empty() {
-        std::slice::from_ref(linear)
-    } else {
-        &samples
-    };
+    let ways = linear.problem().map_or(vec![None], |problem| {
+        let ways = candidates(&problem, tokens, part);
+        ways.into_iter().map(Some).collect()
+    });
+    let samples = std::slice::from_ref(linear);
     let rounds = measure(device, products, samples, tokens, &ways, time)?.unwrap_or_default();
     let best = pick(&rounds);
     let micros = rounds.get(best).map_or(f64::NAN, |times| median(times));
